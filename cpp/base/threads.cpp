@@ -1,0 +1,128 @@
+// The thread pool; see threads.h. generation_ (release/acquire) publishes a loop, num_running_ (release/acquire)
+// returns its results; every worker takes part in every loop, if only to report that nothing was left.
+#include "base/threads.h"
+
+#include <sched.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace quire {
+namespace {
+
+void spin_pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Long enough to bridge the gap between two loops of a step, short enough not to burn a core between requests.
+constexpr auto kSpinTime = std::chrono::microseconds(200);
+constexpr int kPausesPerClockRead = 64;
+
+int read_topology(int cpu, const char* name) {
+  std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/" + name);
+  int value = -1;
+  file >> value;
+  return file ? value : -1;
+}
+
+int num_physical_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
+    return std::max(1u, std::thread::hardware_concurrency());
+  }
+  std::set<std::pair<int, int>> cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    const int core = read_topology(cpu, "core_id");
+    if (core < 0) return CPU_COUNT(&allowed);
+    cores.emplace(read_topology(cpu, "physical_package_id"), core);
+  }
+  return cores.empty() ? 1 : static_cast<int>(cores.size());
+}
+
+}  // namespace
+
+int default_num_threads() {
+  if (const char* value = std::getenv("OMP_NUM_THREADS")) {
+    const int requested = std::atoi(value);
+    if (requested > 0) return requested;
+  }
+  return num_physical_cores();
+}
+
+ThreadPool::ThreadPool(int num_threads) {
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(int64_t num_tasks, TaskFunction function, const void* context) {
+  function_ = function;
+  context_ = context;
+  num_tasks_ = num_tasks;
+  next_task_.store(0, std::memory_order_relaxed);
+  num_running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  bool wake = false;
+  {
+    // The bump happens under the lock so that a worker about to sleep either sees it or is counted as sleeping.
+    const std::lock_guard lock(mutex_);
+    generation_.fetch_add(1, std::memory_order_release);
+    wake = num_sleeping_ > 0;
+  }
+  if (wake) wake_.notify_all();
+  drain();
+  int spins = 0;
+  while (num_running_.load(std::memory_order_acquire) != 0) {
+    spin_pause();
+    // On an oversubscribed machine the worker we wait for may need this very core.
+    if (++spins % 4096 == 0) std::this_thread::yield();
+  }
+}
+
+void ThreadPool::drain() {
+  for (;;) {
+    const int64_t i = next_task_.fetch_add(1, std::memory_order_relaxed);
+    if (i >= num_tasks_) return;
+    function_(context_, i);
+  }
+}
+
+void ThreadPool::worker_loop() {
+  uint64_t seen = 0;
+  for (;;) {
+    const auto spin_end = std::chrono::steady_clock::now() + kSpinTime;
+    while (generation_.load(std::memory_order_acquire) == seen) {
+      for (int i = 0; i < kPausesPerClockRead && generation_.load(std::memory_order_acquire) == seen; ++i) spin_pause();
+      if (std::chrono::steady_clock::now() < spin_end) continue;
+      std::unique_lock lock(mutex_);
+      ++num_sleeping_;
+      wake_.wait(lock, [&] { return stop_ || generation_.load(std::memory_order_acquire) != seen; });
+      --num_sleeping_;
+      if (stop_) return;
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    drain();
+    num_running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace quire

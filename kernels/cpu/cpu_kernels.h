@@ -1,0 +1,22 @@
+// The CPU backends: one table per instruction set, chosen at run time.
+//
+// Stream.handle is the ThreadPool* (base/threads.h) whose threads run the loops. Every launcher completes on return.
+#pragma once
+
+#include <string_view>
+
+#include "params/kernel_table.h"
+
+namespace quire::cpu {
+
+// nullptr when this build or this machine cannot run it.
+const KernelTable* portable_kernels();
+const KernelTable* avx2_kernels();    // AVX2, FMA, F16C
+const KernelTable* avx512_kernels();  // AVX-512 F, BW, DQ, VL and BF16
+
+// The best table this machine can run. QUIRE_CPU_ISA=portable|avx2|avx512 overrides; naming one that this machine
+// cannot run, or an unknown one, throws InvalidArgument (never an illegal instruction).
+const KernelTable& select_kernels();
+const KernelTable& select_kernels(std::string_view isa);  // "" = automatic
+
+}  // namespace quire::cpu

@@ -1,0 +1,58 @@
+// Matrix products with weights that were packed once at load, and their epilogues.
+//
+// out[m, n] = epilogue( sum_k a[m, k] * weight[n, k] ), summed in float in an order that depends on k alone: a row of
+// the result has the same bits whatever m is, whichever other rows there are and however many threads work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace quire {
+
+enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu };
+
+// A [rows, cols] matrix in the layout of the backend that packed it. `rows` are the outputs (n), `cols` the inputs (k).
+// A gated pair (gate and up projection in one) has rows = 2 * width, interleaved as the backend likes; its product is
+// activation(gate) * up, of `width` columns.
+struct PackedWeight {
+  void* data = nullptr;  // backend layout, packed_weight_bytes(rows, cols, dtype, gated) bytes, 64-byte aligned
+  DType dtype = DType::f32;
+  bool gated = false;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+enum class PackPart : uint8_t { whole, gate, up };
+
+// Copies a source matrix into rows [row_begin, row_begin + rows) of `weight` (for gated weights: of its gate or up half),
+// converting the element type. Strides are in elements and serve slices and transposed sources (GPT-2's Conv1D).
+struct PackWeightParams {
+  const void* source = nullptr;  // [rows, cols] at source + r * row_stride + c * col_stride
+  DType source_dtype = DType::f32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+  PackPart part = PackPart::whole;
+  int64_t row_begin = 0;
+  PackedWeight weight;
+};
+
+struct GemmParams {
+  const void* a = nullptr;  // [m, weight.cols], rows a_stride elements apart, element type weight.dtype
+  int64_t a_stride = 0;
+  int64_t m = 0;
+  PackedWeight weight;
+  const float* bias = nullptr;  // [weight.rows] or null; gated: gate's width values, then up's
+  Activation activation = Activation::none;
+  float softcap = 0.0f;  // > 0: softcap * tanh(x / softcap) after everything else (final logits of Gemma 2)
+  float scale = 1.0f;    // multiplies the sum before the bias
+  void* out = nullptr;   // [m, n] with n = weight.rows, or the width for gated weights; rows out_stride elements apart
+  DType out_dtype = DType::f32;  // f32, or weight.dtype
+  int64_t out_stride = 0;
+  bool accumulate = false;  // out += result; out_dtype f32 only (the residual stream)
+};
+
+}  // namespace quire

@@ -1,0 +1,44 @@
+// What a backend is: one table of launchers. Everything a kernel needs is in its Params; the stream is passed.
+//
+// Launchers are asynchronous with respect to the caller where the backend is (cuda) and complete on return on the cpu.
+// They do not allocate: workspaces come with the Params. Contracts are checked by the callers (tensor/match.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "params/attention.h"
+#include "params/embedding.h"
+#include "params/gemm.h"
+#include "params/norm.h"
+#include "params/rope.h"
+#include "params/sampling.h"
+#include "params/stream.h"
+
+namespace quire {
+
+struct KernelTable {
+  const char* name = "";  // "portable", "avx2", "avx512", later "cuda", "simt"
+
+  // Load time.
+  size_t (*packed_weight_bytes)(int64_t rows, int64_t cols, DType dtype, bool gated) = nullptr;
+  void (*pack_weight)(const PackWeightParams&, Stream) = nullptr;
+
+  // forward
+  void (*embedding)(const EmbeddingParams&, Stream) = nullptr;
+  void (*norm)(const NormParams&, Stream) = nullptr;
+  void (*gemm)(const GemmParams&, Stream) = nullptr;
+  void (*rope_kv_write)(const RopeKvWriteParams&, Stream) = nullptr;
+  void (*paged_attention)(const PagedAttentionParams&, Stream) = nullptr;
+  // Enough for any launch with at most max_tokens queries of max_seqs sequences.
+  size_t (*attention_workspace_bytes)(int64_t max_tokens, int64_t max_seqs, int64_t max_kv_len, int32_t num_heads,
+                                      int32_t head_dim, int num_threads) = nullptr;
+
+  // sample
+  void (*sample)(const SamplingParamsBlock&, Stream) = nullptr;
+  size_t (*sampling_workspace_bytes)(int64_t max_rows, int64_t vocab_size, int num_threads) = nullptr;
+
+  int32_t block_size_multiple = 1;  // a page must hold a multiple of this many tokens
+};
+
+}  // namespace quire
