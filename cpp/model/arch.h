@@ -1,0 +1,113 @@
+// The architecture of a model as data: everything families may differ in, one field each.
+//
+// Decides: what a decoder is made of. Does not know: weights in memory, devices, batches. One file a family
+// (arch/<name>.cpp) fills an ArchSpec from config.json; Decoder::forward reads it and contains no model name.
+// Values only; built once at load, const afterwards.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "model/weight_rules.h"
+#include "params/gemm.h"
+#include "params/norm.h"
+
+namespace quire {
+
+struct NormSpec {
+  NormKind kind = NormKind::rms;
+  float eps = 1e-5f;
+  bool bias = false;      // LayerNorm's beta
+  bool plus_one = false;  // Gemma stores weight - 1; one is added in float32 at load
+};
+
+// Where the norms of a block sit, x being the residual stream and f attention or feed-forward:
+//   pre: x += f(norm(x))    post: x = norm(x + f(x))    sandwich: x += post_norm(f(norm(x)))
+//   parallel: x += attn(norm(x)) + ffn(norm'(x)) with both norms reading the same x
+enum class NormPlace : uint8_t { pre, post, sandwich, parallel };
+
+enum class RopeScaling : uint8_t { none, linear, dynamic, llama3, yarn, longrope };
+
+// Rotary embedding; turned into a table of cosines and sines by rope_table.h.
+struct RopeSpec {
+  int32_t rotary_dim = 0;    // 0: no rotation
+  double theta = 10000.0;
+  bool interleaved = false;
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1.0;
+  int64_t original_max_positions = 0;
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
+  double beta_fast = 32.0, beta_slow = 1.0;              // yarn
+  bool truncate = true;                                  // yarn: round the correction range to whole dimensions
+  double attention_factor = 1.0;                         // yarn, longrope: multiplies cosines and sines
+  std::vector<double> short_factor, long_factor;         // longrope
+};
+
+struct AttnSpec {
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  RopeSpec rope;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  std::optional<NormSpec> qk_norm;  // RMSNorm over each head of q and k
+  int32_t window = 0;               // > 0: a query at p sees keys in (p - window, p]
+  float softcap = 0.0f;
+  bool sinks = false;
+  bool alibi = false;
+  float scale = 0.0f;  // of the scores; usually 1 / sqrt(head_dim)
+  bool causal = true;
+
+  int64_t q_dim() const { return static_cast<int64_t>(num_heads) * head_dim; }
+  int64_t kv_dim() const { return static_cast<int64_t>(num_kv_heads) * head_dim; }
+  int64_t qkv_dim() const { return q_dim() + 2 * kv_dim(); }
+};
+
+struct DenseFfn {
+  int64_t width = 0;
+  Activation activation = Activation::silu;
+  bool gated = true;  // activation(gate(x)) * up(x), else activation(up(x))
+  bool bias = false;  // of gate, up and down
+};
+
+struct LayerSpec {
+  NormPlace place = NormPlace::pre;
+  NormSpec norm;
+  AttnSpec attn;
+  std::variant<DenseFfn> ffn;
+  float residual_scale = 1.0f;
+};
+
+struct LearnedPositions {
+  int64_t max_positions = 0;  // rows of the table that positions may use
+  int32_t offset = 0;         // the row of position 0 (OPT: 2)
+};
+
+struct ArchSpec {
+  std::string name;  // the architecture string of config.json that was matched
+  int64_t hidden = 0;
+  int64_t vocab_size = 0;
+  int64_t embed_dim = 0;  // width of the embedding table; != hidden adds projections in and out (OPT-350m)
+  float embedding_scale = 1.0f;
+  bool embedding_scale_in_model_dtype = false;  // Gemma rounds the factor to the model's dtype first
+  std::optional<LearnedPositions> learned_positions;
+  std::vector<LayerSpec> layers;
+  std::optional<NormSpec> final_norm;
+  bool tie_word_embeddings = false;
+  bool lm_head_bias = false;
+  float logits_scale = 1.0f;
+  float logits_softcap = 0.0f;
+  int64_t max_positions = 0;  // 0: nothing in the configuration limits the context
+  std::string max_positions_key;  // the config.json key max_positions came from, for messages
+  WeightRules weights;
+
+  template <typename Change>
+  void each_layer(const Change& change) {
+    for (LayerSpec& layer : layers) change(layer);
+  }
+};
+
+}  // namespace quire

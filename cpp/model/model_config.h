@@ -1,0 +1,27 @@
+// What config.json says beyond the architecture: context length, dtype, end-of-sequence ids.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/json.h"
+#include "model/arch.h"
+
+namespace quire {
+
+struct ModelConfig {
+  ArchSpec arch;
+  DType dtype = DType::f32;            // resolved: "auto" takes the checkpoint's
+  int64_t max_model_len = 0;           // resolved: the user's value, else the model's
+  std::vector<int32_t> eos_token_ids;  // config.json and generation_config.json, primary first
+  Json config;
+};
+
+// `dtype` is "auto" or a name; max_model_len 0 means the model's own. `config` comes from config.json (with overrides merged).
+// Throws InvalidArgument with the messages of vLLM: unknown architecture, unknown dtype, max_model_len over the model's
+// (unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or QUIRE_ALLOW_LONG_MAX_MODEL_LEN=1).
+ModelConfig resolve_model_config(const Json& config, const std::filesystem::path& model_dir, const std::string& dtype, int64_t max_model_len);
+
+}  // namespace quire

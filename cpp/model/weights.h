@@ -1,0 +1,47 @@
+// The weights of one rank as the decoder sees them: named slots over a `weights` region.
+//
+// Decides: which matrices are fused and where each lies in the region. Does not know: files (weight_loader.h fills it).
+// Norm weights and biases are float32 always; matrices are packed by the backend in the model's dtype.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "model/arch.h"
+#include "params/kernel_table.h"
+
+namespace quire {
+
+struct LayerWeights {
+  float *attn_norm = nullptr, *attn_norm_bias = nullptr;            // [hidden]
+  PackedWeight qkv;                                                 // [qkv_dim, hidden]
+  float* qkv_bias = nullptr;                                        // [qkv_dim]
+  float *q_norm = nullptr, *k_norm = nullptr;                       // [head_dim]
+  PackedWeight o;                                                   // [hidden, q_dim]
+  float* o_bias = nullptr;                                          // [hidden]
+  float* sinks = nullptr;                                           // [num_heads]
+  float* attn_post_norm = nullptr;                                  // [hidden]
+  float *ffn_norm = nullptr, *ffn_norm_bias = nullptr;              // [hidden]
+  PackedWeight up;                                                  // [width or 2 * width (gated), hidden]
+  float* up_bias = nullptr;                                         // [width or 2 * width]
+  PackedWeight down;                                                // [hidden, width]
+  float* down_bias = nullptr;                                       // [hidden]
+  float* ffn_post_norm = nullptr;                                   // [hidden]
+};
+
+struct Weights {
+  PackedWeight embedding;           // [vocab, embed_dim]
+  PackedWeight position_embedding;  // [max_positions + offset, hidden]
+  PackedWeight embed_proj;          // [hidden, embed_dim], only when they differ
+  PackedWeight out_proj;            // [embed_dim, hidden], likewise
+  float *final_norm = nullptr, *final_norm_bias = nullptr;  // [hidden]
+  PackedWeight head;                // [vocab, embed_dim]; the embedding itself when tied
+  float* head_bias = nullptr;       // [vocab]
+  std::vector<LayerWeights> layers;
+};
+
+// Lays the slots of `arch` out one after the other from `base` (64-byte aligned; nullptr to only measure) and returns
+// their total size in bytes. The same arch, dtype and backend give the same layout.
+size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights);
+
+}  // namespace quire
