@@ -1,0 +1,64 @@
+// quire: offline LLM inference, embedded. The whole public API.
+//
+//   quire::LLM llm("models/Qwen3-0.6B");
+//   auto outputs = llm.generate({prompt_ids}, {.temperature = 0, .max_tokens = 64});
+//
+//   auto id = llm.submit(prompt_ids, {.max_tokens = 256}, [&](const quire::Delta& delta) { window.append(delta); });
+//   while (llm.step()) { render_frame(); if (escape_pressed()) llm.cancel(id); }
+//
+// Token ids in, token ids out. No thread or loop is imposed: work happens inside generate() and step(), on the caller's
+// thread and the engine's kernel threads. Thread-safe: several threads may submit, step and generate on one LLM.
+// Errors: std::invalid_argument for a mistake of the caller (before any work), std::runtime_error for a feature that is
+// not there or a failing device. Nothing else is lost by an error: other requests and the engine go on.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "quire/types.h"
+#include "quire/version.h"
+
+namespace quire {
+
+class QUIRE_API LLM {
+ public:
+  // A directory with config.json and safetensors, as saved by transformers.
+  explicit LLM(const std::string& model_dir, const EngineOptions& options = {});
+  // The same with the weights taken from memory, which may be freed afterwards.
+  LLM(const std::string& model_dir, const EngineOptions& options, const std::vector<ExternalTensor>& weights);
+  ~LLM();
+  LLM(LLM&&) noexcept;
+  LLM& operator=(LLM&&) noexcept;
+
+  // Runs all prompts to their end and returns the outputs in prompt order.
+  std::vector<RequestOutput> generate(const std::vector<std::vector<int32_t>>& prompts, const SamplingParams& params = {});
+
+  // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that.
+  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {});
+  // Runs one step of the whole batch. False when nothing was left to do.
+  bool step();
+  // Ends a request with FinishReason::abort (its callback is told). False when there is no such request.
+  bool cancel(uint64_t request_id);
+
+  // The bytes of each token id, needed for stop strings (an empty entry: a special token without text).
+  void set_vocabulary(std::vector<std::string> token_bytes);
+  // Forgets cached prefixes. False, and no change, while sequences are running.
+  bool reset_prefix_cache();
+
+  Stats stats() const;
+  const ModelInfo& info() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// What loading `model_dir` with these options would take, without loading it.
+QUIRE_API ModelInfo plan_model(const std::string& model_dir, const EngineOptions& options = {});
+// Throws std::invalid_argument when a value is out of range (the messages of vLLM's SamplingParams).
+QUIRE_API void validate(const SamplingParams& params);
+// The architectures this build can run.
+QUIRE_API std::vector<std::string> supported_architectures();
+
+}  // namespace quire

@@ -1,0 +1,34 @@
+// One step of the whole engine, flat: what the scheduler plans and the worker runs.
+//
+// Decides: the format between the two. Knows block *ids*; addresses exist only in a Worker. A value that is reused from
+// step to step (its vectors keep their capacity), cheap to send to another rank.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace quire {
+
+struct Batch {
+  // One entry a token. Sequence s owns tokens [query_start[s], query_start[s + 1]).
+  std::vector<int32_t> token_ids;
+  std::vector<int32_t> positions;
+  std::vector<int32_t> slot_mapping;  // block_id * block_size + offset: where the token's key and value go
+
+  // One entry a sequence.
+  std::vector<int32_t> query_start;  // num_seqs + 1 entries, the first is 0
+  std::vector<int32_t> kv_lens;      // keys after this step
+  std::vector<int32_t> block_tables;  // [num_seqs, block_table_stride]; entries past a sequence's blocks are -1
+  int32_t block_table_stride = 0;
+
+  // One entry a row of logits: sequences whose last known token is computed in this step.
+  std::vector<int32_t> sample_token_rows;  // index of the token in token_ids
+  std::vector<int32_t> sample_seqs;        // index of the sequence in this batch
+
+  int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
+  int32_t num_seqs() const { return static_cast<int32_t>(kv_lens.size()); }
+  int32_t num_samples() const { return static_cast<int32_t>(sample_seqs.size()); }
+  bool empty() const { return token_ids.empty(); }
+};
+
+}  // namespace quire
