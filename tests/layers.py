@@ -48,9 +48,10 @@ def check_file(root: Path, file: Path) -> list[str]:
     if own is None:
         return [f"{name}: lies in no layer; list its folder in tests/layers.py"]
     problems = []
-    for match in INCLUDE.finditer(file.read_text(encoding="utf-8")):
+    text = file.read_text(encoding="utf-8")
+    for match in INCLUDE.finditer(text):
         quoted, target = match[1] == '"', match[2]
-        where = f"{name}:{file.read_text(encoding='utf-8').count(chr(10), 0, match.start(2)) + 1}"
+        where = f"{name}:{text.count(chr(10), 0, match.start(2)) + 1}"
         found = next((f"{base}/{target}" for base in ROOTS if (root / base / target).is_file()), None)
         if found is None:
             if quoted:

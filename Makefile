@@ -1,0 +1,66 @@
+# make demo   from a fresh clone to generated text: system packages, .venv, build, install, `quire demo`
+# make test   the same set-up plus test tools, then the C++ tests (ctest) and the Python tests (pytest)
+# make lint   formatting and types        make bench   the C++ benchmarks        make clean   forget the build
+# Each step leaves a stamp, so a second run does only what changed. One build tree, build/dev, serves wheel and tests.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/dev
+JOBS ?= $(shell nproc)
+# cmake and ninja come with .venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+SOURCES := CMakeLists.txt pyproject.toml README.md \
+  $(shell find cmake cpp kernels python -type f -not -path '*/__pycache__/*' 2>/dev/null | grep -v ' ')
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+
+.PHONY: demo test lint bench wheel clean
+demo: $(VENV)/.installed
+	quire demo
+
+test: PIP_BUILD += --config-settings=cmake.define.QUIRE_BUILD_TESTS=ON --config-settings=cmake.define.QUIRE_WERROR=ON
+test: $(VENV)/.ready-dev $(VENV)/.installed
+	cmake -S . -B $(BUILD) -DQUIRE_BUILD_TESTS=ON -DQUIRE_WERROR=ON >build/configure.log || { cat build/configure.log; exit 1; }
+	cmake --build $(BUILD) -j $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure
+	PYTHONPATH=$(CURDIR)/$(BUILD)/testing python -m pytest
+
+lint: $(VENV)/.ready-dev
+	python tests/layers.py
+	clang-format --dry-run --Werror $(CXX_FILES)
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(VENV)/.ready-dev $(VENV)/.installed
+	cmake -S . -B $(BUILD) -DQUIRE_BUILD_BENCH=ON
+	cmake --build $(BUILD) -j $(JOBS)
+	for program in $(BUILD)/bench/bench_*; do "$$program"; done
+
+wheel: build/.wheel
+
+clean:
+	rm -rf build dist
+
+# The development environment holds all that the demo needs, so either stamp will do for building.
+$(VENV)/.ready-dev: pyproject.toml constraints.txt tools/setup.sh tools/requirements.py
+	tools/setup.sh dev
+	touch $@ $(VENV)/.ready-demo
+
+$(VENV)/.ready-demo: pyproject.toml tools/setup.sh tools/requirements.py
+	tools/setup.sh demo
+	touch $@
+
+build/.wheel: $(SOURCES) | $(VENV)/.ready-demo
+	mkdir -p build/wheel && rm -f build/wheel/*.whl
+	python -m pip wheel -v --no-deps --no-build-isolation --disable-pip-version-check \
+	  --config-settings=build-dir=$(BUILD) $(PIP_BUILD) -w build/wheel .
+	touch $@
+
+$(VENV)/.installed: build/.wheel
+	python -m pip install --quiet --no-deps --force-reinstall --disable-pip-version-check build/wheel/*.whl
+	touch $@
