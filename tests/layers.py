@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Folder -> layer. A file of a folder that is not listed here is an error: give it a layer first.
+# Folder or single file -> layer. A file that none of them covers is an error: give its folder a layer first.
 LAYERS = {
+    "cpp/include/quire/types.h": 6,  # plain values, which the engine takes and returns as they are
     "cpp/base": 0,
     "kernels/params": 1,
     "kernels/cpu": 2,
@@ -31,6 +32,7 @@ LAYERS = {
 }
 # The public headers lie above everything, but somebody must implement them.
 IMPLEMENTS = {("cpp/api", "cpp/include/quire")}
+PUBLIC = "cpp/include/"
 SCANNED = ("cpp", "kernels", "python/bind")
 ROOTS = ("cpp", "kernels", "cpp/include", "python")
 SUFFIXES = {".h", ".hpp", ".cuh", ".cpp", ".cu", ".inc"}
@@ -38,8 +40,12 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
 def layer_of(path: str) -> str | None:
-    """The listed folder that holds the file, given its path from the repository root."""
-    return next((folder for folder in LAYERS if path.startswith(folder + "/")), None)
+    """The entry of LAYERS that covers the file, given its path from the repository root."""
+    return next((entry for entry in LAYERS if path == entry or path.startswith(entry + "/")), None)
+
+
+def may_include(own: str, other: str | None) -> bool:
+    return other is not None and (other == own or (own, other) in IMPLEMENTS or LAYERS[other] < LAYERS[own])
 
 
 def check_file(root: Path, file: Path) -> list[str]:
@@ -47,27 +53,20 @@ def check_file(root: Path, file: Path) -> list[str]:
     own = layer_of(name)
     if own is None:
         return [f"{name}: lies in no layer; list its folder in tests/layers.py"]
+    public = name.startswith("cpp/include/quire/")
     problems = []
     text = file.read_text(encoding="utf-8")
     for match in INCLUDE.finditer(text):
         quoted, target = match[1] == '"', match[2]
         where = f"{name}:{text.count(chr(10), 0, match.start(2)) + 1}"
         found = next((f"{base}/{target}" for base in ROOTS if (root / base / target).is_file()), None)
-        if found is None:
-            if quoted:
-                problems.append(f'{where}: "{target}" is no file below {", ".join(ROOTS)}')
-            elif own == "cpp/include/quire" and "/" in target:
-                problems.append(f"{where}: <{target}>: public headers include the standard library alone")
-            continue
-        other = layer_of(found)
-        if other == own or (own, other) in IMPLEMENTS:
-            continue
-        if other is None or LAYERS[other] >= LAYERS[own]:
-            problems.append(
-                f'{where}: includes "{target}": {own} is layer {LAYERS[own]}, {other} is layer {LAYERS.get(other, "?")}'
-            )
-        elif own == "cpp/include/quire":
-            problems.append(f'{where}: includes "{target}": public headers include the standard library alone')
+        if name.startswith(PUBLIC) and ("/" in target or quoted) and not (found or "").startswith(PUBLIC):
+            problems.append(f"{where}: {target}: public headers include the standard library and each other alone")
+        elif found is None and quoted:
+            problems.append(f'{where}: "{target}" is no file below {", ".join(ROOTS)}')
+        elif found is not None and not may_include(own, layer_of(found)):
+            layer = LAYERS.get(layer_of(found) or "", "unknown")
+            problems.append(f"{where}: includes {found} (layer {layer}) from {own} (layer {LAYERS[own]})")
     return problems
 
 
@@ -89,9 +88,11 @@ def self_test() -> None:
         "cpp/model/arch.h": '#include "cpu/threads.h"\n',
         "kernels/cpu/threads.h": "#include <thread>\n",
         "cpp/engine/engine.h": '#include "model/arch.h"\n',
-        "cpp/engine/public.cpp": "#include <quire/quire.h>\n",
+        "cpp/engine/public.cpp": '#include <quire/quire.h>\n#include "quire/types.h"\n',
+        "cpp/model/values.cpp": '#include "quire/types.h"\n',
+        "cpp/include/quire/types.h": "#include <vector>\n#include <nlohmann/json.hpp>\n",
         "cpp/api/llm.cpp": '#include "quire/quire.h"\n#include "engine/engine.h"\n',
-        "cpp/include/quire/quire.h": '#include "quire/version.h"\n#include <string>\n',
+        "cpp/include/quire/quire.h": '#include "quire/types.h"\n#include "quire/version.h"\n#include <string>\n',
         "cpp/include/quire/version.h": '#include "base/check.h"\n',
         "cpp/elsewhere/file.h": "",
         "python/bind/module.cpp": '#include "quire/quire.h"\n#include <pybind11/pybind11.h>\n#include "bind/cast.h"\n',
@@ -102,6 +103,8 @@ def self_test() -> None:
         "kernels/cpu/sideways.cpp:1",
         "cpp/model/relative.cpp:1",
         "cpp/engine/public.cpp:1",
+        "cpp/model/values.cpp:1",
+        "cpp/include/quire/types.h:2",
         "cpp/include/quire/version.h:1",
         "cpp/elsewhere/file.h",
     }

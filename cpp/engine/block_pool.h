@@ -4,6 +4,7 @@
 // only. Engine thread only.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
