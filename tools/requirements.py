@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints what pyproject.toml asks for, one requirement a line, so that an environment can be made before quire is built.
+"""Prints what pyproject.toml asks for, one requirement a line, so an environment can be made before quire is built.
 
 Usage: requirements.py build|run|EXTRA... ("build" is what --no-build-isolation needs, "run" the run-time dependencies).
 An extra that names extras of quire itself ("quire[torch,test]") is followed. It installs nothing.

@@ -23,25 +23,25 @@ struct SamplingParams {
   float top_p = 1.0f;
   int32_t top_k = 0;  // 0 or -1: all tokens
   float min_p = 0.0f;
-  std::optional<int64_t> seed;  // sequence i of n draws with seed + i
-  std::vector<std::string> stop;  // needs set_vocabulary(); matched on UTF-8 bytes
-  std::vector<int32_t> stop_token_ids;
+  std::optional<int64_t> seed = {};    // sequence i of n draws with seed + i
+  std::vector<std::string> stop = {};  // needs set_vocabulary(); matched on UTF-8 bytes
+  std::vector<int32_t> stop_token_ids = {};
   bool ignore_eos = false;
   std::optional<int32_t> max_tokens = 16;  // nullopt: up to max_model_len
   int32_t min_tokens = 0;
-  std::optional<int32_t> logprobs;  // 0: of the sampled token; k: also of the k most likely
-  std::vector<std::pair<int32_t, float>> logit_bias;
-  std::vector<int32_t> allowed_token_ids;  // empty: all
-  std::vector<std::vector<int32_t>> bad_words_token_ids;
+  std::optional<int32_t> logprobs = {};  // 0: of the sampled token; k: also of the k most likely
+  std::vector<std::pair<int32_t, float>> logit_bias = {};
+  std::vector<int32_t> allowed_token_ids = {};  // empty: all
+  std::vector<std::vector<int32_t>> bad_words_token_ids = {};
 };
 
 // How an engine is built. Zero or empty means: derive it.
 struct EngineOptions {
   std::string dtype = "auto";  // auto, float32, float16, bfloat16
   std::string device = "auto";
-  std::string load_format = "auto";  // auto, safetensors, dummy
-  std::string config_overrides;      // a JSON object merged over config.json
-  std::string cpu_isa;               // "", portable, avx2, avx512
+  std::string load_format = "auto";   // auto, safetensors, dummy
+  std::string config_overrides = {};  // a JSON object merged over config.json
+  std::string cpu_isa = {};           // "", portable, avx2, avx512
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 256;
   int64_t max_num_batched_tokens = 0;
@@ -58,9 +58,9 @@ struct EngineOptions {
 
 // A tensor in the caller's memory, row-major; dtype "float32", "float16" or "bfloat16".
 struct ExternalTensor {
-  std::string name;
-  std::string dtype;
-  std::vector<int64_t> shape;
+  std::string name = {};
+  std::string dtype = {};
+  std::vector<int64_t> shape = {};
   const void* data = nullptr;
 };
 
@@ -69,19 +69,19 @@ enum class FinishReason : uint8_t { none, stop, length, abort, error };
 // Log-probabilities of generated tokens, flat: `width` entries a token, the sampled one first, then the most likely.
 struct LogprobBuffer {
   int32_t width = 0;  // 0: none were asked for
-  std::vector<int32_t> token_ids;
-  std::vector<float> logprobs;
-  std::vector<int32_t> sampled_ranks;  // one a token, 1 = most likely
+  std::vector<int32_t> token_ids = {};
+  std::vector<float> logprobs = {};
+  std::vector<int32_t> sampled_ranks = {};  // one a token, 1 = most likely
 };
 
 // One of the n sequences of a request.
 struct Completion {
   int32_t index = 0;
-  std::vector<int32_t> token_ids;
+  std::vector<int32_t> token_ids = {};
   double cumulative_logprob = 0.0;
-  LogprobBuffer logprobs;
+  LogprobBuffer logprobs = {};
   FinishReason finish_reason = FinishReason::none;
-  int32_t stop_token_id = -1;    // the stop token that ended it; -1 for the primary EOS and all else
+  int32_t stop_token_id = -1;      // the stop token that ended it; -1 for the primary EOS and all else
   int32_t stop_string_index = -1;  // index into SamplingParams::stop
 };
 
@@ -92,19 +92,19 @@ struct RequestTimes {
 
 struct RequestOutput {
   uint64_t request_id = 0;
-  std::vector<Completion> completions;
+  std::vector<Completion> completions = {};
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_preemptions = 0;
-  RequestTimes times;
-  std::string error;  // with FinishReason::error
+  RequestTimes times = {};
+  std::string error = {};  // with FinishReason::error
 };
 
 // What one step added to one sequence of a request.
 struct Delta {
   uint64_t request_id = 0;
-  int32_t index = 0;                // which of the n sequences
-  std::vector<int32_t> token_ids;   // new tokens
+  int32_t index = 0;                    // which of the n sequences
+  std::vector<int32_t> token_ids = {};  // new tokens
   FinishReason finish_reason = FinishReason::none;
   const RequestOutput* finished = nullptr;  // set once, when the last of the n sequences ended; valid during the call
 };
@@ -124,7 +124,7 @@ struct ModelInfo {
   int64_t weight_bytes = 0, workspace_bytes = 0, kv_cache_bytes = 0, kv_bytes_per_token = 0;
   int64_t num_blocks = 0, block_size = 0, max_num_seqs = 0, max_num_batched_tokens = 0;
   int32_t num_threads = 0;
-  std::vector<int32_t> eos_token_ids;
+  std::vector<int32_t> eos_token_ids = {};
   double load_seconds = 0.0;
 };
 
