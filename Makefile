@@ -26,8 +26,8 @@ test: PIP_BUILD += --config-settings=cmake.define.QUIRE_BUILD_TESTS=ON --config-
 test: $(VENV)/.ready-dev $(VENV)/.installed
 	cmake -S . -B $(BUILD) -DQUIRE_BUILD_TESTS=ON -DQUIRE_WERROR=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
-	ctest --test-dir $(BUILD) --output-on-failure
-	PYTHONPATH=$(CURDIR)/$(BUILD)/testing python -m pytest
+	failed=0; ctest --test-dir $(BUILD) --output-on-failure || failed=1; \
+	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing python -m pytest || failed=1; exit $$failed
 
 lint: $(VENV)/.ready-dev
 	python tests/layers.py
