@@ -26,8 +26,7 @@ struct NormSpec {
 
 // Where the norms of a block sit, x being the residual stream and f attention or feed-forward:
 //   pre: x += f(norm(x))    post: x = norm(x + f(x))    sandwich: x += post_norm(f(norm(x)))
-//   parallel: x += attn(norm(x)) + ffn(norm'(x)) with both norms reading the same x
-enum class NormPlace : uint8_t { pre, post, sandwich, parallel };
+enum class NormPlace : uint8_t { pre, post, sandwich };
 
 enum class RopeScaling : uint8_t { none, linear, dynamic, llama3, yarn, longrope };
 
@@ -78,7 +77,6 @@ struct LayerSpec {
   NormSpec norm;
   AttnSpec attn;
   std::variant<DenseFfn> ffn;
-  float residual_scale = 1.0f;
 };
 
 struct LearnedPositions {

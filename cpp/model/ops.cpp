@@ -1,0 +1,78 @@
+// Contracts and launches; see ops.h.
+#include "model/ops.h"
+
+namespace quire {
+
+Tensor Ops::scratch(DType dtype, int64_t rows, int64_t columns) const {
+  void* data = arena_.allocate_bytes(static_cast<size_t>(rows * columns) * dtype_bytes(dtype));
+  return Tensor::contiguous(data, dtype, {rows, columns});
+}
+
+void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& epilogue, const Tensor& out) const {
+  Match("gemm")
+      .bind("k", weight.cols)
+      .bind("n", weight.gated ? weight.rows / 2 : weight.rows)
+      .shape(a, "a", {"m", "k"})
+      .shape(out, "out", {"m", "n"})
+      .dtype(a, "a", weight.dtype);
+  QUIRE_CHECK(out.dtype == DType::f32 || (out.dtype == weight.dtype && !epilogue.accumulate), "gemm writes ",
+              out.to_string());
+  if (dry()) return;
+  kernels_.gemm({.a = a.data,
+                 .a_stride = a.row_stride(),
+                 .m = a.size(0),
+                 .weight = weight,
+                 .bias = epilogue.bias,
+                 .activation = epilogue.activation,
+                 .softcap = epilogue.softcap,
+                 .scale = epilogue.scale,
+                 .out = out.data,
+                 .out_dtype = out.dtype,
+                 .out_stride = out.row_stride(),
+                 .accumulate = epilogue.accumulate},
+                stream_);
+}
+
+void Ops::norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights, const int32_t* row_ids,
+               bool accumulate, const Tensor& out) const {
+  Match match("norm");
+  match.dtype(x, "x", DType::f32).bind("dim", x.size(1)).shape(out, "out", {"rows", "dim"});
+  if (row_ids == nullptr) match.shape(x, "x", {"rows", "dim"});
+  if (dry()) return;
+  kernels_.norm({.kind = spec != nullptr ? spec->kind : NormKind::none,
+                 .x = x.as<float>(),
+                 .x_stride = x.row_stride(),
+                 .row_ids = row_ids,
+                 .rows = out.size(0),
+                 .dim = x.size(1),
+                 .weight = weights.weight,
+                 .bias = weights.bias,
+                 .eps = spec != nullptr ? spec->eps : 0.0f,
+                 .out = out.data,
+                 .out_dtype = out.dtype,
+                 .out_stride = out.row_stride(),
+                 .accumulate = accumulate},
+                stream_);
+}
+
+void Ops::embedding(EmbeddingParams params, const Tensor& out) const {
+  Match("embedding").bind("tokens", params.num_tokens).bind("dim", params.table.cols).shape(out, "out", {"tokens", "dim"});
+  params.out = out.data;
+  params.out_dtype = out.dtype;
+  params.out_stride = out.row_stride();
+  if (!dry()) kernels_.embedding(params, stream_);
+}
+
+void Ops::rope_kv_write(const RopeKvWriteParams& params) const {
+  QUIRE_CHECK(params.rotary_dim <= params.kv.head_dim && params.rotary_dim % 2 == 0, "rotary_dim ", params.rotary_dim,
+              " of head_dim ", params.kv.head_dim);
+  if (!dry()) kernels_.rope_kv_write(params, stream_);
+}
+
+void Ops::paged_attention(const PagedAttentionParams& params) const {
+  QUIRE_CHECK(params.num_heads % params.kv.num_kv_heads == 0, params.num_heads, " heads over ",
+              params.kv.num_kv_heads, " KV heads");
+  if (!dry()) kernels_.paged_attention(params, stream_);
+}
+
+}  // namespace quire

@@ -1,0 +1,54 @@
+// The operations of a forward pass: each checks its contract, then launches one kernel of the table. Verb: forward.
+//
+// A dry run checks contracts and launches nothing; together with a measuring Arena it finds the size of a step's scratch.
+#pragma once
+
+#include "device/arena.h"
+#include "model/weights.h"
+#include "params/kernel_table.h"
+#include "tensor/match.h"
+#include "tensor/tensor.h"
+
+namespace quire {
+
+struct GemmEpilogue {
+  const float* bias = nullptr;
+  Activation activation = Activation::none;
+  float scale = 1.0f;
+  float softcap = 0.0f;
+  bool accumulate = false;
+};
+
+struct NormWeights {
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+};
+
+class Ops {
+ public:
+  Ops(const KernelTable& kernels, Stream stream, Arena& arena)
+      : kernels_(kernels), stream_(stream), arena_(arena) {}
+
+  const KernelTable& kernels() const { return kernels_; }
+  Arena& arena() const { return arena_; }
+  bool dry() const { return arena_.measuring(); }
+
+  // Scratch that lives until the enclosing Arena::Scope ends.
+  Tensor scratch(DType dtype, int64_t rows, int64_t columns) const;
+
+  // out[m, n] = epilogue(a[m, k] * weight^T)
+  void gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& epilogue, const Tensor& out) const;
+  // out[r] (+)= norm(x[row_ids ? row_ids[r] : r]); spec == nullptr: a gather and cast.
+  void norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights, const int32_t* row_ids, bool accumulate,
+            const Tensor& out) const;
+  void embedding(EmbeddingParams params, const Tensor& out) const;
+  void rope_kv_write(const RopeKvWriteParams& params) const;
+  void paged_attention(const PagedAttentionParams& params) const;
+
+ private:
+  const KernelTable& kernels_;
+  Stream stream_;
+  Arena& arena_;
+};
+
+}  // namespace quire
