@@ -25,7 +25,9 @@ if(bind_sources)
   target_include_directories(_quire PRIVATE ${PROJECT_SOURCE_DIR}/python)
   target_link_libraries(_quire PRIVATE quire quire_options)
   set_target_properties(_quire PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${staged_package} INSTALL_RPATH "$ORIGIN/lib")
-  install(TARGETS _quire COMPONENT quire LIBRARY DESTINATION .)
+  if(SKBUILD)
+    install(TARGETS _quire COMPONENT quire LIBRARY DESTINATION .)
+  endif()
 endif()
 
 # Hooks into the internals for the Python tests: linked with the layers themselves, never installed.
