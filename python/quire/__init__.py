@@ -1,0 +1,91 @@
+"""quire: offline inference of large language models, with vLLM's LLM class on a C++ engine.
+
+Decides which names are public. Nothing is imported until it is used: `import quire` costs milliseconds and pulls in
+neither numpy nor transformers nor torch. Called from any thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire.errors import ModelNotFoundError, QuireError, RequestError, ValidationError
+    from quire.inputs import PromptType, TextPrompt, TokensPrompt
+    from quire.llm import LLM
+    from quire.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+    from quire.pooling_params import PoolingParams
+    from quire.sampling_params import (
+        BeamSearchParams,
+        GuidedDecodingParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
+
+    __version__: str
+    __version_tuple__: tuple[int, ...]
+
+# Public name -> the module that defines it.
+_EXPORTS = {
+    "LLM": "llm",
+    "SamplingParams": "sampling_params",
+    "BeamSearchParams": "sampling_params",
+    "GuidedDecodingParams": "sampling_params",
+    "StructuredOutputsParams": "sampling_params",
+    "RequestOutputKind": "sampling_params",
+    "PoolingParams": "pooling_params",
+    "PromptType": "inputs",
+    "TextPrompt": "inputs",
+    "TokensPrompt": "inputs",
+    "RequestOutput": "outputs",
+    "CompletionOutput": "outputs",
+    "Logprob": "outputs",
+    "RequestMetrics": "outputs",
+    "StreamChunk": "outputs",
+    "QuireError": "errors",
+    "ValidationError": "errors",
+    "RequestError": "errors",
+    "ModelNotFoundError": "errors",
+}
+
+__all__ = [
+    "LLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "GuidedDecodingParams",
+    "Logprob",
+    "ModelNotFoundError",
+    "PoolingParams",
+    "PromptType",
+    "QuireError",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "StreamChunk",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "ValidationError",
+    "__version__",
+    "__version_tuple__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("quire._quire").version()
+    elif name == "__version_tuple__":
+        value = tuple(int(part) for part in __getattr__("__version__").split("."))
+    elif name in _EXPORTS:
+        value = getattr(importlib.import_module(f"quire.{_EXPORTS[name]}"), name)
+    else:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,66 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class LogprobBuffer:
+    width: int
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    sampled_ranks: npt.NDArray[np.int32]
+
+class Completion:
+    index: int
+    token_ids: list[int]
+    cumulative_logprob: float
+    finish_reason: str | None
+    stop_token_id: int
+    stop_string_index: int
+    logprobs: LogprobBuffer | None
+
+class Output:
+    request_id: int
+    completions: list[Completion]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    arrival: float
+    first_scheduled: float
+    first_token: float
+    last_token: float
+    finished: float
+    error: str
+
+class Delta:
+    request_id: int
+    index: int
+    token_ids: list[int]
+    finish_reason: str | None
+
+class Engine:
+    def __init__(
+        self,
+        model_dir: str,
+        options: dict[str, Any],
+        weights: list[tuple[str, npt.NDArray[Any], str]] | None = None,
+    ) -> None: ...
+    def submit(
+        self, prompt_token_ids: Sequence[int] | npt.NDArray[Any], params: dict[str, Any], stream: bool = False
+    ) -> int: ...
+    def submit_many(self, prompts: list[Any], params: list[dict[str, Any]] | dict[str, Any]) -> list[int]: ...
+    def run(self, request_ids: Sequence[int], max_ms: int = 50) -> tuple[list[Output], list[Delta]]: ...
+    def cancel(self, request_id: int) -> bool: ...
+    def set_vocabulary(self, token_bytes: list[bytes]) -> None: ...
+    def reset_prefix_cache(self) -> bool: ...
+    def stats(self) -> dict[str, int]: ...
+    def info(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+def plan_model(model_dir: str, options: dict[str, Any]) -> dict[str, Any]: ...
+def validate_sampling_params(params: dict[str, Any]) -> None: ...
+def sampling_param_fields() -> list[tuple[str, str]]: ...
+def engine_option_fields() -> list[tuple[str, str]]: ...
+def supported_architectures() -> list[str]: ...
+def version() -> str: ...
+def set_log_callback(callback: Callable[[int, str], None] | None) -> None: ...

@@ -1,0 +1,261 @@
+"""What comes back: RequestOutput, CompletionOutput and their parts, as vLLM has them.
+
+Decides how the core's flat log-probabilities become dicts: on access, one position at a time. Knows nothing of how the
+text was made (detokenizer.py). Plain values; a finished output belongs to its receiver.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+if TYPE_CHECKING:
+    from quire._quire import LogprobBuffer
+
+
+@dataclass
+class Logprob:
+    """Log-probability of one token; `rank` 1 is the most likely."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list["dict[int, Logprob] | None"]
+SampleLogprobs = list["dict[int, Logprob]"]
+
+
+class LazyLogprobs(list["dict[int, Logprob]"]):
+    """A list of {token id: Logprob}, one a generated token, made from the core's buffer when it is looked at.
+
+    The list holds None where a position has not been looked at; every way to read it goes through `_at` or `_all`.
+    """
+
+    def __init__(self, buffer: LogprobBuffer, token_text: Callable[[int], str] | None) -> None:
+        super().__init__([None] * len(buffer.token_ids))  # type: ignore[list-item]
+        self._buffer: LogprobBuffer | None = buffer
+        self._token_text = token_text
+
+    def _at(self, position: int) -> dict[int, Logprob]:
+        entry = super().__getitem__(position)
+        if entry is None and self._buffer is not None:
+            entry = self._make(position)
+            super().__setitem__(position, entry)
+        return entry
+
+    def _make(self, position: int) -> dict[int, Logprob]:
+        assert self._buffer is not None
+        token_ids = self._buffer.token_ids[position].tolist()
+        logprobs = self._buffer.logprobs[position].tolist()
+        sampled_rank = int(self._buffer.sampled_ranks[position])
+        entry: dict[int, Logprob] = {}
+        for column, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
+            if token_id < 0 or token_id in entry:  # the sampled token again, among the most likely ones
+                continue
+            rank = sampled_rank if column == 0 else column
+            entry[token_id] = Logprob(logprob, rank, self._token_text(token_id) if self._token_text else None)
+        return entry
+
+    def _all(self) -> LazyLogprobs:
+        if self._buffer is not None:
+            for position in range(len(self)):
+                self._at(position)
+            self._buffer = self._token_text = None
+        return self
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        if isinstance(key, slice):
+            return [self._at(position) for position in range(*key.indices(len(self)))]
+        return self._at(range(len(self))[key])
+
+    def __iter__(self) -> Iterator[dict[int, Logprob]]:
+        position = 0
+        while position < len(self):
+            yield self._at(position)
+            position += 1
+
+    def __reversed__(self) -> Iterator[dict[int, Logprob]]:
+        return reversed(self[:])
+
+    def __contains__(self, entry: object) -> bool:
+        return any(entry == own for own in self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, list):
+            return NotImplemented
+        return self[:] == other[:]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __repr__(self) -> str:
+        return repr(self[:])
+
+    def __add__(self, other: list[Any]) -> list[Any]:  # type: ignore[override]
+        return self[:] + other[:]
+
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        return other[:] + self[:]
+
+    def __mul__(self, count: SupportsIndex) -> list[Any]:
+        return self[:] * count
+
+    __rmul__ = __mul__
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return (list, (self[:],))
+
+    def copy(self) -> list[Any]:
+        return self[:]
+
+    def index(self, entry: Any, *bounds: Any) -> int:
+        return self[:].index(entry, *bounds)
+
+    def count(self, entry: Any) -> int:
+        return self[:].count(entry)
+
+
+def _materialized(name: str) -> Any:
+    """The list method `name`, after every position has been made: positions may move afterwards."""
+    method = getattr(list, name)
+
+    def call(self: LazyLogprobs, *args: Any, **kwargs: Any) -> Any:
+        self._all()
+        return method(self, *args, **kwargs)
+
+    call.__name__ = name
+    return call
+
+
+for _name in (
+    "append extend insert pop remove reverse sort clear __setitem__ __delitem__ __iadd__ __imul__ __lt__ __le__ __gt__ __ge__"
+).split():
+    setattr(LazyLogprobs, _name, _materialized(_name))
+
+
+@dataclass
+class CompletionOutput:
+    """One of the n sequences of a request."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: SampleLogprobs | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: Any = None
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass
+class RequestMetrics:
+    """Times in seconds since the Unix epoch; what the engine does not measure is None."""
+
+    arrival_time: float
+    last_token_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    time_in_queue: float | None
+    finished_time: float | None = None
+    scheduler_time: float | None = None
+    model_forward_time: float | None = None
+    model_execute_time: float | None = None
+    spec_token_acceptance_counts: list[int] | None = None
+    num_preemptions: int = 0
+
+
+class RequestOutput:
+    """All that a request produced. `error` is set, and finish_reason is "error", where a request failed."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int] | None,
+        prompt_logprobs: PromptLogprobs | None,
+        outputs: list[CompletionOutput],
+        finished: bool,
+        metrics: RequestMetrics | None = None,
+        lora_request: Any = None,
+        encoder_prompt: str | None = None,
+        encoder_prompt_token_ids: list[int] | None = None,
+        num_cached_tokens: int | None = None,
+        *,
+        multi_modal_placeholders: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.multi_modal_placeholders = multi_modal_placeholders or {}
+        self.prompt_logprobs = prompt_logprobs
+        self.outputs = outputs
+        self.finished = finished
+        self.metrics = metrics
+        self.lora_request = lora_request
+        self.encoder_prompt = encoder_prompt
+        self.encoder_prompt_token_ids = encoder_prompt_token_ids
+        self.num_cached_tokens = num_cached_tokens
+        self.error = error
+
+    def add(self, next_output: RequestOutput, aggregate: bool = True) -> None:
+        """Merges a later output of the same request; with `aggregate`, its texts and tokens are new pieces."""
+        self.finished |= next_output.finished
+        for new in next_output.outputs:
+            position = next((i for i, own in enumerate(self.outputs) if own.index == new.index), None)
+            if position is None:
+                self.outputs.append(new)
+            elif not aggregate:
+                self.outputs[position] = new
+            else:
+                _extend(self.outputs[position], new)
+
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, "
+            f"prompt_token_ids={self.prompt_token_ids}, encoder_prompt={self.encoder_prompt!r}, "
+            f"encoder_prompt_token_ids={self.encoder_prompt_token_ids}, prompt_logprobs={self.prompt_logprobs}, "
+            f"outputs={self.outputs}, finished={self.finished}, metrics={self.metrics}, "
+            f"lora_request={self.lora_request}, num_cached_tokens={self.num_cached_tokens}, "
+            f"multi_modal_placeholders={self.multi_modal_placeholders}{error})"
+        )
+
+
+def _extend(own: CompletionOutput, new: CompletionOutput) -> None:
+    own.text += new.text
+    if not isinstance(own.token_ids, MutableSequence):
+        own.token_ids = list(own.token_ids)
+    own.token_ids.extend(new.token_ids)
+    if new.logprobs is not None:
+        own.logprobs = list(own.logprobs or ()) + list(new.logprobs)
+    own.cumulative_logprob = new.cumulative_logprob
+    own.finish_reason, own.stop_reason = new.finish_reason, new.stop_reason
+
+
+@dataclass
+class StreamChunk:
+    """What is new in one of the sequences of a streamed request. The last chunk carries the whole output."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    output: RequestOutput | None = dataclasses.field(default=None, repr=False)
+
+
+def error_output(request_id: str, prompt: str | None, token_ids: Iterable[int] | None, error: str) -> RequestOutput:
+    """The output in the place of a request that could not run."""
+    completion = CompletionOutput(0, "", [], None, None, finish_reason="error")
+    ids = None if token_ids is None else list(token_ids)
+    return RequestOutput(request_id, prompt, ids, None, [completion], True, error=error)
