@@ -39,7 +39,7 @@ class InternalError : public std::logic_error {
 template <typename... Args>
 std::string str_cat(const Args&... args) {
   std::ostringstream stream;
-  (stream << ... << args);
+  static_cast<void>((stream << ... << args));
   return stream.str();
 }
 

@@ -1,0 +1,344 @@
+// The loop over chunks and splits of a tile, and the launcher. What a chunk computes is in attention.inl.
+
+// State of all rows of a tile.
+struct TileState {
+  float max[kMaxTileRows];
+  float sum[kMaxTileRows];
+  alignas(64) float out[kMaxTileElements];
+};
+
+static inline int64_t out_stride_of(int64_t head_dim) { return round_up(head_dim, 16); }
+
+// Turns dot products into scores in place and returns their maximum. `query` is the row's position in the chunk's
+// count.
+static float finish_scores(const PagedAttentionParams& p, float* scores, RowRange keys, float slope, int64_t query) {
+  const Vec::F lanes = lane_ids();
+  const Vec::F minus_infinity = Vec::set1(-__builtin_inff());
+  const Vec::F begin = Vec::set1(static_cast<float>(keys.begin)), end = Vec::set1(static_cast<float>(keys.end));
+  const bool is_partial = keys.begin > 0 || keys.end < kChunkKeys;
+  Vec::F max = minus_infinity;
+#pragma GCC unroll 4
+  for (int i = 0; i < kChunkKeys; i += Vec::kWidth) {
+    Vec::F x = Vec::mul(Vec::load(scores + i), Vec::set1(p.scale));
+    const Vec::F key = Vec::add(lanes, Vec::set1(static_cast<float>(i)));
+    if (p.softcap > 0.0f) x = softcap_of(x, p.softcap);
+    if (p.alibi_slopes != nullptr) {
+      x = Vec::fma(Vec::set1(slope), Vec::sub(key, Vec::set1(static_cast<float>(query))), x);
+    }
+    if (is_partial) x = Vec::if_less(key, begin, minus_infinity, Vec::if_less(key, end, x, minus_infinity));
+    Vec::store(scores + i, x);
+    max = Vec::max(max, x);  // a NaN score stays: it must show in the output
+  }
+  return Vec::reduce_max(max);
+}
+
+// scores := exp(scores - max); returns their sum, in a fixed order in which masked keys are exact zeros.
+static float exponentiate(float* scores, float max) {
+  constexpr int kVecs = kChunkKeys / Vec::kWidth;
+  Vec::F sums[2] = {Vec::zero(), Vec::zero()};
+#pragma GCC unroll 4
+  for (int i = 0; i < kVecs; ++i) {
+    const Vec::F x = exp_of(Vec::sub(Vec::load(scores + i * Vec::kWidth), Vec::set1(max)));
+    Vec::store(scores + i * Vec::kWidth, x);
+    sums[i % 2] = Vec::add(sums[i % 2], x);
+  }
+  return Vec::reduce_add(Vec::add(sums[0], sums[1]));
+}
+
+template <typename T, int R = Vec::kScoreRows>
+static void score_block(int rows, const void* const* query, const T* const* tiles, int64_t head_dim, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R) return score_block<T, R - 1>(rows, query, tiles, head_dim, scores);
+  }
+  for (int t = 0; t < kChunkKeys / kTileTokens; t += Vec::kScoreTiles) {
+    score_rows<T, R>(query, tiles, head_dim, t, scores);
+  }
+}
+
+template <typename T, int R = Vec::kValueRows>
+static void value_block(int rows, const RowRange* keys, const float* scores, const T* const* tiles, int64_t head_dim,
+                        const float* scale, float* out) {
+  if constexpr (R > 1) {
+    if (rows < R) return value_block<T, R - 1>(rows, keys, scores, tiles, head_dim, scale, out);
+  }
+  add_values_of_rows<T, R>(keys, scores, tiles, head_dim, scale, out, out_stride_of(head_dim));
+}
+
+static bool sees_nothing(const RowRange* keys, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    if (keys[r].begin < keys[r].end) return false;
+  }
+  return true;
+}
+
+// Pointers to the K and V tiles of a chunk that some row sees; the others repeat a seen one, so that nothing reads the
+// block table where it is not valid. keys is the union of the rows' ranges.
+template <typename T>
+static void find_tiles(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin, RowRange keys,
+                       const T** k_tiles, const T** v_tiles) {
+  for (int64_t t = 0; t < kChunkKeys / kTileTokens; ++t) {
+    const int64_t seen = greater(keys.begin / kTileTokens, lesser(t, (keys.end - 1) / kTileTokens));
+    const int64_t token = chunk_begin + seen * kTileTokens;
+    const int64_t offset =
+        tile_offset(p.kv, tile.block_table[token / p.kv.block_size], tile.kv_head, token % p.kv.block_size);
+    k_tiles[t] = static_cast<const T*>(p.kv.k) + offset;
+    v_tiles[t] = static_cast<const T*>(p.kv.v) + offset;
+  }
+}
+
+template <typename T>
+static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+                         TileScratch& scratch, TileState& state) {
+  const int64_t head_dim = p.kv.head_dim;
+  RowRange keys[kMaxTileRows];
+  RowRange all = {kChunkKeys, 0};
+  for (int r = 0; r < tile.num_rows; ++r) {
+    keys[r] = {greater(0, scratch.visible[r].begin - chunk_begin),
+               lesser(kChunkKeys, scratch.visible[r].end - chunk_begin)};
+    if (keys[r].begin >= keys[r].end) {
+      keys[r] = {0, 0};
+      continue;
+    }
+    all = {lesser(all.begin, keys[r].begin), greater(all.end, keys[r].end)};
+  }
+  if (all.begin >= all.end) return;
+  const T* k_tiles[kChunkKeys / kTileTokens];
+  const T* v_tiles[kChunkKeys / kTileTokens];
+  find_tiles(p, tile, chunk_begin, all, k_tiles, v_tiles);
+
+  for (int r = 0; r < tile.num_rows; r += Vec::kScoreRows) {
+    const int rows = static_cast<int>(lesser(Vec::kScoreRows, tile.num_rows - r));
+    if (sees_nothing(keys + r, rows)) continue;
+    score_block(rows, scratch.query + r, k_tiles, head_dim, scratch.scores + r * kChunkKeys);
+  }
+  for (int r = 0; r < tile.num_rows; ++r) {
+    scratch.correction[r] = 0.0f;
+    if (keys[r].begin >= keys[r].end) continue;
+    const float chunk_max =
+        finish_scores(p, scratch.scores + r * kChunkKeys, keys[r], scratch.slope[r], scratch.position[r] - chunk_begin);
+    const float max = chunk_max > state.max[r] ? chunk_max : state.max[r];
+    scratch.correction[r] = state.max[r] - max;
+    state.max[r] = max;
+  }
+  for (int r = 0; r < tile.num_rows; r += Vec::kWidth) {
+    Vec::store(scratch.correction + r, exp_of(Vec::load(scratch.correction + r)));
+  }
+  for (int r = 0; r < tile.num_rows; ++r) {
+    if (keys[r].begin >= keys[r].end) continue;
+    const float sum = exponentiate(scratch.scores + r * kChunkKeys, state.max[r]);
+    state.sum[r] = state.sum[r] * scratch.correction[r] + sum;
+  }
+  for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
+    const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
+    if (sees_nothing(keys + r, rows)) continue;
+    value_block(rows, keys + r, scratch.scores + r * kChunkKeys, v_tiles, head_dim, scratch.correction + r,
+                state.out + r * out_stride_of(head_dim));
+  }
+}
+
+// The state of a tile over the keys of one split.
+template <typename T>
+static void attend_split(const PagedAttentionParams& p, const AttentionTile& tile, int64_t split, TileScratch& scratch,
+                         TileState& state) {
+  const int64_t out_size = tile.num_rows * out_stride_of(p.kv.head_dim);
+  for (int64_t i = 0; i < out_size; i += Vec::kWidth) Vec::store(state.out + i, Vec::zero());
+  int64_t begin = (split + 1) * kSplitKeys, end = split * kSplitKeys;
+  for (int r = 0; r < tile.num_rows; ++r) {
+    state.max[r] = -__builtin_inff();
+    state.sum[r] = 0.0f;
+    begin = lesser(begin, scratch.visible[r].begin);
+    end = greater(end, scratch.visible[r].end);
+  }
+  begin = greater(begin, split * kSplitKeys) / kChunkKeys * kChunkKeys;
+  end = lesser(end, (split + 1) * kSplitKeys);
+  for (; begin < end; begin += kChunkKeys) attend_chunk<T>(p, tile, begin, scratch, state);
+}
+
+// Rows of the tile: where their queries lie (converted unless the scores read them in place) and which keys they see.
+template <typename T>
+static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& tile, TileScratch& scratch) {
+  const int64_t head_dim = p.kv.head_dim;
+  const int64_t group = p.num_heads / p.kv.num_kv_heads;
+  for (int r = 0; r < tile.num_rows; ++r) {
+    const int64_t row = tile.row_begin + r;
+    const int64_t head = tile.kv_head * group + row % group;
+    const int64_t token = row / group;
+    const T* query = static_cast<const T*>(p.q) + (tile.token_begin + token) * p.q_stride + head * head_dim;
+    if constexpr (std::is_same_v<T, QueryElement<T>>) {
+      scratch.query[r] = query;
+    } else {
+      float* converted = scratch.converted + r * out_stride_of(head_dim);
+      for (int64_t i = 0; i < head_dim; i += Vec::kWidth) {
+        Vec::store(converted + i, load_up_to(query + i, head_dim - i));
+      }
+      scratch.query[r] = converted;
+    }
+    const int64_t position = tile.first_position + token;
+    const int64_t begin = p.window > 0 ? greater(0, position + 1 - p.window) : 0;
+    scratch.position[r] = position;
+    scratch.visible[r] = {begin, p.causal ? position + 1 : tile.kv_len};
+    scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
+  }
+}
+
+// out = state.out / state.sum, after the sink has joined the sum.
+template <typename T>
+static void write_rows(const PagedAttentionParams& p, const AttentionTile& tile, TileState& state) {
+  const int64_t head_dim = p.kv.head_dim;
+  const int64_t group = p.num_heads / p.kv.num_kv_heads;
+  for (int r = 0; r < tile.num_rows; ++r) {
+    const int64_t row = tile.row_begin + r;
+    const int64_t head = tile.kv_head * group + row % group;
+    float* sums = state.out + r * out_stride_of(head_dim);
+    if (p.sinks != nullptr) {
+      float sink = p.sinks[head], one = 1.0f;
+      alignas(64) float nothing[kMaxHeadDim + Vec::kWidth];
+      for (int64_t i = 0; i < head_dim; i += Vec::kWidth) Vec::store(nothing + i, Vec::zero());
+      merge_states({&state.max[r], &state.sum[r], sums}, {&sink, &one, nothing}, head_dim);
+    }
+    const Vec::F factor = Vec::set1(state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r]);
+    T* out = static_cast<T*>(p.out) + (tile.token_begin + row / group) * p.out_stride + head * head_dim;
+    for (int64_t i = 0; i < head_dim; i += Vec::kWidth) {
+      store_up_to(out + i, Vec::mul(Vec::load(sums + i), factor), head_dim - i);
+    }
+  }
+}
+
+static void merge_tiles(const AttentionTile& tile, int64_t head_dim, TileState& left, TileState& right) {
+  const int64_t stride = out_stride_of(head_dim);
+  for (int r = 0; r < tile.num_rows; ++r) {
+    merge_states({&left.max[r], &left.sum[r], left.out + r * stride},
+                 {&right.max[r], &right.sum[r], right.out + r * stride}, head_dim);
+  }
+}
+
+// How a launch is cut. Tasks are (tile, kv head), or with splits (tile, kv head, split), then a merge of each tile.
+struct AttentionPlan {
+  const int32_t* tile_begin;  // [num_seqs + 1]
+  int64_t rows_per_tile;
+  int64_t num_splits;  // of the longest sequence
+  bool splits_in_tasks;
+  float* states;  // of (tile, kv head, split): max[rows], sum[rows], out[rows][stride]
+  int64_t state_floats;
+};
+
+static AttentionTile find_tile(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t tile_id,
+                               int64_t kv_head) {
+  int64_t low = 0, high = p.num_seqs;  // the last sequence whose tile_begin is <= tile_id
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (plan.tile_begin[middle] <= tile_id ? low : high) = middle;
+  }
+  const int64_t group = p.num_heads / p.kv.num_kv_heads;
+  const int64_t num_queries = p.query_start[low + 1] - p.query_start[low];
+  AttentionTile tile;
+  tile.token_begin = p.query_start[low];
+  tile.kv_len = p.kv_lens[low];
+  tile.first_position = tile.kv_len - num_queries;
+  tile.row_begin = (tile_id - plan.tile_begin[low]) * plan.rows_per_tile;
+  tile.num_rows = static_cast<int>(lesser(plan.rows_per_tile, num_queries * group - tile.row_begin));
+  tile.kv_head = kv_head;
+  tile.block_table = p.block_tables + low * p.block_table_stride;
+  return tile;
+}
+
+template <typename T>
+static void attend_tile(const PagedAttentionParams& p, const AttentionTile& tile) {
+  TileScratch scratch;
+  TileState total, part;
+  prepare_rows<T>(p, tile, scratch);
+  const int64_t first = scratch.visible[0].begin / kSplitKeys;  // rows ascend in position
+  const int64_t last = ceil_div(scratch.visible[tile.num_rows - 1].end, kSplitKeys);
+  attend_split<T>(p, tile, first, scratch, total);
+  for (int64_t split = first + 1; split < last; ++split) {
+    attend_split<T>(p, tile, split, scratch, part);
+    merge_tiles(tile, p.kv.head_dim, total, part);
+  }
+  write_rows<T>(p, tile, total);
+}
+
+template <typename T>
+static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t task) {
+  const int64_t tile_task = task / plan.num_splits;
+  const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
+  TileScratch scratch;
+  TileState state;
+  prepare_rows<T>(p, tile, scratch);
+  attend_split<T>(p, tile, task % plan.num_splits, scratch, state);
+  float* saved = plan.states + task * plan.state_floats;
+  const auto rows = static_cast<size_t>(tile.num_rows);
+  memcpy(saved, state.max, rows * sizeof(float));
+  memcpy(saved + kMaxTileRows, state.sum, rows * sizeof(float));
+  memcpy(saved + 2 * kMaxTileRows, state.out, rows * static_cast<size_t>(out_stride_of(p.kv.head_dim)) * sizeof(float));
+}
+
+template <typename T>
+static void merge_splits_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t tile_task) {
+  const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
+  const int64_t stride = out_stride_of(p.kv.head_dim);
+  TileState total;
+  for (int r = 0; r < tile.num_rows; ++r) total.sum[r] = 0.0f;
+  for (int64_t i = 0; i < tile.num_rows * stride; i += Vec::kWidth) Vec::store(total.out + i, Vec::zero());
+  for (int64_t split = 0; split < plan.num_splits; ++split) {
+    float* saved = plan.states + (tile_task * plan.num_splits + split) * plan.state_floats;
+    for (int r = 0; r < tile.num_rows; ++r) {
+      merge_states({&total.max[r], &total.sum[r], total.out + r * stride},
+                   {saved + r, saved + kMaxTileRows + r, saved + 2 * kMaxTileRows + r * stride}, p.kv.head_dim);
+    }
+  }
+  write_rows<T>(p, tile, total);
+}
+
+template <typename T>
+static void run_attention(const PagedAttentionParams& p, const AttentionPlan& plan, double estimate_ns, Stream stream) {
+  const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
+  if (plan.splits_in_tasks) {
+    for_each_task(stream, num_tiles * plan.num_splits, estimate_ns,
+                  [&](int64_t task) { attend_split_task<T>(p, plan, task); });
+    for_each_task(stream, num_tiles, estimate_ns, [&](int64_t task) { merge_splits_task<T>(p, plan, task); });
+    return;
+  }
+  for_each_task(stream, num_tiles, estimate_ns, [&](int64_t i) {
+    const int64_t task = num_tiles - 1 - i;  // late tiles of a prefill see the most keys: they start first
+    attend_tile<T>(p, find_tile(p, plan, task / p.kv.num_kv_heads, task % p.kv.num_kv_heads));
+  });
+}
+
+static void paged_attention(const PagedAttentionParams& p, Stream stream) {
+  if (p.num_seqs == 0) return;
+  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim);
+  check_attention(p, shape);
+  int32_t* tile_begin = static_cast<int32_t*>(p.workspace);
+  const int64_t group = p.num_heads / p.kv.num_kv_heads;
+  int64_t max_kv_len = 1, max_rows = 1;
+  double work = 0.0;
+  tile_begin[0] = 0;
+  for (int32_t s = 0; s < p.num_seqs; ++s) {
+    const int64_t rows = (p.query_start[s + 1] - p.query_start[s]) * group;
+    tile_begin[s + 1] = tile_begin[s] + static_cast<int32_t>(ceil_div(rows, shape.rows_per_tile));
+    if (rows > 0) max_kv_len = greater(max_kv_len, p.kv_lens[s]);
+    max_rows = greater(max_rows, rows);
+    work += static_cast<double>(greater(rows, 4)) * p.kv_lens[s];
+  }
+  AttentionPlan plan;
+  plan.tile_begin = tile_begin;
+  plan.rows_per_tile = shape.rows_per_tile;
+  plan.num_splits = ceil_div(max_kv_len, kSplitKeys);
+  plan.state_floats = 2 * kMaxTileRows + lesser(max_rows, shape.rows_per_tile) * out_stride_of(p.kv.head_dim);
+  plan.states = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + attention_index_bytes(p.num_seqs));
+  const int64_t tiles = int64_t{tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
+  const size_t needed = attention_index_bytes(p.num_seqs) +
+                        static_cast<size_t>(tiles * plan.num_splits * plan.state_floats) * sizeof(float);
+  const int num_threads = num_threads_of(stream);
+  plan.splits_in_tasks =
+      num_threads > 1 && plan.num_splits > 1 && tiles < 2 * num_threads && needed <= p.workspace_bytes;
+  const double estimate_ns = work * p.kv.num_kv_heads * p.kv.head_dim * 0.02;
+  switch (p.dtype) {
+    case DType::bf16:
+      return run_attention<Bf16>(p, plan, estimate_ns, stream);
+    case DType::f16:
+      return run_attention<F16>(p, plan, estimate_ns, stream);
+    default:
+      return run_attention<float>(p, plan, estimate_ns, stream);
+  }
+}

@@ -1,0 +1,63 @@
+// The AVX-512 (F, BW, DQ, VL and BF16) kernels: the shared sources of kernels/cpu compiled for one instruction set, in
+// a namespace of their own.
+//
+// Headers come before the target region, so that no inline function of the standard library is compiled with
+// instructions the machine may lack and then chosen by the linker for everybody.
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "base/check.h"
+#include "cpu/common_kernels.h"
+#include "cpu/cpu_kernels.h"
+#include "cpu/elements.h"
+#include "cpu/layout.h"
+#include "cpu/parallel.h"
+#include "params/kernel_table.h"
+#include "params/philox.h"
+
+#if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined vectors inside its own AVX-512 intrinsics for mistakes (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+
+namespace quire::cpu::avx512 {
+namespace {
+
+constexpr const char* kName = "avx512";
+
+#include "cpu/vec_avx512.h"
+
+#include "cpu/all_kernels.inl"
+
+}  // namespace
+}  // namespace quire::cpu::avx512
+
+#pragma GCC pop_options
+
+namespace quire::cpu {
+
+const KernelTable* avx512_kernels() {
+  static const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                __builtin_cpu_supports("avx512bf16");
+  return supported ? &avx512::kTable : nullptr;
+}
+
+}  // namespace quire::cpu
+
+#else
+
+namespace quire::cpu {
+
+const KernelTable* avx512_kernels() { return nullptr; }
+
+}  // namespace quire::cpu
+
+#endif

@@ -1,0 +1,64 @@
+// The launchers and plans that are the same for every instruction set: packing, sizes, and the decisions of sampling.
+//
+// Compiled once, for the baseline machine. The vector loops they need come in as function pointers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "params/attention.h"
+#include "params/gemm.h"
+#include "params/sampling.h"
+#include "params/stream.h"
+
+namespace quire::cpu {
+
+size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
+void pack_weight(const PackWeightParams& params, Stream stream);
+
+// Attention: keys of a chunk share one pass of the online softmax; keys of a split make one partial state. Both are cut
+// at fixed positions.
+constexpr int kChunkKeys = 64;
+constexpr int kSplitKeys = 1024;
+constexpr int kMaxTileRows = 32;        // query rows (token, head) that share the loads of a KV head
+constexpr int kMaxTileElements = 8192;  // rows x head_dim of a tile
+
+constexpr int64_t kMaxHeadDim = 1024;
+
+struct AttentionShape {
+  int64_t rows_per_tile;
+};
+AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim);
+void check_attention(const PagedAttentionParams& params, const AttentionShape& shape);
+
+// How the workspace of attention is used: tile_begin[num_seqs + 1] int32, then, when splits of one tile run on several
+// threads, states of head_dim + 2 floats for each (tile, kv head, split, row).
+constexpr size_t attention_index_bytes(int64_t num_seqs) {
+  return (static_cast<size_t>(num_seqs + 1) * sizeof(int32_t) + 63) / 64 * 64;
+}
+size_t attention_workspace_bytes(int64_t max_tokens, int64_t max_seqs, int64_t max_kv_len, int32_t num_heads,
+                                 int32_t head_dim, int num_threads);
+
+// What sampling asks of an instruction set. x is a row of n logits without NaN, unless said otherwise.
+struct SamplingPrimitives {
+  // Replaces NaN by -infinity and returns the lowest index of the largest element.
+  int32_t (*clean_argmax)(float* x, int32_t n);
+  int32_t (*argmax)(const float* x, int32_t n);
+  void (*divide)(float* x, int32_t n, float divisor);
+  float (*sum_exp)(const float* x, int32_t n, float max);  // sum of exp(x - max)
+  int32_t (*count_at_least)(const float* x, int32_t n, float bound);
+  // out[i] = largest of the i-th run of kRunLength elements; returns the number of runs.
+  int32_t (*run_max)(const float* x, int32_t n, float* out);
+  // Ids, ascending, of the elements >= bound; returns how many.
+  int32_t (*collect)(const float* x, int32_t n, float bound, int32_t* ids);
+  // Argmax of x[i] + noise(i) over the elements above bound, and those equal to it with an id of at most last_tie;
+  // lowest id among equals. `start` is one of them, a likely winner.
+  int32_t (*gumbel_argmax)(const float* x, int32_t n, float bound, int32_t last_tie, int32_t start, uint64_t seed,
+                           uint32_t output_index);
+};
+constexpr int kRunLength = 64;
+
+void sample_rows(const SamplingParamsBlock& block, const SamplingPrimitives& primitives, Stream stream);
+size_t sampling_workspace_bytes(int64_t max_rows, int64_t vocab_size, int num_threads);
+
+}  // namespace quire::cpu
