@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypedDict, Union
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from quire.errors import ValidationError
 
@@ -35,7 +35,7 @@ class TokensPrompt(TypedDict):
     mm_processor_kwargs: NotRequired[dict[str, Any]]
 
 
-SingletonPrompt = Union[str, TextPrompt, TokensPrompt, list[int]]
+SingletonPrompt = str | TextPrompt | TokensPrompt | list[int]
 PromptType = SingletonPrompt
 
 WRONG_TYPE = "inputs must be a string, TextPrompt, or TokensPrompt"

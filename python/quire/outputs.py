@@ -88,7 +88,7 @@ class LazyLogprobs(list["dict[int, Logprob]"]):
             return NotImplemented
         return self[:] == other[:]
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -96,7 +96,7 @@ class LazyLogprobs(list["dict[int, Logprob]"]):
     def __repr__(self) -> str:
         return repr(self[:])
 
-    def __add__(self, other: list[Any]) -> list[Any]:  # type: ignore[override]
+    def __add__(self, other: list[Any]) -> list[Any]:
         return self[:] + other[:]
 
     def __radd__(self, other: list[Any]) -> list[Any]:
@@ -133,7 +133,8 @@ def _materialized(name: str) -> Any:
 
 
 for _name in (
-    "append extend insert pop remove reverse sort clear __setitem__ __delitem__ __iadd__ __imul__ __lt__ __le__ __gt__ __ge__"
+    "append extend insert pop remove reverse sort clear "
+    "__setitem__ __delitem__ __iadd__ __imul__ __lt__ __le__ __gt__ __ge__"
 ).split():
     setattr(LazyLogprobs, _name, _materialized(_name))
 
