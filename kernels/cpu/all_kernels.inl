@@ -1,11 +1,14 @@
 // Every kernel, once for each instruction set: a backend file includes this in its namespace, after its Vec.
-#include "cpu/attention.inl"
-#include "cpu/attention_tile.inl"
-#include "cpu/embedding.inl"
+// The order matters: a file uses what those before it define.
+// clang-format off
+#include "cpu/vec_math.inl"
 #include "cpu/gemm.inl"
 #include "cpu/norm.inl"
+#include "cpu/embedding.inl"
 #include "cpu/rope.inl"
-#include "cpu/sampling.inl"
 #include "cpu/softmax_state.inl"
+#include "cpu/attention.inl"
+#include "cpu/attention_tile.inl"
+#include "cpu/sampling.inl"
 #include "cpu/table.inl"
-#include "cpu/vec_math.inl"
+// clang-format on
