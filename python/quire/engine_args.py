@@ -1,0 +1,359 @@
+"""Every constructor argument vLLM's LLM ever took, and what quire does with it.
+
+Decides, argument by argument: used, without effect here (and why), refused (and what to use instead). Nothing is
+ignored silently: an argument without effect is one whose value cannot change the result. Pure; knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from numbers import Integral, Real
+from typing import Any
+
+from quire.errors import ValidationError
+from quire.sampling_params import warn_deprecated
+
+
+class Use(Enum):
+    ENGINE = "goes to the engine under the same name"
+    PYTHON = "used by the Python layer"
+    NO_EFFECT = "accepted; the value cannot change a result here"
+    ONLY = "accepted with the allowed values; others are refused by name"
+
+
+@dataclass(frozen=True)
+class Arg:
+    default: Any
+    use: Use
+    note: str = ""
+    allowed: tuple[Any, ...] = ()  # besides the default, with Use.ONLY
+    known: tuple[str, ...] = ()  # strings that exist at all; others are a ValueError
+
+
+def _engine(default: Any = None, note: str = "") -> Arg:
+    return Arg(default, Use.ENGINE, note)
+
+
+def _python(default: Any = None, note: str = "", known: tuple[str, ...] = ()) -> Arg:
+    return Arg(default, Use.PYTHON, note, known=known)
+
+
+def _no_effect(default: Any, note: str, known: tuple[str, ...] = ()) -> Arg:
+    return Arg(default, Use.NO_EFFECT, note, known=known)
+
+
+def _only(default: Any, note: str, allowed: tuple[Any, ...] = (), known: tuple[str, ...] = ()) -> Arg:
+    return Arg(default, Use.ONLY, note, allowed, known)
+
+
+_LATER = "It comes in a later release."
+_ONE_DEVICE = "One LLM runs on one device in the calling process; start one process a device and split the prompts."
+_NO_ADAPTERS = "Without adapters there is nothing to size."
+_NO_CAPTURE = "Nothing is captured or compiled on a CPU."
+_TEXT_ONLY = "Only text models run here, and they read no media."
+_IN_PROCESS = "The engine runs in the calling process, with no workers to configure."
+
+TASKS = ("auto", "generate", "embedding", "embed", "classify", "score", "reward", "transcription")
+LOAD_FORMATS = tuple(
+    "auto pt safetensors npcache dummy tensorizer sharded_state gguf bitsandbytes mistral runai_streamer "
+    "fastsafetensors hf".split()
+)
+DEVICES = ("auto", "cuda", "neuron", "cpu", "tpu", "xpu", "hpu", "simt")
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "float32", "bfloat16", "float16")
+GUIDED_BACKENDS = ("auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer")
+
+ARGS: dict[str, Arg] = {
+    # The named parameters of LLM.__init__, in order.
+    "model": _python(),
+    "tokenizer": _python(),
+    "tokenizer_mode": _python("auto"),
+    "skip_tokenizer_init": _python(False),
+    "trust_remote_code": _python(False, "Reaches the tokenizer. Model code of a checkpoint is never run."),
+    "allowed_local_media_path": _no_effect("", _TEXT_ONLY),
+    "tensor_parallel_size": _only(1, _ONE_DEVICE),
+    "dtype": _engine("auto"),
+    "quantization": _only(None, "Load an unquantized checkpoint (float32, float16 or bfloat16)."),
+    "revision": _python(),
+    "tokenizer_revision": _python(),
+    "seed": _engine(None, "None: a new one from the operating system. Global random generators are never touched."),
+    "gpu_memory_utilization": _engine(0.9),
+    "swap_space": _no_effect(4, "Preempted requests are recomputed, never swapped."),
+    "cpu_offload_gb": _no_effect(0, "On a CPU all weights are in CPU memory."),
+    "enforce_eager": _no_effect(None, _NO_CAPTURE),
+    "max_seq_len_to_capture": _no_effect(8192, _NO_CAPTURE),
+    "disable_custom_all_reduce": _no_effect(False, "One device has nobody to reduce with."),
+    "disable_async_output_proc": _no_effect(False, "Output processing changes no output."),
+    "hf_token": _python(),
+    "hf_overrides": _python(),
+    "mm_processor_kwargs": _only(None, _TEXT_ONLY, ({},)),
+    "task": _only(
+        "auto", "Only text generation runs here; pooling models come in a later release.", ("generate",), TASKS
+    ),
+    "override_pooler_config": _only(None, "Pooling models come in a later release."),
+    "compilation_config": _no_effect(None, _NO_CAPTURE),
+    # EngineArgs of 0.8.4.
+    "served_model_name": _no_effect(None, "There is no server."),
+    "hf_config_path": _only(None, "Put config.json into the model's directory, or use hf_overrides."),
+    "download_dir": _python(),
+    "code_revision": _only(None, "Code of a checkpoint is not run."),
+    "config_format": _only(
+        "auto", "Convert the checkpoint to the Hugging Face format.", ("hf",), ("auto", "hf", "mistral")
+    ),
+    "load_format": _python("auto", known=LOAD_FORMATS),
+    "ignore_patterns": _python(),
+    "model_loader_extra_config": _only(None, "Weights are mapped from safetensors files.", ({},)),
+    "use_tqdm_on_load": _no_effect(True, "Weights are mapped at once; there is no bar."),
+    "model_impl": _only("auto", "Models run in quire's own engine.", ("vllm",), ("auto", "vllm", "transformers")),
+    "max_model_len": _engine(),
+    "max_num_seqs": _engine(),
+    "max_num_batched_tokens": _engine(),
+    "block_size": _engine(),
+    "enable_prefix_caching": _engine(),
+    "prefix_caching_hash_algo": _no_effect(
+        "builtin", "Tokens are compared where hashes agree, so any hash gives the same."
+    ),
+    "enable_chunked_prefill": _engine(),
+    "max_num_partial_prefills": _only(1, "Use long_prefill_token_threshold to share a step among prompts."),
+    "max_long_partial_prefills": _only(1, "Use long_prefill_token_threshold to share a step among prompts."),
+    "long_prefill_token_threshold": _engine(0),
+    "disable_chunked_mm_input": _no_effect(False, _TEXT_ONLY),
+    "disable_sliding_window": _only(False, "Set max_model_len to the window to the same end."),
+    "disable_cascade_attn": _no_effect(False, "Results do not depend on how attention is split."),
+    "use_v2_block_manager": _no_effect(True, "There is one block manager."),
+    "num_lookahead_slots": _only(0, "There is no speculative decoding. " + _LATER),
+    "num_scheduler_steps": _no_effect(1, "Steps are planned one by one; results are the same."),
+    "multi_step_stream_outputs": _no_effect(True, "Steps are planned one by one."),
+    "scheduler_delay_factor": _no_effect(0.0, "All prompts of a call are there from the start."),
+    "preemption_mode": _only(None, "Preempted requests are recomputed.", ("recompute",), ("recompute", "swap")),
+    "num_gpu_blocks_override": _engine(),
+    "scheduling_policy": _only("fcfs", "Order the prompts instead. " + _LATER, (), ("fcfs", "priority")),
+    "scheduler_cls": _only(None, "The scheduler is part of the engine."),
+    "kv_cache_dtype": _only("auto", "The cache has the dtype of the model; set dtype.", (), KV_CACHE_DTYPES),
+    "calculate_kv_scales": _only(None, "The cache is not quantized.", (False,)),
+    "max_logprobs": _python(20),
+    "enable_lora": _only(False, "Merge the adapter into the weights. " + _LATER),
+    "enable_lora_bias": _no_effect(False, _NO_ADAPTERS),
+    "max_loras": _no_effect(1, _NO_ADAPTERS),
+    "max_lora_rank": _no_effect(16, _NO_ADAPTERS),
+    "max_cpu_loras": _no_effect(None, _NO_ADAPTERS),
+    "fully_sharded_loras": _no_effect(False, _NO_ADAPTERS),
+    "lora_extra_vocab_size": _no_effect(256, _NO_ADAPTERS),
+    "lora_dtype": _no_effect("auto", _NO_ADAPTERS),
+    "long_lora_scaling_factors": _no_effect(None, _NO_ADAPTERS),
+    "enable_prompt_adapter": _only(False, "Prompt adapters are not planned."),
+    "max_prompt_adapters": _no_effect(1, _NO_ADAPTERS),
+    "max_prompt_adapter_token": _no_effect(0, _NO_ADAPTERS),
+    "speculative_config": _only(None, "Decoding without it gives the same tokens."),
+    "guided_decoding_backend": _no_effect("auto", "Requests with guided decoding are refused.", GUIDED_BACKENDS),
+    "logits_processor_pattern": _no_effect(None, "It guards a server; there is none."),
+    "limit_mm_per_prompt": _python(),
+    "disable_mm_preprocessor_cache": _no_effect(False, _TEXT_ONLY),
+    "enable_sleep_mode": _only(False, "close() gives all memory back. " + _LATER),
+    "generation_config": _python("auto"),
+    "override_generation_config": _python(),
+    "rope_scaling": _python(None, "Deprecated: use hf_overrides."),
+    "rope_theta": _python(None, "Deprecated: use hf_overrides."),
+    "pipeline_parallel_size": _only(1, _ONE_DEVICE),
+    "data_parallel_size": _only(1, _ONE_DEVICE),
+    "enable_expert_parallel": _no_effect(False, "One device holds all experts."),
+    "distributed_executor_backend": _only(None, _ONE_DEVICE, ("uni", "mp")),
+    "worker_cls": _only("auto", _IN_PROCESS),
+    "worker_extension_cls": _only("", _IN_PROCESS + " " + _LATER, (None,)),
+    "max_parallel_loading_workers": _no_effect(None, "There is one loader."),
+    "device": _python("auto", known=DEVICES),
+    "tokenizer_pool_size": _no_effect(0, "Prompts are tokenized in one parallel call."),
+    "tokenizer_pool_type": _no_effect("ray", "Prompts are tokenized in one parallel call."),
+    "tokenizer_pool_extra_config": _no_effect(None, "Prompts are tokenized in one parallel call."),
+    "qlora_adapter_name_or_path": _only(None, "Merge the adapter into the weights."),
+    "enable_reasoning": _no_effect(False, "It concerns guided decoding, which is refused."),
+    "reasoning_parser": _no_effect(None, "It concerns guided decoding, which is refused."),
+    "kv_transfer_config": _only(None, _ONE_DEVICE),
+    "otlp_traces_endpoint": _only(None, "Read RequestOutput.metrics."),
+    "collect_detailed_traces": _only(None, "Read RequestOutput.metrics."),
+    "additional_config": _only(None, "There is no platform plug-in to read it.", ({},)),
+    "disable_log_stats": _no_effect(True, "RequestOutput.metrics is always filled; nothing is logged."),
+    # Newer spellings, up to 0.33.
+    "runner": _only("auto", "Only text generation runs here.", ("generate",), ("auto", "generate", "pooling", "draft")),
+    "convert": _only("auto", "Only text generation runs here.", ("none",), ("auto", "none", "embed", "classify")),
+    "allowed_media_domains": _no_effect(None, _TEXT_ONLY),
+    "chat_template": _python(),
+    "kv_cache_memory_bytes": _engine(),
+    "pooler_config": _only(None, "Pooling models come in a later release."),
+    "structured_outputs_config": _only(None, "Requests with structured outputs are refused. " + _LATER),
+    "profiler_config": _only(None, _LATER),
+    "attention_config": _only(None, "There is one attention implementation a device.", ({},)),
+    "quantization_config": _only(None, "Load an unquantized checkpoint."),
+    "logits_processors": _only(None, _LATER, ([], ())),
+    "logprobs_mode": _only("raw_logprobs", _LATER),
+    "spec_method": _only(None, "Decoding without it gives the same tokens."),
+    "spec_model": _only(None, "Decoding without it gives the same tokens."),
+    "spec_tokens": _only(None, "Decoding without it gives the same tokens."),
+    "offload_group_size": _no_effect(0, "On a CPU all weights are in CPU memory."),
+    "offload_num_in_group": _no_effect(1, "On a CPU all weights are in CPU memory."),
+    "offload_prefetch_step": _no_effect(1, "On a CPU all weights are in CPU memory."),
+    "offload_params": _no_effect(None, "On a CPU all weights are in CPU memory."),
+    "enable_return_routed_experts": _only(False, "Mixture-of-experts models come in a later release."),
+    "return_sampling_mask": _only(False, _LATER),
+    "enable_prompt_embeds": _only(False, "Give token ids or text."),
+    "weight_transfer_config": _only(None, _LATER),
+    "async_scheduling": _no_effect(None, "Scheduling changes no output."),
+    "cuda_graph_sizes": _no_effect(None, _NO_CAPTURE),
+    "cudagraph_capture_sizes": _no_effect(None, _NO_CAPTURE),
+    "disable_hybrid_kv_cache_manager": _no_effect(None, "There is one cache manager."),
+    "renderer_num_workers": _no_effect(1, "Prompts are tokenized in one parallel call."),
+    "mm_processor_cache_gb": _no_effect(4, _TEXT_ONLY),
+    "skip_mm_profiling": _no_effect(False, _TEXT_ONLY),
+    "enable_log_requests": _no_effect(False, "Nothing is logged."),
+    # quire's own.
+    "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),
+    "cpu_isa": _engine(None, "portable, avx2 or avx512; default: the best the machine has."),
+}
+
+_INTEGERS = tuple(
+    "max_model_len max_num_seqs max_num_batched_tokens block_size long_prefill_token_threshold num_gpu_blocks_override "
+    "kv_cache_memory_bytes num_threads".split()
+)
+_QUANTIZATIONS = frozenset(
+    "aqlm awq deepspeedfp tpu_int8 fp8 ptpc_fp8 fbgemm_fp8 modelopt nvfp4 marlin gguf gptq_marlin_24 gptq_marlin "
+    "awq_marlin gptq compressed-tensors bitsandbytes qqq hqq experts_int8 neuron_quant ipex quark moe_wna16 torchao "
+    "mxfp4 modelopt_fp4".split()
+)
+_DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32"}
+_DTYPES["float32"] = "float32"
+
+
+def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments with their values, after the refusals. `given` holds what the caller said."""
+    for name in given:
+        if name not in ARGS:
+            raise TypeError(f"LLM.__init__() got an unexpected keyword argument {name!r}")
+    values = {name: given.get(name, arg.default) for name, arg in ARGS.items()}
+    for name, value in values.items():
+        _check_known(name, value)
+    _check_ranges(values)
+    for name, value in values.items():
+        arg = ARGS[name]
+        if arg.use is Use.ONLY and not any(_same(value, fine) for fine in (arg.default, *arg.allowed)):
+            raise NotImplementedError(f"{name}={value!r} is not supported by this version of quire. {arg.note}")
+    _fold_rope(values)
+    return values
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and value == other
+
+
+def _check_known(name: str, value: Any) -> None:
+    known = ARGS[name].known
+    if not known or value is None or not isinstance(value, str):
+        return
+    if value.split(":")[0] not in known:
+        raise _unknown_value(name, value, known)
+
+
+def _unknown_value(name: str, value: str, known: tuple[str, ...]) -> ValidationError:
+    message = {
+        "kv_cache_dtype": f"Unknown kv cache dtype: {value}.",
+        "task": f"This model does not support the {value!r} task. Supported tasks: {{'generate'}}.",
+        "guided_decoding_backend": f"Invalid guided_decoding_backend {value!r}, must be one of {list(known)}.",
+    }.get(name, f"Invalid {name} {value!r}.")
+    return ValidationError(f"{message} Known values: {', '.join(known)}", parameter=name, value=value)
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    for name in _INTEGERS:
+        value = values[name]
+        if value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < (0 if name == "long_prefill_token_threshold" else 1):
+            hint = " Leave it out to take the model's." if name == "max_model_len" else ""
+            raise ValidationError(f"{name} must be positive, got {value}.{hint}", parameter=name, value=value)
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if not isinstance(values[name], Integral) or values[name] < 1:
+            raise ValidationError(f"{name} must be at least 1, got {values[name]!r}.")
+    _check_memory(values)
+    backend = values["distributed_executor_backend"]
+    if isinstance(backend, str) and backend not in ("ray", "mp", "uni", "external_launcher"):
+        raise ValidationError(
+            f"Unrecognized distributed executor backend {backend}. Supported values are 'ray', 'mp' 'uni', "
+            "'external_launcher' or custom ExecutorBase subclass."
+        )
+    quantization = values["quantization"]
+    if quantization is not None and quantization not in _QUANTIZATIONS:
+        raise ValidationError(f"Unknown quantization method: {quantization}. Must be one of {sorted(_QUANTIZATIONS)}.")
+    if values["limit_mm_per_prompt"]:
+        raise ValidationError("`limit_mm_per_prompt` is only supported for multimodal models.")
+    max_logprobs = values["max_logprobs"]
+    if not isinstance(max_logprobs, Integral) or max_logprobs < -1:
+        raise ValidationError(f"max_logprobs must be -1 (no limit) or at least 0, got {max_logprobs!r}.")
+
+
+def _check_memory(values: dict[str, Any]) -> None:
+    utilization = values["gpu_memory_utilization"]
+    if not isinstance(utilization, Real) or isinstance(utilization, bool):
+        raise TypeError(f"gpu_memory_utilization must be a number, got {utilization!r}")
+    if utilization > 1.0:
+        raise ValidationError(f"GPU memory utilization must be less than 1.0. Got {utilization}.")
+    if not utilization > 0.0:
+        raise ValidationError(f"gpu_memory_utilization must be greater than 0, got {utilization}.")
+    offload = values["cpu_offload_gb"]
+    if not isinstance(offload, (int, float)) or offload < 0:
+        raise ValidationError(f"CPU offload space must be non-negative, but got {offload}")
+    swap = values["swap_space"]
+    if not isinstance(swap, (int, float)) or swap < 0:
+        raise ValidationError(f"swap_space must be non-negative, but got {swap}")
+
+
+def _fold_rope(values: dict[str, Any]) -> None:
+    rope = {name: values[name] for name in ("rope_scaling", "rope_theta") if values[name] is not None}
+    if not rope:
+        return
+    warn_deprecated(f"{', '.join(rope)} are deprecated; use hf_overrides={rope!r} instead.", stacklevel=6)
+    overrides = values["hf_overrides"]
+    if callable(overrides):
+        raise ValidationError(f"{', '.join(rope)} cannot be combined with a callable hf_overrides; set them there.")
+    values["hf_overrides"] = {**(overrides or {}), **rope}
+
+
+def dtype_name(dtype: Any) -> str:
+    """ "auto" or a dtype name, from what vLLM takes: a name or a torch.dtype."""
+    name = dtype.lower() if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValidationError(f"Unknown dtype: {dtype}", parameter="dtype", value=dtype)
+    return _DTYPES[name]
+
+
+def engine_options(values: Mapping[str, Any], config_overrides: str) -> dict[str, Any]:
+    """The EngineOptions of the core."""
+    options = {name: values[name] for name, arg in ARGS.items() if arg.use is Use.ENGINE and values[name] is not None}
+    options["dtype"] = dtype_name(values["dtype"])
+    options["device"] = _device(values["device"])
+    options["load_format"] = {"dummy": "dummy"}.get(values["load_format"], "auto")
+    options["config_overrides"] = config_overrides
+    seed = values["seed"]
+    if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    options["seed"] = int.from_bytes(os.urandom(7), "little") if seed is None else int(seed) % 2**64
+    if "kv_cache_memory_bytes" not in options and os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        options["kv_cache_memory_bytes"] = int(float(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30)
+    return options
+
+
+def _device(device: Any) -> str:
+    name = str(getattr(device, "type", device))
+    if name in ("neuron", "tpu", "xpu", "hpu"):
+        raise NotImplementedError(f"device={name!r} is not supported by this version of quire. Use 'cpu'.")
+    return name
+
+
+def describe() -> list[tuple[str, Any, str, str]]:
+    """(name, default, what is done with it, note) of every argument, for the documentation."""
+    return [(name, arg.default, arg.use.value, arg.note) for name, arg in ARGS.items()]
+
+
+ConfigOverrides = Mapping[str, Any] | Callable[[Any], Any] | None

@@ -1,0 +1,102 @@
+"""`llm.llm_engine`: the configuration of a running engine under the names that vLLM's users read.
+
+Read-only values copied once; it holds no reference to the LLM or the engine, so it keeps neither alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from quire.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ModelConfigView:
+    model: str
+    tokenizer: str
+    dtype: str
+    max_model_len: int
+    architecture: str
+    runner_type: str
+    task: str
+    hf_config: SimpleNamespace
+    seed: int
+
+    def get_vocab_size(self) -> int:
+        return int(self.hf_config.vocab_size)
+
+
+@dataclass(frozen=True)
+class CacheConfigView:
+    block_size: int
+    num_gpu_blocks: int
+    enable_prefix_caching: bool
+    gpu_memory_utilization: float
+    cache_dtype: str
+
+
+@dataclass(frozen=True)
+class SchedulerConfigView:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    policy: str
+
+
+class EngineView:
+    def __init__(
+        self,
+        model: ModelConfigView,
+        cache: CacheConfigView,
+        scheduler: SchedulerConfigView,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.model_config = model
+        self.cache_config = cache
+        self.scheduler_config = scheduler
+        self.vllm_config = SimpleNamespace(model_config=model, cache_config=cache, scheduler_config=scheduler)
+        self._tokenizer = tokenizer
+
+    def get_model_config(self) -> ModelConfigView:
+        return self.model_config
+
+    def get_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise ValueError("Unable to get tokenizer because skip_tokenizer_init is True")
+        return self._tokenizer.hf_tokenizer()
+
+
+def engine_view(
+    model: str,
+    values: dict[str, Any],
+    options: dict[str, Any],
+    info: dict[str, Any],
+    config: dict[str, Any],
+    tokenizer: Tokenizer | None,
+) -> EngineView:
+    """From the constructor's values, what the core reports, and config.json."""
+    hf_config = SimpleNamespace(**{"vocab_size": info["vocab_size"], **config})
+    return EngineView(
+        ModelConfigView(
+            model=model,
+            tokenizer=str(values["tokenizer"] or model),
+            dtype=info["dtype"],
+            max_model_len=info["max_model_len"],
+            architecture=info["architecture"],
+            runner_type="generate",
+            task="generate",
+            hf_config=hf_config,
+            seed=options["seed"],
+        ),
+        CacheConfigView(
+            block_size=info["block_size"],
+            num_gpu_blocks=info["num_blocks"],
+            enable_prefix_caching=values["enable_prefix_caching"] is not False,
+            gpu_memory_utilization=values["gpu_memory_utilization"],
+            cache_dtype="auto",
+        ),
+        SchedulerConfigView(info["max_num_seqs"], info["max_num_batched_tokens"], info["max_model_len"], "fcfs"),
+        tokenizer,
+    )

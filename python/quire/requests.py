@@ -1,0 +1,336 @@
+"""From prompts and parameters to requests the core can queue; everything wrong is found here, before any work.
+
+Decides what is refused, with which message, and how vLLM's parameters read in the core's terms (end-of-sequence ids, bad
+words, stop strings inside special tokens). It starts nothing. Called from the caller's thread; keeps no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.detokenizer import TextOptions
+from quire.errors import RequestError, RequestTypeError, ValidationError
+from quire.inputs import ParsedPrompt, parse_prompt
+from quire.sampling_params import SamplingParams
+from quire.tokenizer import Tokenizer, bad_words_token_ids
+
+# Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
+_NOT_SERVED = {
+    "prompt_logprobs": "Only log-probabilities of generated tokens (logprobs) are there.",
+    "logits_processors": "logit_bias, allowed_token_ids and bad_words are there.",
+    "truncate_prompt_tokens": "Pass the last token ids of the prompt instead.",
+    "guided_decoding": "Check the output and sample again.",
+    "structured_outputs": "Check the output and sample again.",
+    "extra_args": "No plug-in reads them.",
+    "logprob_token_ids": "Use logprobs.",
+    "prompt_logprob_token_ids": "Only log-probabilities of generated tokens (logprobs) are there.",
+    "prompt_logprob_start": "Only log-probabilities of generated tokens (logprobs) are there.",
+    "flat_logprobs": "Log-probabilities are kept flat and become dicts on access already.",
+    "stream_interval": "LLM.stream yields whenever there is new text.",
+    "skip_reading_prefix_cache": "Use LLM(enable_prefix_caching=False).",
+    "thinking_token_budget": "Use max_tokens.",
+    "repetition_detection": "Use repetition_penalty.",
+    "watermarking": "There is no watermarking.",
+    "routed_experts_prompt_start": "There are no mixture-of-experts models.",
+    "trace_decode_token_ids": "There is no tracing.",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model allows."""
+
+    vocab_size: int
+    max_model_len: int
+    max_logprobs: int
+    eos_token_ids: frozenset[int]  # those the core stops at by itself
+
+
+@dataclass(frozen=True)
+class CompiledParams:
+    """SamplingParams in the core's terms, and what turns a finished sequence into text."""
+
+    engine: dict[str, Any]
+    text: TextOptions
+    # Special tokens that end the request because a stop string lies in their name.
+    stop_tokens: Mapping[int, str]
+    ignore_eos: bool
+    needs_vocabulary: bool
+
+
+@dataclass
+class Request:
+    """A valid request, or the error that takes its place."""
+
+    position: int
+    text: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    params: CompiledParams | None = None
+    error: Exception | None = None
+
+
+def prepare(
+    prompts: Sequence[Any],
+    params: SamplingParams | Sequence[SamplingParams],
+    tokenizer: Tokenizer | None,
+    limits: Limits,
+    *,
+    on_error: str = "raise",
+    first_position: int = 0,
+    truncate_to: int | None = None,
+    add_special_tokens: bool | None = None,
+) -> list[Request]:
+    """One request a prompt. With on_error="raise" all that is wrong is raised, else it stands in its request."""
+    if on_error not in ("raise", "return"):
+        raise ValidationError(f"on_error must be 'raise' or 'return', got {on_error!r}")
+    each = list(params) if isinstance(params, (list, tuple)) else None
+    if each is not None and len(each) != len(prompts):
+        raise ValidationError(
+            f"The lengths of prompts and params must be the same. Got {len(prompts)} prompts and {len(each)} params."
+        )
+    shared = compile_params(params, tokenizer, limits) if each is None else None
+    requests = [Request(first_position + i, params=shared) for i in range(len(prompts))]
+    if each is not None:
+        _compile_each(requests, each, tokenizer, limits)
+    parsed = _parse_all(requests, prompts)
+    _tokenize_all(requests, parsed, tokenizer, add_special_tokens)
+    for request in requests:
+        if truncate_to is not None:
+            request.token_ids = request.token_ids[-truncate_to:]
+        if request.error is None:
+            try:
+                check_token_ids(request.token_ids, limits)
+            except ValueError as error:
+                request.error = error
+    if on_error == "raise":
+        _raise_first(requests)
+    return requests
+
+
+def _compile_each(
+    requests: list[Request], each: Sequence[SamplingParams], tokenizer: Tokenizer | None, limits: Limits
+) -> None:
+    compiled: dict[int, CompiledParams] = {}  # the same object is often given many times
+    for request, params in zip(requests, each, strict=True):
+        try:
+            if id(params) not in compiled:
+                compiled[id(params)] = compile_params(params, tokenizer, limits)
+            request.params = compiled[id(params)]
+        except (ValueError, TypeError, NotImplementedError) as error:
+            request.error = error
+
+
+def _parse_all(requests: list[Request], prompts: Sequence[Any]) -> list[ParsedPrompt | None]:
+    parsed: list[ParsedPrompt | None] = []
+    for request, prompt in zip(requests, prompts, strict=True):
+        try:
+            parsed.append(prompt if isinstance(prompt, ParsedPrompt) else parse_prompt(prompt))
+            request.text = parsed[-1].text if parsed[-1] else None
+        except (ValueError, TypeError, NotImplementedError) as error:
+            parsed.append(None)
+            request.error = request.error or error
+    return parsed
+
+
+def _tokenize_all(
+    requests: list[Request],
+    parsed: list[ParsedPrompt | None],
+    tokenizer: Tokenizer | None,
+    add_special_tokens: bool | None,
+) -> None:
+    texts: dict[bool, list[tuple[Request, str]]] = {True: [], False: []}
+    for request, prompt in zip(requests, parsed, strict=True):
+        if prompt is None or request.error is not None:
+            continue
+        if prompt.token_ids is not None:
+            request.token_ids = list(prompt.token_ids)
+        elif tokenizer is None:
+            request.error = ValidationError("You cannot pass text prompts when `skip_tokenizer_init` is True")
+        else:
+            add = prompt.add_special_tokens if add_special_tokens is None else add_special_tokens
+            assert prompt.text is not None
+            texts[add].append((request, prompt.text))
+    for add, group in texts.items():
+        if group and tokenizer is not None:
+            encoded = tokenizer.encode_batch([text for _, text in group], add_special_tokens=add)
+            for (request, _), ids in zip(group, encoded, strict=True):
+                request.token_ids = ids
+
+
+def check_token_ids(token_ids: Sequence[int], limits: Limits) -> None:
+    if not token_ids:
+        raise ValidationError("The decoder prompt cannot be empty")
+    largest, smallest = max(token_ids), min(token_ids)
+    if largest >= limits.vocab_size or smallest < 0:
+        bad = largest if largest >= limits.vocab_size else smallest
+        raise ValidationError(f"Token id {bad} is out of vocabulary (the model has {limits.vocab_size} tokens)")
+    if len(token_ids) >= limits.max_model_len:
+        raise ValidationError(
+            f"The decoder prompt (length {len(token_ids)}) is longer than the maximum model length of "
+            f"{limits.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text tokens. "
+            "At least one token must be left to generate."
+        )
+
+
+def _raise_first(requests: list[Request]) -> None:
+    bad = [request for request in requests if request.error is not None]
+    if not bad:
+        return
+    error = bad[0].error
+    assert error is not None
+    message = str(error)
+    if len(requests) > 1 or bad[0].position > 0:
+        message += f" (prompt {bad[0].position}"
+        others = [str(request.position) for request in bad[1:]]
+        if others:
+            more = f" and {len(others) - 10} more" if len(others) > 10 else ""
+            message += f"; prompts {', '.join(others[:10])}{more} are bad too"
+        message += ")"
+    indices = tuple(request.position for request in bad)
+    if isinstance(error, NotImplementedError):
+        raise NotImplementedError(message) from error
+    if isinstance(error, TypeError):
+        raise RequestTypeError(message, indices) from error
+    raise RequestError(message, indices) from error
+
+
+def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, limits: Limits) -> CompiledParams:
+    """Checks parameters against a model and writes them in the core's terms."""
+    if not isinstance(params, SamplingParams):
+        raise TypeError(f"sampling_params must be SamplingParams, or a list of them; got {type(params).__name__}")
+    params.verify_submitted()
+    refuse_unserved(params)
+    stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+    if stop and tokenizer is None:
+        raise ValidationError("stop strings need a tokenizer; with `skip_tokenizer_init` use stop_token_ids.")
+    _check_logprobs(params, limits)
+    stop_tokens = _stop_tokens(params, stop, tokenizer)
+    engine: dict[str, Any] = {
+        name: float(getattr(params, name))
+        for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
+    }
+    for name in ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs"):
+        value = getattr(params, name)
+        engine[name] = None if value is None else int(value)
+    engine["stop"] = stop
+    engine["ignore_eos"] = bool(params.ignore_eos)
+    engine["stop_token_ids"] = _all_stop_token_ids(params, stop_tokens, tokenizer, limits)
+    engine["logit_bias"] = _logit_bias(params, limits)
+    engine["allowed_token_ids"] = _allowed_token_ids(params, limits)
+    engine["bad_words_token_ids"] = _bad_words(params, tokenizer, limits)
+    text = TextOptions(
+        detokenize=params.detokenize,
+        skip_special_tokens=params.skip_special_tokens,
+        spaces_between_special_tokens=params.spaces_between_special_tokens,
+        include_stop_str_in_output=params.include_stop_str_in_output,
+        stop=tuple(stop),
+    )
+    return CompiledParams(engine, text, stop_tokens, bool(params.ignore_eos), needs_vocabulary=bool(stop))
+
+
+def refuse_unserved(params: SamplingParams) -> None:
+    """NotImplementedError for a field that is set and would have no effect."""
+    if params.best_of is not None and params._real_n is not None and params.best_of > params._real_n:
+        raise NotImplementedError(
+            "SamplingParams.best_of greater than n is not supported by this version of quire. Ask for n=best_of with "
+            "logprobs=0 and keep those with the highest cumulative_logprob."
+        )
+    for name, instead in _NOT_SERVED.items():
+        value = getattr(params, name)
+        if value is not None and value is not False and not (isinstance(value, (list, dict)) and not value):
+            raise NotImplementedError(f"SamplingParams.{name} is not supported by this version of quire. {instead}")
+
+
+def _check_logprobs(params: SamplingParams, limits: Limits) -> None:
+    if params.logprobs is None:
+        return
+    allowed = limits.vocab_size if limits.max_logprobs == -1 else limits.max_logprobs
+    if params.logprobs > allowed:
+        raise ValidationError(
+            f"Requested sample logprobs of {params.logprobs}, which is greater than max allowed: {allowed} "
+            "(see LLM(max_logprobs=...))"
+        )
+
+
+def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer | None) -> dict[int, str]:
+    """Special tokens whose name, which shows with skip_special_tokens=False, contains a stop string.
+
+    The core matches stop strings on the bytes of ordinary tokens. A special token that contains one always completes it,
+    so it is a stop token; a stop string that reaches across the border of a special token is refused.
+    """
+    if tokenizer is None or params.skip_special_tokens or not stop:
+        return {}
+    found: dict[int, str] = {}
+    for token_id, name in tokenizer.special_texts().items():
+        for string in stop:
+            if string in name:
+                found.setdefault(token_id, string)
+            elif name in string or _overlap(name, string) or _overlap(string, name):
+                raise NotImplementedError(
+                    f"The stop string {string!r} overlaps the special token {name!r}; with skip_special_tokens=False "
+                    "this version of quire supports only stop strings inside one. Use stop_token_ids."
+                )
+    if found and params.min_tokens > 0:
+        raise NotImplementedError(
+            "A stop string inside a special token together with min_tokens is not supported by this version of quire. "
+            "Use stop_token_ids."
+        )
+    return found
+
+
+def _overlap(left: str, right: str) -> bool:
+    """Whether a proper end of `left` is a proper beginning of `right`."""
+    return any(left.endswith(right[:length]) for length in range(1, min(len(left), len(right))))
+
+
+def _all_stop_token_ids(
+    params: SamplingParams, stop_tokens: Mapping[int, str], tokenizer: Tokenizer | None, limits: Limits
+) -> list[int]:
+    ids = [int(token_id) for token_id in params.stop_token_ids or ()]
+    out = [token_id for token_id in ids if not 0 <= token_id < limits.vocab_size]
+    if out:
+        raise ValidationError(f"stop_token_ids {out} are out of vocabulary. Vocabulary size: {limits.vocab_size}")
+    eos = tokenizer.eos_token_id if tokenizer is not None else None
+    if eos is not None and not params.ignore_eos and eos not in limits.eos_token_ids and eos < limits.vocab_size:
+        ids.append(eos)
+    return list(dict.fromkeys([*ids, *stop_tokens]))
+
+
+def _logit_bias(params: SamplingParams, limits: Limits) -> list[tuple[int, float]]:
+    if not params.logit_bias:
+        return []
+    bias = [(int(token_id), float(value)) for token_id, value in params.logit_bias.items()]
+    out = [token_id for token_id, _ in bias if not 0 <= token_id < limits.vocab_size]
+    if out:
+        raise ValidationError(
+            f"token_id(s) {out} in logit_bias contain out-of-vocab token ids. Vocabulary size: {limits.vocab_size}"
+        )
+    return bias
+
+
+def _allowed_token_ids(params: SamplingParams, limits: Limits) -> list[int]:
+    if params.allowed_token_ids is None:
+        return []
+    ids = [int(token_id) for token_id in params.allowed_token_ids]
+    if not ids:
+        raise ValidationError("allowed_token_ids is not None and empty!")
+    if not all(0 <= token_id < limits.vocab_size for token_id in ids):
+        raise ValidationError("allowed_token_ids contains out-of-vocab token id!")
+    return ids
+
+
+def _bad_words(params: SamplingParams, tokenizer: Tokenizer | None, limits: Limits) -> list[list[int]]:
+    if not params.bad_words:
+        return []
+    if tokenizer is None:
+        raise ValidationError("bad_words need a tokenizer; with `skip_tokenizer_init` use logit_bias.")
+    words = bad_words_token_ids(tokenizer, params.bad_words)
+    out = [token_id for word in words for token_id in word if not 0 <= token_id < limits.vocab_size]
+    if out:
+        raise ValidationError(
+            f"The model vocabulary size is {limits.vocab_size}, but the following tokens were specified as bad: {out}. "
+            "All token ids must be below it."
+        )
+    return words

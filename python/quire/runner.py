@@ -1,0 +1,193 @@
+"""Drives requests through the core and makes RequestOutputs of what comes back.
+
+Decides how a call waits (short runs, so that Ctrl-C gets through) and that nothing of a call stays behind, whatever
+ends it. Several threads may run their own requests on one engine at once. Knows no prompts and no parameters but those
+of finished requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from quire._logging import logger
+from quire.detokenizer import StreamedText, final_text
+from quire.outputs import CompletionOutput, LazyLogprobs, RequestMetrics, RequestOutput, StreamChunk
+from quire.requests import CompiledParams, Request
+from quire.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from quire._quire import Completion, Delta, Engine, Output
+
+# The core returns to Python at least this often; signals are seen then.
+RUN_MS = 50
+# Requests a run is asked about: they finish roughly in order, and each run costs time for every id.
+_WINDOW = 512
+
+
+class Waiting:
+    """The requests of one call that are in the core. Used as a context: leaving it abandons those not finished."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending: dict[int, None] = {}
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pending:
+            self._abandon()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def submit(self, requests: Sequence[Request]) -> list[int]:
+        """Queues all of them or none; returns the core's ids."""
+        if not requests:
+            return []
+        params = [request.params.engine for request in requests if request.params is not None]
+        same = all(one is params[0] for one in params)
+        ids = self._engine.submit_many([request.token_ids for request in requests], params[0] if same else params)
+        self._pending.update(dict.fromkeys(ids))
+        return ids
+
+    def submit_streamed(self, request: Request) -> int:
+        assert request.params is not None
+        request_id = self._engine.submit(request.token_ids, request.params.engine, stream=True)
+        self._pending[request_id] = None
+        return request_id
+
+    def adopt(self, request_ids: Iterable[int]) -> None:
+        """Takes over requests that were queued before."""
+        self._pending.update(dict.fromkeys(request_ids))
+
+    def run(self) -> list[Output]:
+        """Those that finished meanwhile; returns within RUN_MS."""
+        outputs, _ = self._engine.run(list(islice(self._pending, _WINDOW)), RUN_MS)
+        for output in outputs:
+            self._pending.pop(output.request_id, None)
+        return outputs
+
+    def run_streamed(self) -> tuple[list[Output], list[Delta]]:
+        """As run, with the new tokens of streamed requests."""
+        outputs, deltas = self._engine.run(list(self._pending), RUN_MS)
+        for output in outputs:
+            self._pending.pop(output.request_id, None)
+        return outputs, deltas
+
+    def _abandon(self) -> None:
+        """Cancels what is left and takes its outputs away, so that the next call finds an empty engine."""
+        try:
+            for request_id in self._pending:
+                self._engine.cancel(request_id)
+            while self._pending:
+                before = len(self._pending)
+                self.run()
+                if len(self._pending) == before:  # cancelled requests finish at once
+                    break
+        except RuntimeError as error:  # the device failed, or the engine was closed: what led here matters more
+            logger.debug("abandoning requests failed: %s", error)
+        self._pending.clear()
+
+
+def finished_output(output: Output, request: Request, request_id: str, tokenizer: Tokenizer | None) -> RequestOutput:
+    """The RequestOutput of a finished request."""
+    params = request.params
+    assert params is not None
+    completions = [
+        _completion(completion, request, params, tokenizer)
+        for completion in sorted(output.completions, key=lambda completion: completion.index)
+    ]
+    metrics = RequestMetrics(
+        arrival_time=output.arrival,
+        last_token_time=output.last_token,
+        first_scheduled_time=output.first_scheduled or None,
+        first_token_time=output.first_token or None,
+        time_in_queue=output.first_scheduled - output.arrival if output.first_scheduled else None,
+        finished_time=output.finished or None,
+        num_preemptions=output.num_preemptions,
+    )
+    return RequestOutput(
+        request_id=request_id,
+        prompt=request.text,
+        prompt_token_ids=request.token_ids,
+        prompt_logprobs=None,
+        outputs=completions,
+        finished=True,
+        metrics=metrics,
+        num_cached_tokens=output.num_cached_tokens,
+        error=output.error or None,
+    )
+
+
+def _completion(
+    completion: Completion, request: Request, params: CompiledParams, tokenizer: Tokenizer | None
+) -> CompletionOutput:
+    token_ids = list(completion.token_ids)
+    stop_string, stop_token = _stop_of(completion, token_ids, params)
+    text = final_text(
+        tokenizer, request.token_ids, token_ids, params.text, stop_string, stopped_by_token=stop_token is not None
+    )
+    stop_reason: int | str | None = stop_string
+    if stop_token is not None and stop_string is None:
+        is_eos = tokenizer is not None and stop_token == tokenizer.eos_token_id and not params.ignore_eos
+        stop_reason = None if is_eos else stop_token
+    logprobs = cumulative = None
+    if params.engine["logprobs"] is not None and completion.logprobs is not None:
+        named = tokenizer.token_text if tokenizer is not None and params.text.detokenize else None
+        logprobs, cumulative = LazyLogprobs(completion.logprobs, named), completion.cumulative_logprob
+    return CompletionOutput(
+        index=completion.index,
+        text=text,
+        token_ids=token_ids,
+        cumulative_logprob=cumulative,
+        logprobs=logprobs,
+        finish_reason=completion.finish_reason,
+        stop_reason=stop_reason,
+    )
+
+
+def _stop_of(completion: Completion, token_ids: list[int], params: CompiledParams) -> tuple[str | None, int | None]:
+    """The stop string or the stop token that ended a sequence."""
+    if completion.finish_reason != "stop":
+        return None, None
+    if completion.stop_string_index >= 0:
+        return params.text.stop[completion.stop_string_index], None
+    if token_ids[-1] in params.stop_tokens:
+        return params.stop_tokens[token_ids[-1]], None
+    return None, token_ids[-1]
+
+
+def streamed(waiting: Waiting, request: Request, request_id: str, tokenizer: Tokenizer | None) -> Iterator[StreamChunk]:
+    """Queues one request and yields what is new, until all its sequences have finished."""
+    params = request.params
+    assert params is not None
+    texts = [StreamedText(tokenizer, request.token_ids, params.text) for _ in range(params.engine["n"])]
+    given = [0] * len(texts)
+    with waiting:
+        waiting.submit_streamed(request)
+        while len(waiting):
+            outputs, deltas = waiting.run_streamed()
+            if outputs:
+                final = finished_output(outputs[0], request, request_id, tokenizer)
+                break
+            for delta in deltas:
+                # The last tokens may be a stop token or complete a stop string, which only the output tells.
+                if delta.finish_reason is None and delta.token_ids:
+                    given[delta.index] += len(delta.token_ids)
+                    text = texts[delta.index].push(delta.token_ids)
+                    yield StreamChunk(request_id, delta.index, text, list(delta.token_ids))
+        else:
+            return
+    for completion in final.outputs:
+        yield StreamChunk(
+            request_id=request_id,
+            index=completion.index,
+            text=texts[completion.index].finish(completion.text),
+            token_ids=completion.token_ids[given[completion.index] :],
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            output=final if completion is final.outputs[-1] else None,
+        )

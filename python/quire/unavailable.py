@@ -1,0 +1,70 @@
+"""Methods of vLLM's LLM that this version does not have: each says so by name, never by an AttributeError.
+
+Decides the messages only. Pooling methods say what vLLM says on a generative model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+def _later(method: str, instead: str) -> NoReturn:
+    raise NotImplementedError(
+        f"LLM.{method}() is not supported by this version of quire; it comes in a later release. {instead}"
+    )
+
+
+class UnavailableMethods:
+    """Mixed into LLM."""
+
+    def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "LLM.encode() is only supported for pooling models. Pooling models come in a later release of quire."
+        )
+
+    def embed(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "Embedding API is only enabled for `--task embed`. Pooling models come in a later release of quire."
+        )
+
+    def classify(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "Classification API is only enabled for `--task classify`. Pooling models come in a later release of quire."
+        )
+
+    def score(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "LLM.score() is only supported for pooling models. Pooling models come in a later release of quire."
+        )
+
+    def reward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "LLM.reward() is only supported for pooling models. Pooling models come in a later release of quire."
+        )
+
+    def beam_search(self, prompts: Any, params: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        _later("beam_search", "Sample several sequences with SamplingParams(n=..., logprobs=0) and rank them.")
+
+    def sleep(self, level: int = 1, *args: Any, **kwargs: Any) -> NoReturn:
+        _later("sleep", "close() gives all memory back.")
+
+    def wake_up(self, tags: list[str] | None = None) -> NoReturn:
+        _later("wake_up", "Build a new LLM after close().")
+
+    def collective_rpc(self, method: Any, timeout: float | None = None, *args: Any, **kwargs: Any) -> NoReturn:
+        _later("collective_rpc", "There are no workers: the engine runs in this process.")
+
+    def apply_model(self, func: Any) -> NoReturn:
+        _later("apply_model", "The model is not a torch module.")
+
+    def start_profile(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _later("start_profile", "Use a profiler of your system, such as perf.")
+
+    def stop_profile(self) -> NoReturn:
+        _later("stop_profile", "Use a profiler of your system, such as perf.")
+
+    def get_metrics(self) -> NoReturn:
+        _later("get_metrics", "LLM.stats() has the counters of the engine.")
+
+    def load_weights(self, weights: Any) -> NoReturn:
+        _later("load_weights", "Save a checkpoint and build a new LLM.")
