@@ -1,0 +1,20 @@
+// The table of kernel cases.
+#pragma once
+
+#include "kernels/cases/attention_cases.h"
+#include "kernels/cases/gemm_cases.h"
+#include "kernels/cases/layer_cases.h"
+
+namespace quire::cases {
+
+inline std::vector<CaseEntry> all_cases() {
+  std::vector<CaseEntry> cases;
+  add_gemm_cases(cases);
+  add_attention_cases(cases);
+  add_norm_cases(cases);
+  add_embedding_cases(cases);
+  add_rope_cases(cases);
+  return cases;
+}
+
+}  // namespace quire::cases

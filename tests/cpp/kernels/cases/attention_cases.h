@@ -1,0 +1,298 @@
+// Cases of paged_attention: ragged batches, every option, head sizes good and odd, pages placed at random.
+//
+// Keys and values go in through the table's own rope_kv_write, so a case knows no layout. Slots past kv_lens hold NaN,
+// block table entries that no query may use hold an id far outside of the cache.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cases/kernel_case.h"
+
+namespace quire::cases {
+
+struct SequenceSpec {
+  int32_t num_queries = 1;
+  int32_t kv_len = 1;
+};
+
+struct AttentionSpec {
+  DType dtype = DType::f32;
+  int32_t num_heads = 1, num_kv_heads = 1, head_dim = 8, block_size = 16;
+  std::vector<SequenceSpec> seqs;
+  float softcap = 0.0f;
+  int32_t window = 0;
+  bool has_alibi = false, has_sinks = false, causal = true;
+};
+
+constexpr int32_t kUnusedBlock = 2147480000;
+
+// Fills queries and the rows of q, k, v of all keys; given the elements from row to row.
+using FillInputs = std::function<void(Buffer& queries, int64_t q_stride, Buffer& kv, int64_t kv_stride)>;
+
+class AttentionCase : public KernelCase {
+ public:
+  // `seed` places the pages, and makes the inputs unless `fill` does.
+  AttentionCase(const AttentionSpec& spec, const KernelTable& table, Stream stream, uint64_t seed = 1,
+                const FillInputs& fill = {})
+      : spec_(spec), head_dim_(spec.head_dim) {
+    Random random(seed);
+    for (const SequenceSpec& seq : spec.seqs) {
+      query_start_.push_back(num_tokens_);
+      kv_start_.push_back(num_keys_);
+      kv_lens_.push_back(seq.kv_len);
+      num_tokens_ += seq.num_queries;
+      num_keys_ += seq.kv_len;
+      max_kv_len_ = std::max(max_kv_len_, seq.kv_len);
+    }
+    query_start_.push_back(num_tokens_);
+    q_stride_ = int64_t{spec.num_heads} * head_dim_ + 4;
+    q_ = Buffer(spec.dtype, num_tokens_ * q_stride_);
+    out_ = Buffer(spec.dtype, num_tokens_ * q_stride_);
+    q_.fill_uniform(random, 2.0);
+    kv_stride_ = int64_t{spec.num_heads + 2 * spec.num_kv_heads} * head_dim_;
+    qkv_ = Buffer(spec.dtype, num_keys_ * kv_stride_);
+    qkv_.fill_uniform(random, 2.0);
+    if (fill) fill(q_, q_stride_, qkv_, kv_stride_);
+    slopes_ = Buffer(DType::f32, spec.num_heads);
+    sinks_ = Buffer(DType::f32, spec.num_heads);
+    for (int32_t h = 0; h < spec.num_heads; ++h) {
+      slopes_.set(h, 0.3 - 0.1 * (h % 5));
+      sinks_.set(h, 1.5 * (h % 3) - 1.0);
+    }
+    place_pages(random);
+    write_cache(table, stream);
+    hide_unused_blocks();
+    workspace_ =
+        Buffer(DType::u8,
+               static_cast<int64_t>(table.attention_workspace_bytes(num_tokens_, static_cast<int64_t>(spec.seqs.size()),
+                                                                    max_kv_len_, spec.num_heads, head_dim_, 3)));
+    count_work();
+  }
+
+  void reset() override { out_.fill_untouched(); }
+  const Buffer& out() const { return out_; }
+  int64_t row_stride() const { return q_stride_; }
+
+  void run(const KernelTable& table, Stream stream) override {
+    PagedAttentionParams p;
+    p.q = q_.data();
+    p.q_stride = q_stride_;
+    p.dtype = spec_.dtype;
+    p.num_heads = spec_.num_heads;
+    p.kv = view();
+    p.num_seqs = static_cast<int32_t>(spec_.seqs.size());
+    p.query_start = query_start_.data();
+    p.kv_lens = kv_lens_.data();
+    p.block_tables = block_tables_.data();
+    p.block_table_stride = table_stride_;
+    p.scale = scale();
+    p.softcap = spec_.softcap;
+    p.window = spec_.window;
+    p.alibi_slopes = spec_.has_alibi ? slopes_.as<float>() : nullptr;
+    p.sinks = spec_.has_sinks ? sinks_.as<float>() : nullptr;
+    p.causal = spec_.causal;
+    p.out = out_.data();
+    p.out_stride = q_stride_;
+    p.workspace = workspace_.data();
+    p.workspace_bytes = workspace_.size_bytes();
+    table.paged_attention(p, stream);
+  }
+
+  std::string check() const override {
+    if (!workspace_.guards_hold()) return "wrote outside of the workspace";
+    std::string problem;
+    std::vector<double> expected(static_cast<size_t>(num_tokens_ * spec_.num_heads * head_dim_));
+    for (size_t s = 0; s < spec_.seqs.size(); ++s) {
+      for (int32_t i = 0; i < spec_.seqs[s].num_queries; ++i) {
+        for (int32_t h = 0; h < spec_.num_heads; ++h) reference(s, i, h, expected);
+      }
+    }
+    const int64_t row_length = int64_t{spec_.num_heads} * head_dim_;
+    const double relative = 2e-5 + rounding_of(spec_.dtype);
+    return compare_rows(out_, num_tokens_, row_length, q_stride_, 3e-5, relative, [&](int64_t row, int64_t column) {
+      return expected[static_cast<size_t>(row * row_length + column)];
+    });
+  }
+
+ private:
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim_)); }
+
+  KvCacheView view() {
+    return {k_cache_.data(), v_cache_.data(), spec_.dtype, spec_.block_size, spec_.num_kv_heads, head_dim_};
+  }
+
+  void place_pages(Random& random) {
+    int32_t num_blocks = 3;
+    table_stride_ = max_kv_len_ / spec_.block_size + 3;
+    for (const SequenceSpec& seq : spec_.seqs) num_blocks += (seq.kv_len + spec_.block_size - 1) / spec_.block_size;
+    std::vector<int32_t> ids(static_cast<size_t>(num_blocks));
+    for (int32_t i = 0; i < num_blocks; ++i) ids[static_cast<size_t>(i)] = i;
+    for (size_t i = ids.size(); i > 1; --i) std::swap(ids[i - 1], ids[static_cast<size_t>(random.below(int64_t(i)))]);
+    block_tables_.assign(spec_.seqs.size() * static_cast<size_t>(table_stride_), kUnusedBlock);
+    size_t next = 0;
+    for (size_t s = 0; s < spec_.seqs.size(); ++s) {
+      for (int32_t b = 0; b * spec_.block_size < spec_.seqs[s].kv_len; ++b) block_of(s, b) = ids[next++];
+    }
+    const int64_t elements = int64_t{num_blocks} * spec_.block_size * spec_.num_kv_heads * head_dim_;
+    k_cache_ = Buffer(spec_.dtype, elements);  // all NaN
+    v_cache_ = Buffer(spec_.dtype, elements);
+  }
+
+  int32_t& block_of(size_t seq, int32_t block) {
+    return block_tables_[seq * static_cast<size_t>(table_stride_) + static_cast<size_t>(block)];
+  }
+
+  void write_cache(const KernelTable& table, Stream stream) {
+    std::vector<int32_t> positions, slots;
+    for (size_t s = 0; s < spec_.seqs.size(); ++s) {
+      for (int32_t i = 0; i < spec_.seqs[s].kv_len; ++i) {
+        positions.push_back(i);
+        slots.push_back(block_of(s, i / spec_.block_size) * spec_.block_size + i % spec_.block_size);
+      }
+    }
+    RopeKvWriteParams p;
+    p.qkv = qkv_.data();
+    p.dtype = spec_.dtype;
+    p.qkv_stride = kv_stride_;
+    p.num_tokens = num_keys_;
+    p.num_heads = spec_.num_heads;
+    p.positions = positions.data();
+    p.slot_mapping = slots.data();
+    p.kv = view();
+    table.rope_kv_write(p, stream);
+  }
+
+  // Pages before every window are given back in a running engine; their entries mean nothing.
+  void hide_unused_blocks() {
+    for (size_t s = 0; s < spec_.seqs.size() && spec_.window > 0; ++s) {
+      const int32_t first_seen = spec_.seqs[s].kv_len - spec_.seqs[s].num_queries + 1 - spec_.window;
+      for (int32_t b = 0; (b + 1) * spec_.block_size <= first_seen; ++b) block_of(s, b) = kUnusedBlock;
+    }
+  }
+
+  void count_work() {
+    const double element = static_cast<double>(dtype_bytes(spec_.dtype));
+    bytes = element * (2.0 * static_cast<double>(num_tokens_) * spec_.num_heads * head_dim_ +
+                       2.0 * static_cast<double>(num_keys_) * spec_.num_kv_heads * head_dim_);
+    for (const SequenceSpec& seq : spec_.seqs) {
+      const double keys = spec_.causal ? seq.kv_len - 0.5 * (seq.num_queries - 1) : seq.kv_len;
+      flops += 4.0 * seq.num_queries * keys * spec_.num_heads * head_dim_;
+    }
+  }
+
+  double key_at(int64_t key, int32_t kv_head, int32_t d) const {
+    return qkv_.get(key * kv_stride_ + int64_t{spec_.num_heads + kv_head} * head_dim_ + d);
+  }
+  double value_at(int64_t key, int32_t kv_head, int32_t d) const {
+    return qkv_.get(key * kv_stride_ + int64_t{spec_.num_heads + spec_.num_kv_heads + kv_head} * head_dim_ + d);
+  }
+
+  void reference(size_t s, int32_t i, int32_t head, std::vector<double>& expected) const {
+    const SequenceSpec& seq = spec_.seqs[s];
+    const int32_t kv_head = head / (spec_.num_heads / spec_.num_kv_heads);
+    const int64_t token = query_start_[s] + i;
+    const int32_t position = seq.kv_len - seq.num_queries + i;
+    const int32_t begin = spec_.window > 0 ? std::max(0, position - spec_.window + 1) : 0;
+    const int32_t end = spec_.causal ? position + 1 : seq.kv_len;
+    std::vector<double> scores;
+    double max = spec_.has_sinks ? sinks_.get(head) : -1e300;
+    for (int32_t j = begin; j < end; ++j) {
+      double dot = 0.0;
+      for (int32_t d = 0; d < head_dim_; ++d) {
+        dot += q_.get(token * q_stride_ + int64_t{head} * head_dim_ + d) * key_at(kv_start_[s] + j, kv_head, d);
+      }
+      double score = dot * scale();
+      if (spec_.softcap > 0.0f) score = spec_.softcap * std::tanh(score / spec_.softcap);
+      if (spec_.has_alibi) score += slopes_.get(head) * (j - position);
+      scores.push_back(score);
+      max = std::max(max, score);
+    }
+    double sum = spec_.has_sinks ? std::exp(sinks_.get(head) - max) : 0.0;
+    double* out = expected.data() + (token * spec_.num_heads + head) * head_dim_;
+    for (int32_t j = begin; j < end; ++j) {
+      const double weight = std::exp(scores[static_cast<size_t>(j - begin)] - max);
+      sum += weight;
+      for (int32_t d = 0; d < head_dim_; ++d) out[d] += weight * value_at(kv_start_[s] + j, kv_head, d);
+    }
+    for (int32_t d = 0; d < head_dim_; ++d) out[d] /= sum;
+  }
+
+  AttentionSpec spec_;
+  int32_t head_dim_;
+  int32_t num_tokens_ = 0;
+  int64_t num_keys_ = 0;
+  int32_t max_kv_len_ = 1;
+  int64_t q_stride_ = 0, kv_stride_ = 0;
+  int32_t table_stride_ = 0;
+  std::vector<int32_t> query_start_, kv_lens_, block_tables_;
+  std::vector<int64_t> kv_start_;
+  Buffer q_, out_, qkv_, slopes_, sinks_, k_cache_, v_cache_, workspace_;
+};
+
+inline void add_attention(std::vector<CaseEntry>& cases, const std::string& what, const AttentionSpec& spec,
+                          bool is_benchmark = false) {
+  const std::string name = str_cat("attention_", dtype_name(spec.dtype), "_h", spec.num_heads, "_kv", spec.num_kv_heads,
+                                   "_d", spec.head_dim, "_b", spec.block_size, "_", what);
+  cases.push_back({name, is_benchmark, [spec](const KernelTable& table, Stream stream) {
+                     return std::make_unique<AttentionCase>(spec, table, stream);
+                   }});
+}
+
+inline void add_attention_cases(std::vector<CaseEntry>& cases) {
+  const std::vector<SequenceSpec> mixed = {{1, 1}, {5, 5}, {1, 70}, {33, 40}, {1, 129}, {64, 200}, {0, 30}, {2, 17}};
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const int32_t head_dim : {8, 20, 37, 40, 64, 80, 96, 128, 192, 256}) {
+      add_attention(cases, "mixed",
+                    {.dtype = dtype, .num_heads = 4, .num_kv_heads = 2, .head_dim = head_dim, .seqs = mixed});
+    }
+    AttentionSpec base = {
+        .dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 32, .block_size = 32, .seqs = mixed};
+    for (const int32_t window : {1, 7, 64, 100}) {
+      AttentionSpec spec = base;
+      spec.window = window;
+      add_attention(cases, str_cat("window", window), spec);
+    }
+    AttentionSpec spec = base;
+    spec.softcap = 2.0f;
+    add_attention(cases, "softcap", spec);
+    spec.has_alibi = true;
+    add_attention(cases, "softcap_alibi", spec);
+    spec = base;
+    spec.has_sinks = true;
+    add_attention(cases, "sinks", spec);
+    spec.window = 20;
+    add_attention(cases, "sinks_window", spec);
+    spec = base;
+    spec.causal = false;
+    add_attention(cases, "noncausal", spec);
+    // More query heads than a tile has rows; a group that is no power of two; one head alone.
+    add_attention(cases, "group71",
+                  {.dtype = dtype, .num_heads = 71, .num_kv_heads = 1, .head_dim = 16, .seqs = mixed});
+    add_attention(cases, "group7", {.dtype = dtype, .num_heads = 14, .num_kv_heads = 2, .head_dim = 16, .seqs = mixed});
+    add_attention(cases, "mha", {.dtype = dtype, .num_heads = 3, .num_kv_heads = 3, .head_dim = 24, .seqs = mixed});
+    // Several splits of keys, alone (so that splits become tasks) and together.
+    base = {.dtype = dtype, .num_heads = 2, .num_kv_heads = 1, .head_dim = 16, .seqs = {{1, 3100}}};
+    add_attention(cases, "splits", base);
+    base.seqs = {{3, 2049}, {1, 1024}, {1, 2500}, {40, 1030}};
+    base.has_sinks = true;
+    add_attention(cases, "splits_mixed", base);
+    base.window = 1500;
+    add_attention(cases, "splits_window", base);
+  }
+  const auto bench = [&](const char* what, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                         const std::vector<SequenceSpec>& seqs) {
+    add_attention(
+        cases, what,
+        {.dtype = DType::bf16, .num_heads = heads, .num_kv_heads = kv_heads, .head_dim = head_dim, .seqs = seqs}, true);
+  };
+  for (const int32_t head_dim : {64, 128}) {
+    bench("decode1_of_1024", 9, 3, head_dim, {{1, 1024}});
+    bench("decode1_of_8192", 9, 3, head_dim, {{1, 8192}});
+    bench("decode64_of_1024", 9, 3, head_dim, std::vector<SequenceSpec>(64, {1, 1024}));
+    bench("prefill_1024", 9, 3, head_dim, {{1024, 1024}});
+    bench("chunk_256_of_4096", 14, 2, head_dim, {{256, 4096}});
+  }
+  bench("mha_decode64_of_512", 12, 12, 64, std::vector<SequenceSpec>(64, {1, 512}));
+}
+
+}  // namespace quire::cases

@@ -1,0 +1,219 @@
+// Cases of gemm and pack_weight: all dtypes, odd sizes, every epilogue, sources in every form; shapes of real models.
+#pragma once
+
+#include "kernels/cases/kernel_case.h"
+
+namespace quire::cases {
+
+struct GemmSpec {
+  DType dtype = DType::f32;
+  int64_t m = 1, n = 1, k = 1;  // n counts outputs: a gated weight has 2n rows
+  bool gated = false;
+  bool has_bias = false;
+  Activation activation = Activation::none;
+  float softcap = 0.0f;
+  float scale = 1.0f;
+  bool rounds_output = false;  // out_dtype = dtype instead of f32
+  bool accumulate = false;
+  DType source_dtype = DType::f32;
+  bool is_transposed = false;  // the source is [k, n]
+  int64_t first_rows = 0;      // pack in two parts, the second one first
+};
+
+inline double activation_reference(Activation activation, double x) {
+  switch (activation) {
+    case Activation::silu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::gelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case Activation::relu:
+      return x > 0.0 ? x : 0.0;
+    case Activation::none:
+      break;
+  }
+  return x;
+}
+
+class GemmCase : public KernelCase {
+ public:
+  GemmCase(const GemmSpec& spec, const KernelTable& table, Stream stream)
+      : spec_(spec),
+        rows_(spec.gated ? 2 * spec.n : spec.n),
+        a_(spec.dtype, spec.m * (spec.k + 3)),
+        source_(spec.source_dtype, rows_ * (spec.k + 5) + spec.k),
+        bias_(DType::f32, rows_),
+        out_(spec.rounds_output ? spec.dtype : DType::f32, spec.m * out_stride()),
+        packed_(DType::u8, static_cast<int64_t>(table.packed_weight_bytes(rows_, spec.k, spec.dtype, spec.gated))) {
+    Random random(static_cast<uint64_t>(spec.m * 1000003 + spec.n * 1009 + spec.k));
+    a_.fill_uniform(random, 1.0);
+    for (int64_t r = 0; r < spec.m; ++r) {  // what lies between rows must never be read
+      for (int64_t i = spec.k; i < spec.k + 3; ++i) a_.set(r * (spec.k + 3) + i, std::nan(""));
+    }
+    source_.fill_uniform(random, 4.0 / std::sqrt(static_cast<double>(spec.k)));
+    bias_.fill_uniform(random, 1.0);
+    pack(table, stream);
+    const double elements = static_cast<double>(rows_) * static_cast<double>(spec.k);
+    bytes = static_cast<double>(packed_.count()) +
+            static_cast<double>(dtype_bytes(spec.dtype) * static_cast<size_t>(spec.m * spec.k)) +
+            static_cast<double>(out_.size_bytes());
+    flops = 2.0 * elements * static_cast<double>(spec.m);
+  }
+
+  void reset() override {
+    out_.fill_untouched();
+    if (!spec_.accumulate) return;
+    for (int64_t r = 0; r < spec_.m; ++r) {
+      for (int64_t i = 0; i < spec_.n; ++i) out_.set(r * out_stride() + i, 0.25 * static_cast<double>(i % 7));
+    }
+  }
+
+  GemmParams params() {
+    GemmParams p;
+    p.a = a_.data();
+    p.a_stride = spec_.k + 3;
+    p.m = spec_.m;
+    p.weight = {packed_.data(), spec_.dtype, spec_.gated, rows_, spec_.k};
+    p.bias = spec_.has_bias ? bias_.as<float>() : nullptr;
+    p.activation = spec_.activation;
+    p.softcap = spec_.softcap;
+    p.scale = spec_.scale;
+    p.out = out_.data();
+    p.out_dtype = spec_.rounds_output ? spec_.dtype : DType::f32;
+    p.out_stride = out_stride();
+    p.accumulate = spec_.accumulate;
+    return p;
+  }
+
+  void run(const KernelTable& table, Stream stream) override { table.gemm(params(), stream); }
+
+  std::string check() const override {
+    if (!packed_.guards_hold()) return "pack_weight wrote outside of the weight";
+    const double relative = 1e-5 + (spec_.rounds_output ? rounding_of(spec_.dtype) : 0.0);
+    return compare_rows(out_, spec_.m, spec_.n, out_stride(), 3e-5, relative,
+                        [this](int64_t row, int64_t column) { return reference(row, column); });
+  }
+
+ private:
+  int64_t out_stride() const { return spec_.n + 2; }
+
+  int64_t source_index(int64_t row, int64_t k) const {
+    return spec_.is_transposed ? k * (rows_ + 1) + row : row * (spec_.k + 5) + k;
+  }
+
+  void pack_part(const KernelTable& table, Stream stream, PackPart part, int64_t begin, int64_t end) {
+    PackWeightParams p;
+    const int64_t source_row = begin + (part == PackPart::up ? spec_.n : 0);
+    p.source = static_cast<const uint8_t*>(source_.data()) +
+               static_cast<size_t>(source_index(source_row, 0)) * dtype_bytes(spec_.source_dtype);
+    p.source_dtype = spec_.source_dtype;
+    p.rows = end - begin;
+    p.cols = spec_.k;
+    p.row_stride = spec_.is_transposed ? 1 : spec_.k + 5;
+    p.col_stride = spec_.is_transposed ? rows_ + 1 : 1;
+    p.part = part;
+    p.row_begin = begin;
+    p.weight = {packed_.data(), spec_.dtype, spec_.gated, rows_, spec_.k};
+    table.pack_weight(p, stream);
+  }
+
+  void pack(const KernelTable& table, Stream stream) {
+    for (const PackPart part : {PackPart::up, PackPart::gate, PackPart::whole}) {
+      if ((part == PackPart::whole) == spec_.gated) continue;
+      pack_part(table, stream, part, spec_.first_rows, spec_.n);
+      if (spec_.first_rows > 0) pack_part(table, stream, part, 0, spec_.first_rows);
+    }
+  }
+
+  double weight_at(int64_t row, int64_t k) const {
+    const auto value = static_cast<float>(source_.get(source_index(row, k)));
+    if (spec_.dtype == DType::bf16) return bf16_to_float(float_to_bf16(value));
+    return spec_.dtype == DType::f16 ? f16_to_float(float_to_f16(value)) : value;
+  }
+
+  double linear(int64_t row, int64_t column) const {
+    double sum = 0.0;
+    for (int64_t k = 0; k < spec_.k; ++k) sum += a_.get(row * (spec_.k + 3) + k) * weight_at(column, k);
+    return sum * spec_.scale + (spec_.has_bias ? bias_.get(column) : 0.0);
+  }
+
+  double reference(int64_t row, int64_t column) const {
+    double x = activation_reference(spec_.activation, linear(row, column));
+    if (spec_.gated) x *= linear(row, spec_.n + column);
+    if (spec_.softcap > 0.0f) x = spec_.softcap * std::tanh(x / spec_.softcap);
+    return spec_.accumulate ? 0.25 * static_cast<double>(column % 7) + x : x;
+  }
+
+  GemmSpec spec_;
+  int64_t rows_;
+  Buffer a_, source_, bias_, out_, packed_;
+};
+
+inline std::string gemm_name(const GemmSpec& s) {
+  static const char* const kActivations[] = {"", "_silu", "_gelu", "_gelu_tanh", "_relu"};
+  return str_cat("gemm_", dtype_name(s.dtype), "_m", s.m, "_n", s.n, "_k", s.k, s.gated ? "_gated" : "",
+                 s.has_bias ? "_bias" : "", kActivations[static_cast<int>(s.activation)],
+                 s.softcap > 0 ? "_softcap" : "", s.scale != 1.0f ? "_scale" : "", s.rounds_output ? "_rounded" : "",
+                 s.accumulate ? "_add" : "", s.is_transposed ? "_transposed" : "", s.first_rows > 0 ? "_parts" : "",
+                 "_from_", dtype_name(s.source_dtype));
+}
+
+inline void add_gemm(std::vector<CaseEntry>& cases, const GemmSpec& spec, bool is_benchmark = false) {
+  cases.push_back({gemm_name(spec), is_benchmark, [spec](const KernelTable& table, Stream stream) {
+                     return std::make_unique<GemmCase>(spec, table, stream);
+                   }});
+}
+
+inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType source : {DType::f32, DType::f16, DType::bf16}) {
+      add_gemm(cases, {.dtype = dtype, .m = 3, .n = 37, .k = 19, .source_dtype = source});
+    }
+    // Sizes around every tile: rows 1 to 13, 32-column panels, k pairs, the 256 elements converted at a time.
+    for (int64_t m = 1; m <= 14; ++m) {
+      add_gemm(cases, {.dtype = dtype, .m = m, .n = 31 + m * 9, .k = 5 + m * 7, .has_bias = m % 2 == 0});
+    }
+    for (const int64_t k : {1, 2, 255, 256, 257, 513}) add_gemm(cases, {.dtype = dtype, .m = 5, .n = 33, .k = k});
+    add_gemm(cases, {.dtype = dtype, .m = 57, .n = 300, .k = 96, .source_dtype = DType::bf16});
+    add_gemm(cases, {.dtype = dtype, .m = 130, .n = 65, .k = 1537, .source_dtype = DType::bf16, .first_rows = 40});
+    add_gemm(cases, {.dtype = dtype, .m = 4, .n = 48, .k = 21, .is_transposed = true, .first_rows = 7});
+    for (const bool gated : {false, true}) {
+      for (const Activation activation :
+           {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+        add_gemm(cases, {.dtype = dtype, .m = 7, .n = 37, .k = 24, .gated = gated, .activation = activation});
+        add_gemm(cases, {.dtype = dtype,
+                         .m = 2,
+                         .n = 85,
+                         .k = 33,
+                         .gated = gated,
+                         .has_bias = true,
+                         .activation = activation,
+                         .scale = 0.5f,
+                         .rounds_output = true,
+                         .first_rows = 20});
+      }
+    }
+    add_gemm(cases, {.dtype = dtype, .m = 3, .n = 70, .k = 40, .softcap = 1.5f, .scale = 2.0f});
+    add_gemm(cases, {.dtype = dtype, .m = 15, .n = 39, .k = 40, .has_bias = true, .scale = 3.0f, .accumulate = true});
+    add_gemm(cases, {.dtype = dtype, .m = 2, .n = 16, .k = 8, .gated = true, .accumulate = true});
+  }
+  // The layers of a 135M and of a 0.5B parameter model: attention output, QKV, gated MLP, down projection, head.
+  for (const int64_t m : {1, 4, 16, 64, 1024}) {
+    for (const GemmSpec& shape :
+         {GemmSpec{.n = 1536, .k = 576}, GemmSpec{.n = 576, .k = 1536}, GemmSpec{.n = 49152, .k = 576},
+          GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu},
+          GemmSpec{.n = 896, .k = 4864}}) {
+      if (m == 1024 && shape.n == 49152) continue;  // only sampled rows reach the head
+      GemmSpec spec = shape;
+      spec.dtype = DType::bf16;
+      spec.m = m;
+      spec.source_dtype = DType::bf16;
+      add_gemm(cases, spec, true);
+    }
+  }
+  add_gemm(cases, {.dtype = DType::f32, .m = 1024, .n = 1536, .k = 576}, true);
+  add_gemm(cases, {.dtype = DType::f16, .m = 1024, .n = 1536, .k = 576}, true);
+}
+
+}  // namespace quire::cases
