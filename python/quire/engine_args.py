@@ -297,6 +297,7 @@ def _check_memory(values: dict[str, Any]) -> None:
     utilization = values["gpu_memory_utilization"]
     if not isinstance(utilization, Real) or isinstance(utilization, bool):
         raise TypeError(f"gpu_memory_utilization must be a number, got {utilization!r}")
+    utilization = float(utilization)
     if utilization > 1.0:
         raise ValidationError(f"GPU memory utilization must be less than 1.0. Got {utilization}.")
     if not utilization > 0.0:

@@ -24,7 +24,7 @@ from quire.errors import ValidationError
 from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
-from quire.requests import Limits, Request, prepare
+from quire.requests import Limits, Request, prepare, refuse_call_features, tokenization_options
 from quire.sampling_params import SamplingParams, warn_deprecated
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from quire._quire import Engine
 
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
-_LORA_DISABLED = "Got lora_request {} but LoRA is not enabled!"
 
 
 def _positional_are_deprecated(init: Callable[..., None]) -> Callable[..., None]:
@@ -46,7 +45,8 @@ def _positional_are_deprecated(init: Callable[..., None]) -> Callable[..., None]
         if positional and self.DEPRECATE_INIT_POSARGS:
             warn_deprecated(
                 f"The positional arguments {positional} are deprecated and will be removed in a future update. All "
-                "positional arguments other than `model` will be replaced with keyword arguments in an upcoming version.",
+                "positional arguments other than `model` will be replaced with keyword arguments in an upcoming "
+                "version.",
                 stacklevel=2,
             )
         init(self, *args, **kwargs)
@@ -102,7 +102,7 @@ class LLM(UnavailableMethods):
         path = _model_path(values)
         self._tokenizer = None if skip_tokenizer_init else _load_tokenizer(values, path)
         config = model_source.read_config(path)
-        overrides = model_source.config_overrides(path, hf_overrides_of(values), trust_remote_code)
+        overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
         options = engine_args.engine_options(values, model_source.to_json(overrides))
         weights = model_source.load_bin_weights(path, values["load_format"])
         self._default_values = model_source.default_sampling_values(
@@ -156,7 +156,9 @@ class LLM(UnavailableMethods):
             items = self._legacy_prompts(prompts, prompt_token_ids)
         else:
             items = inputs.as_list(prompts)
-        _refuse(len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request, guided_options_request)
+        refuse_call_features(
+            len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request, guided_options_request
+        )
         requests = self._prepare(items, sampling_params, tokenization_kwargs, on_error)
         return self._run(requests, use_tqdm)
 
@@ -188,7 +190,7 @@ class LLM(UnavailableMethods):
             tools,
             chat_template_kwargs,
         )
-        _refuse(len(prompts), lora_request, priority, mm_processor_kwargs)
+        refuse_call_features(len(prompts), lora_request, priority, mm_processor_kwargs)
         requests = self._prepare(prompts, sampling_params, tokenization_kwargs, on_error)
         return self._run(requests, use_tqdm)
 
@@ -244,7 +246,9 @@ class LLM(UnavailableMethods):
         on_error: str = "raise",
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Yields (position, output) as requests finish. Reads `prompts` lazily, at most `max_in_flight` ahead."""
-        if isinstance(prompts, (str, Mapping)) or inputs.is_token_ids(prompts):
+        if isinstance(prompts, (str, Mapping)) or (
+            isinstance(prompts, Sequence) and prompts and inputs.is_token_ids(prompts)
+        ):
             prompts = [prompts]
         limit = 2 * self._max_num_seqs if max_in_flight is None else max_in_flight
         if limit < 1:
@@ -268,7 +272,7 @@ class LLM(UnavailableMethods):
     ) -> list[str]:
         """Queues prompts without waiting; returns their request ids. Nothing is shown, whatever use_tqdm says."""
         items = inputs.as_list(prompts)
-        _refuse(len(items), lora_request, priority, mm_processor_kwargs)
+        refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs)
         requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
         self._ensure_vocabulary(requests)
         waiting = runner.Waiting(self._engine)  # not entered: what it holds stays queued
@@ -284,7 +288,9 @@ class LLM(UnavailableMethods):
             raise NotImplementedError(f"wait_for_completion gives RequestOutput only, got {output_type!r}")
         self._check_open()
         queued, self._queued = self._queued, {}
-        return self._wait(queued, use_tqdm)
+        with runner.Waiting(self._engine) as waiting:
+            waiting.adopt(queued)
+            return self._collect(waiting, queued, use_tqdm)
 
     # The model.
 
@@ -352,7 +358,7 @@ class LLM(UnavailableMethods):
         self, prompts: Sequence[Any], params: Any, tokenization_kwargs: Mapping[str, Any] | None, on_error: str
     ) -> list[Request]:
         self._check_open()
-        add_special_tokens, truncate_to = _tokenization(tokenization_kwargs)
+        add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
         return prepare(
             prompts,
             self.get_default_sampling_params() if params is None else params,
@@ -377,7 +383,7 @@ class LLM(UnavailableMethods):
         with runner.Waiting(self._engine) as waiting:
             ids = waiting.submit(good)
             queued = {i: (request, names[request.position]) for i, request in zip(ids, good, strict=True)}
-            finished = iter(self._wait(queued, use_tqdm, waiting))
+            finished = iter(self._collect(waiting, queued, use_tqdm))
         return [
             next(finished)
             if request.error is None
@@ -385,29 +391,21 @@ class LLM(UnavailableMethods):
             for request in requests
         ]
 
-    def _wait(
+    def _collect(
         self,
-        queued: dict[int, tuple[Request, str]],
+        waiting: runner.Waiting,
+        queued: Mapping[int, tuple[Request, str]],
         use_tqdm: bool | Callable[..., Any],
-        waiting: runner.Waiting | None = None,
     ) -> list[RequestOutput]:
         """The outputs of queued requests, in their order."""
         total = sum(request.params.engine["n"] for request, _ in queued.values() if request.params is not None)
         outputs: dict[int, RequestOutput] = {}
-        progress = Progress(use_tqdm, total)
-        if waiting is None:
-            waiting = runner.Waiting(self._engine)
-            waiting.adopt(queued)
-        try:
-            with waiting:
-                while len(waiting):
-                    for raw in waiting.run():
-                        output = runner.finished_output(raw, *queued[raw.request_id], self._tokenizer)
-                        outputs[raw.request_id] = output
-                        num_output = sum(len(completion.token_ids) for completion in output.outputs)
-                        progress.advance(len(output.outputs), len(output.prompt_token_ids or ()), num_output)
-        finally:
-            progress.close()
+        with Progress(use_tqdm, total) as progress:
+            while len(waiting):
+                for raw in waiting.run():
+                    output = runner.finished_output(raw, *queued[raw.request_id], self._tokenizer)
+                    outputs[raw.request_id] = output
+                    progress.advance(output)
         return [outputs[request_id] for request_id in queued]
 
     def _iterate(
@@ -418,46 +416,38 @@ class LLM(UnavailableMethods):
         tokenization_kwargs: Mapping[str, Any] | None,
         on_error: str,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        add_special_tokens, truncate_to = _tokenization(tokenization_kwargs)
+        add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
         queued: dict[int, tuple[Request, str]] = {}
         position, exhausted = 0, False
-        progress = Progress(use_tqdm, total=-1) if use_tqdm else Progress(False, 0)
-        try:
-            with runner.Waiting(self._engine) as waiting:
-                while not exhausted or len(waiting):
-                    room = limit - len(waiting)
-                    batch = list(itertools.islice(pairs, min(room, 32))) if room and not exhausted else []
-                    exhausted = exhausted or (room > 0 and not batch)
-                    requests = prepare(
-                        [prompt for prompt, _ in batch],
-                        [params for _, params in batch],
-                        self._tokenizer,
-                        self._limits,
-                        on_error=on_error,
-                        first_position=position,
-                        add_special_tokens=add_special_tokens,
-                        truncate_to=truncate_to,
-                    )
-                    position += len(batch)
-                    good = []
-                    for request in requests:
-                        name = str(request.position)
-                        if request.error is None:
-                            good.append(request)
-                        else:
-                            ids = request.token_ids or None
-                            yield request.position, error_output(name, request.text, ids, str(request.error))
-                    self._ensure_vocabulary(good)
-                    for request_id, request in zip(waiting.submit(good), good, strict=True):
-                        queued[request_id] = (request, str(next(self.request_counter)))
-                    for raw in waiting.run() if len(waiting) else ():
-                        request, name = queued.pop(raw.request_id)
-                        output = runner.finished_output(raw, request, name, self._tokenizer)
-                        num_output = sum(len(completion.token_ids) for completion in output.outputs)
-                        progress.advance(len(output.outputs), len(request.token_ids), num_output)
-                        yield request.position, output
-        finally:
-            progress.close()
+        with Progress(use_tqdm, None) as progress, runner.Waiting(self._engine) as waiting:
+            while not exhausted or len(waiting):
+                room = limit - len(waiting)
+                batch = list(itertools.islice(pairs, min(room, 32))) if room and not exhausted else []
+                exhausted = exhausted or (room > 0 and not batch)
+                requests = prepare(
+                    [prompt for prompt, _ in batch],
+                    [params for _, params in batch],
+                    self._tokenizer,
+                    self._limits,
+                    on_error=on_error,
+                    first_position=position,
+                    add_special_tokens=add_special_tokens,
+                    truncate_to=truncate_to,
+                )
+                position += len(batch)
+                good = [request for request in requests if request.error is None]
+                self._ensure_vocabulary(good)
+                for request_id, request in zip(waiting.submit(good), good, strict=True):
+                    queued[request_id] = (request, str(next(self.request_counter)))
+                for request in requests:
+                    if request.error is not None:
+                        name, ids = str(next(self.request_counter)), request.token_ids or None
+                        yield request.position, error_output(name, request.text, ids, str(request.error))
+                for raw in waiting.run() if len(waiting) else ():
+                    request, name = queued.pop(raw.request_id)
+                    output = runner.finished_output(raw, request, name, self._tokenizer)
+                    progress.advance(output)
+                    yield request.position, output
 
     def _render(
         self,
@@ -497,10 +487,6 @@ class LLM(UnavailableMethods):
         return prompts
 
 
-def hf_overrides_of(values: Mapping[str, Any]) -> Any:
-    return values["hf_overrides"]
-
-
 def _model_path(values: Mapping[str, Any]) -> Path:
     return model_source.resolve_model(
         values["model"], values["revision"], values["download_dir"], values["hf_token"], values["ignore_patterns"]
@@ -515,46 +501,3 @@ def _load_tokenizer(values: Mapping[str, Any], model_path: Path) -> Tokenizer:
             values["tokenizer"], revision, values["download_dir"], values["hf_token"], with_weights=False
         )
     return load_tokenizer(path, values["tokenizer_mode"], values["trust_remote_code"])
-
-
-def _tokenization(options: Mapping[str, Any] | None) -> tuple[bool | None, int | None]:
-    """(add_special_tokens, truncate_prompt_tokens) of tokenization_kwargs."""
-    options = dict(options or {})
-    add, truncate = options.pop("add_special_tokens", None), options.pop("truncate_prompt_tokens", None)
-    if options:
-        raise NotImplementedError(
-            f"tokenization_kwargs {sorted(options)} are not supported; there are add_special_tokens and "
-            "truncate_prompt_tokens."
-        )
-    if truncate is not None and truncate < 1:
-        raise ValidationError(f"truncate_prompt_tokens must be >= 1, got {truncate}")
-    return add, truncate
-
-
-def _refuse(
-    num_prompts: int,
-    lora_request: Any,
-    priority: Any,
-    mm_processor_kwargs: Any = None,
-    prompt_adapter_request: Any = None,
-    guided_options_request: Any = None,
-) -> None:
-    """Errors for the per-call features that this version lacks."""
-    loras = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request] * num_prompts
-    if len(loras) != num_prompts:
-        raise ValidationError("The lengths of prompts and lora_request must be the same.")
-    for lora in loras:
-        if lora is not None:
-            raise ValidationError(_LORA_DISABLED.format(lora))
-    for value in priority if isinstance(priority, (list, tuple)) else [priority]:
-        if value:
-            raise ValidationError(f"Got priority {value} but Priority scheduling is not enabled.")
-    if mm_processor_kwargs:
-        raise ValidationError("mm_processor_kwargs: this model does not support multi-modal inputs")
-    if prompt_adapter_request is not None:
-        raise NotImplementedError("prompt_adapter_request is not supported by this version of quire.")
-    if guided_options_request is not None:
-        warn_deprecated("guided_options_request is deprecated, use SamplingParams.guided_decoding instead", 4)
-        raise NotImplementedError(
-            "guided_options_request is not supported by this version of quire. Check the output and sample again."
-        )

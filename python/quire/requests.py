@@ -1,7 +1,7 @@
 """From prompts and parameters to requests the core can queue; everything wrong is found here, before any work.
 
-Decides what is refused, with which message, and how vLLM's parameters read in the core's terms (end-of-sequence ids, bad
-words, stop strings inside special tokens). It starts nothing. Called from the caller's thread; keeps no state.
+Decides what is refused, with which message, and how vLLM's parameters read in the core's terms (end-of-sequence
+ids, bad words, stop strings inside special tokens). It starts nothing. Called from the caller's thread; keeps no state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from quire.detokenizer import TextOptions
 from quire.errors import RequestError, RequestTypeError, ValidationError
 from quire.inputs import ParsedPrompt, parse_prompt
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import SamplingParams, warn_deprecated
 from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
@@ -257,8 +257,8 @@ def _check_logprobs(params: SamplingParams, limits: Limits) -> None:
 def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer | None) -> dict[int, str]:
     """Special tokens whose name, which shows with skip_special_tokens=False, contains a stop string.
 
-    The core matches stop strings on the bytes of ordinary tokens. A special token that contains one always completes it,
-    so it is a stop token; a stop string that reaches across the border of a special token is refused.
+    The core matches stop strings on the bytes of ordinary tokens. A special token that contains one always completes
+    it, so it is a stop token; a stop string that reaches across the border of a special token is refused.
     """
     if tokenizer is None or params.skip_special_tokens or not stop:
         return {}
@@ -334,3 +334,46 @@ def _bad_words(params: SamplingParams, tokenizer: Tokenizer | None, limits: Limi
             "All token ids must be below it."
         )
     return words
+
+
+def tokenization_options(options: Mapping[str, Any] | None) -> tuple[bool | None, int | None]:
+    """(add_special_tokens, truncate_prompt_tokens) of tokenization_kwargs."""
+    options = dict(options or {})
+    add, truncate = options.pop("add_special_tokens", None), options.pop("truncate_prompt_tokens", None)
+    if options:
+        raise NotImplementedError(
+            f"tokenization_kwargs {sorted(options)} are not supported; there are add_special_tokens and "
+            "truncate_prompt_tokens."
+        )
+    if truncate is not None and truncate < 1:
+        raise ValidationError(f"truncate_prompt_tokens must be >= 1, got {truncate}")
+    return add, truncate
+
+
+def refuse_call_features(
+    num_prompts: int,
+    lora_request: Any,
+    priority: Any,
+    mm_processor_kwargs: Any = None,
+    prompt_adapter_request: Any = None,
+    guided_options_request: Any = None,
+) -> None:
+    """Errors for the per-call features that this version lacks."""
+    loras = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request] * num_prompts
+    if len(loras) != num_prompts:
+        raise ValidationError("The lengths of prompts and lora_request must be the same.")
+    for lora in loras:
+        if lora is not None:
+            raise ValidationError(f"Got lora_request {lora} but LoRA is not enabled!")
+    for value in priority if isinstance(priority, (list, tuple)) else [priority]:
+        if value:
+            raise ValidationError(f"Got priority {value} but Priority scheduling is not enabled.")
+    if mm_processor_kwargs:
+        raise ValidationError("mm_processor_kwargs: this model does not support multi-modal inputs")
+    if prompt_adapter_request is not None:
+        raise NotImplementedError("prompt_adapter_request is not supported by this version of quire.")
+    if guided_options_request is not None:
+        warn_deprecated("guided_options_request is deprecated, use SamplingParams.guided_decoding instead", 4)
+        raise NotImplementedError(
+            "guided_options_request is not supported by this version of quire. Check the output and sample again."
+        )
