@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/block_pool.h"
@@ -19,7 +20,8 @@ namespace quire {
 struct Vocabulary {
   std::vector<std::string> token_bytes;
   std::string_view bytes(int32_t id) const {
-    return id >= 0 && static_cast<size_t>(id) < token_bytes.size() ? std::string_view(token_bytes[static_cast<size_t>(id)]) : "";
+    const auto entry = static_cast<size_t>(id);
+    return id >= 0 && entry < token_bytes.size() ? std::string_view(token_bytes[entry]) : std::string_view();
   }
 };
 
@@ -27,13 +29,14 @@ struct Request;
 
 struct Sequence {
   Request* request = nullptr;
-  int32_t index = 0;            // which of the request's n
-  std::vector<int32_t> tokens;  // prompt, then output
-  int32_t num_computed = 0;     // tokens [0, num_computed) have keys and values in blocks
-  std::vector<BlockRef> blocks;  // block b holds tokens [b * block_size, (b + 1) * block_size)
+  int32_t index = 0;  // which of the request's n
+  std::vector<int32_t>
+      tokens;                // prompt, then output; empty while it waits for the first sequence to compute the prompt
+  int32_t num_computed = 0;  // tokens [0, num_computed) have keys and values in blocks
+  std::vector<BlockRef> blocks;   // block b holds tokens [b * block_size, (b + 1) * block_size)
   int32_t num_hashed_blocks = 0;  // blocks [0, num_hashed_blocks) were offered to the prefix cache
-  uint64_t arrival_order = 0;   // ties and preemption: larger is newer
-  std::string text_tail;        // bytes of the output that may still become part of a stop string
+  uint64_t arrival_order = 0;     // ties and preemption: larger is newer
+  std::string text_tail;          // bytes of the output that may still become part of a stop string
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;
   int32_t stop_string_index = -1;
@@ -44,7 +47,8 @@ struct Sequence {
   bool finished() const { return finish_reason != FinishReason::none; }
 };
 
-// A prompt with its parameters; n sequences share the blocks of the prompt. The first sequence computes the prompt; the others are made when it has.
+// A prompt with its parameters; n sequences share the blocks of the prompt. The first sequence computes the prompt; the
+// others start when it has.
 struct Request {
   uint64_t id = 0;
   std::vector<int32_t> prompt;
@@ -52,17 +56,18 @@ struct Request {
   std::vector<int32_t> eos_token_ids;  // primary first; empty with ignore_eos
   int64_t max_total_tokens = 0;        // prompt + output may not exceed this (max_tokens and max_model_len folded in)
   uint64_t cache_salt = 0;
-  int32_t priority = 0;
-  std::shared_ptr<const Vocabulary> vocabulary;  // needed with stop strings
-  std::vector<std::unique_ptr<Sequence>> sequences;
+  int32_t priority = 0;                              // smaller goes first; equal ones in order of arrival
+  std::shared_ptr<const Vocabulary> vocabulary;      // needed with stop strings
+  std::vector<std::unique_ptr<Sequence>> sequences;  // params.n, made by Scheduler::add()
   int32_t num_cached_tokens = 0;
   int32_t num_preemptions = 0;
   bool scheduled = false;  // some token of it has been in a batch
   bool finished() const;
 };
 
-// Appends a sampled token and decides whether the sequence ends with it. In this order: EOS and stop token ids and stop strings (all held back while the
-// output is shorter than min_tokens), then length. The token stays in `tokens` in every case.
+// Appends a sampled token and decides whether the sequence ends with it. In this order: EOS and stop token ids, stop
+// strings (all held back while the output is shorter than min_tokens), length. The token stays in `tokens` in every
+// case.
 void append_token(Sequence& sequence, int32_t token);
 
 }  // namespace quire

@@ -1,0 +1,333 @@
+// The planner; see scheduler.h and docs/scheduler.md.
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "base/check.h"
+
+namespace quire {
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), pool_(options.num_blocks), cache_(pool_, options.block_size, options.enable_prefix_caching) {
+  QUIRE_CHECK(options.max_num_batched_tokens > 0 && options.max_num_seqs > 0 && options.max_model_len > 0,
+              "max_num_batched_tokens ", options.max_num_batched_tokens, ", max_num_seqs ", options.max_num_seqs,
+              ", max_model_len ", options.max_model_len);
+  QUIRE_CHECK(options.enable_chunked_prefill || options.max_num_batched_tokens >= options.max_model_len,
+              "without chunked prefill a step must hold max_model_len ", options.max_model_len, " tokens, not ",
+              options.max_num_batched_tokens);
+  QUIRE_CHECK(options.enable_chunked_prefill || options.long_prefill_token_threshold == 0,
+              "long_prefill_token_threshold ", options.long_prefill_token_threshold, " without chunked prefill");
+  const auto num_seqs = static_cast<size_t>(std::min(options.max_num_seqs, options.max_num_batched_tokens));
+  planned_.reserve(num_seqs);
+  sampled_.reserve(num_seqs);
+}
+
+bool Scheduler::InOrder::operator()(const Sequence* a, const Sequence* b) const {
+  return std::tuple(a->request->priority, a->arrival_order, a->index) <
+         std::tuple(b->request->priority, b->arrival_order, b->index);
+}
+
+void Scheduler::add(std::unique_ptr<Request> request) {
+  Request& added = *request;
+  const auto num_prompt = static_cast<int64_t>(added.prompt.size());
+  QUIRE_CHECK(num_prompt > 0 && added.max_total_tokens > num_prompt, "a prompt of ", num_prompt, " tokens, ",
+              added.max_total_tokens, " in total");
+  QUIRE_CHECK(added.max_total_tokens <= options_.max_model_len, added.max_total_tokens, " tokens > max_model_len ",
+              options_.max_model_len);
+  QUIRE_CHECK(blocks_for(added.max_total_tokens) <= pool_.num_blocks(), added.max_total_tokens, " tokens need ",
+              blocks_for(added.max_total_tokens), " blocks of ", pool_.num_blocks());
+  QUIRE_CHECK(added.params.stop.empty() || added.vocabulary != nullptr, "stop strings need a vocabulary");
+  QUIRE_CHECK(added.params.n >= 1 && added.sequences.empty(), "n ", added.params.n,
+              ", already there: ", added.sequences.size());
+  const bool is_new = requests_.try_emplace(added.id, std::move(request)).second;
+  QUIRE_CHECK(is_new, "request id ", added.id, " is in use");
+  for (int32_t index = 0; index < added.params.n; ++index) {
+    auto& sequence = added.sequences.emplace_back(std::make_unique<Sequence>());
+    sequence->request = &added;
+    sequence->index = index;
+    sequence->arrival_order = num_added_;
+  }
+  ++num_added_;
+  Sequence& first = *added.sequences.front();
+  first.tokens = added.prompt;
+  waiting_.insert(&first);
+}
+
+bool Scheduler::cancel(uint64_t request_id) {
+  const auto found = requests_.find(request_id);
+  if (found == requests_.end()) return false;
+  for (const auto& sequence : found->second->sequences) {
+    if (sequence->finished()) continue;
+    sequence->finish_reason = FinishReason::abort;
+    leave_queues(*sequence);
+  }
+  retire(request_id);
+  return true;
+}
+
+std::vector<std::unique_ptr<Request>> Scheduler::take_finished() {
+  if (step_in_flight_) return {};
+  return std::exchange(finished_, {});
+}
+
+// ---------------------------------------------------------------------------------------------------------- plan
+
+void Scheduler::plan(Batch& batch) {
+  reserve(batch);
+  planned_.clear();
+  sampled_.clear();
+  int64_t budget = options_.max_num_batched_tokens;
+  const bool preempted = plan_running(budget);
+  // With nothing planned nobody runs any more: then the first waiting sequence must have the pool, or all would wait.
+  if (!preempted || planned_.empty()) admit_waiting(budget);
+  fill_batch(planned_, options_.block_size, batch);
+  for (const int32_t index : batch.sample_seqs) sampled_.push_back(planned_[static_cast<size_t>(index)].sequence);
+  step_in_flight_ = !planned_.empty();
+}
+
+bool Scheduler::plan_running(int64_t& budget) {
+  bool preempted = false;
+  for (auto next = running_.begin(); next != running_.end() && budget > 0; ++next) {
+    Sequence& sequence = **next;
+    const int32_t num_new = chunk(sequence, budget);
+    if (num_new == 0) break;
+    while (!grow(sequence, sequence.num_computed + num_new)) {
+      Sequence& victim = newest_holder();
+      preempt(victim);
+      preempted = true;
+      if (&victim == &sequence) return true;  // it was the newest, so nobody is left to plan
+    }
+    planned_.push_back({&sequence, num_new});
+    budget -= num_new;
+  }
+  return preempted;
+}
+
+void Scheduler::admit_waiting(int64_t& budget) {
+  while (budget > 0 && !waiting_.empty() && std::ssize(running_) < options_.max_num_seqs) {
+    Sequence& sequence = **waiting_.begin();
+    const int32_t num_new = admit(sequence, budget);
+    if (num_new > 0) {
+      planned_.push_back({&sequence, num_new});
+      budget -= num_new;
+    } else if (running_.empty()) {
+      preempt(newest_holder());  // only siblings that wait can hold what is missing
+    } else {
+      return;
+    }
+  }
+}
+
+int32_t Scheduler::admit(Sequence& sequence, int64_t budget) {
+  Request& request = *sequence.request;
+  const bool shares_prompt = !sequence.blocks.empty();
+  const int32_t num_tokens = sequence.num_tokens();
+  if (!shares_prompt) {
+    // The last token is computed in any case, because its logits are wanted.
+    cache_.match(sequence.tokens, request.cache_salt, (num_tokens - 1) / options_.block_size, sequence.blocks);
+    sequence.num_hashed_blocks = static_cast<int32_t>(sequence.blocks.size());
+    sequence.num_computed = sequence.num_hashed_blocks * options_.block_size;
+  }
+  const int32_t num_new = chunk(sequence, budget);
+  // Room for all its tokens, not only for this chunk: a prompt that starts and then is preempted has cost others time.
+  const auto num_missing = blocks_for(num_tokens) - static_cast<int32_t>(sequence.blocks.size());
+  if (num_new == 0 || num_missing > cache_.num_allocatable()) {
+    if (!shares_prompt) release_blocks(sequence);
+    return 0;
+  }
+  if (!request.scheduled) {
+    request.scheduled = true;
+    request.num_cached_tokens = sequence.num_computed;
+    if (cache_.enabled()) prefix_cache_queries_ += num_tokens;
+    prefix_cache_hits_ += sequence.num_computed;
+  }
+  sequence.tokens.reserve(static_cast<size_t>(request.max_total_tokens));
+  sequence.blocks.reserve(static_cast<size_t>(blocks_for(request.max_total_tokens)));
+  const bool grown = grow(sequence, sequence.num_computed + num_new);
+  QUIRE_CHECK(grown, num_missing, " blocks were there");
+  sharing_.erase(&sequence);
+  running_.insert(waiting_.extract(&sequence));
+  return num_new;
+}
+
+int32_t Scheduler::chunk(const Sequence& sequence, int64_t budget) const {
+  const int64_t num_remaining = sequence.num_tokens() - sequence.num_computed;
+  if (!options_.enable_chunked_prefill) return static_cast<int32_t>(num_remaining <= budget ? num_remaining : 0);
+  const int64_t threshold = options_.long_prefill_token_threshold;
+  const int64_t limit = threshold > 0 ? std::min(budget, threshold) : budget;
+  return static_cast<int32_t>(std::min(num_remaining, limit));
+}
+
+bool Scheduler::grow(Sequence& sequence, int32_t num_tokens) {
+  const auto num_blocks = static_cast<size_t>(blocks_for(num_tokens));
+  while (sequence.blocks.size() < num_blocks) {
+    BlockRef block = cache_.allocate();
+    if (!block) return false;
+    sequence.blocks.push_back(std::move(block));
+  }
+  return true;
+}
+
+Sequence& Scheduler::newest_holder() const {
+  QUIRE_CHECK(!running_.empty() || !sharing_.empty(), "no blocks, and nobody holds any");
+  if (running_.empty()) return **sharing_.rbegin();
+  if (sharing_.empty()) return **running_.rbegin();
+  return **std::max(running_.rbegin(), sharing_.rbegin(), [](auto a, auto b) { return InOrder()(*a, *b); });
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  release_blocks(sequence);
+  if (sharing_.erase(&sequence) > 0) return;  // it had computed nothing of its own
+  ++sequence.request->num_preemptions;
+  ++num_preemptions_;
+  waiting_.insert(running_.extract(&sequence));
+}
+
+void Scheduler::release_blocks(Sequence& sequence) const {
+  // Last one first: a prefix must stay in the cache longer than what continues it.
+  while (!sequence.blocks.empty()) sequence.blocks.pop_back();
+  sequence.num_computed = 0;
+  sequence.num_hashed_blocks = 0;
+}
+
+// -------------------------------------------------------------------------------------------------------- commit
+
+const Sequence& Scheduler::sampled_sequence(int32_t row) const {
+  QUIRE_CHECK(row >= 0 && row < std::ssize(sampled_), "row ", row, " of ", sampled_.size());
+  return *sampled_[static_cast<size_t>(row)];
+}
+
+void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
+  QUIRE_CHECK(step_in_flight_, "commit() without plan()");
+  QUIRE_CHECK(batch.num_seqs() == std::ssize(planned_) && sampled.size() == sampled_.size(), batch.num_seqs(),
+              " sequences and ", sampled.size(), " tokens for ", planned_.size(), " planned, ", sampled_.size(),
+              " sampled");
+  step_in_flight_ = false;
+  size_t next_row = 0;
+  for (const ScheduledSequence& each : planned_) {
+    Sequence& sequence = *each.sequence;
+    const bool samples = next_row < sampled_.size() && sampled_[next_row] == &sequence;
+    const size_t row = samples ? next_row++ : 0;
+    if (sequence.finished()) continue;  // cancelled since plan(): its token is dropped
+    sequence.num_computed = each.kv_len();
+    offer_full_blocks(sequence);
+    if (!samples) continue;
+    append_token(sequence, sampled[row]);
+    if (sequence.index == 0 && sequence.num_output() == 1) start_siblings(sequence);
+    if (!sequence.finished()) continue;
+    leave_queues(sequence);
+    if (sequence.request->finished()) retire(sequence.request->id);
+  }
+  planned_.clear();
+}
+
+void Scheduler::offer_full_blocks(Sequence& sequence) {
+  const int32_t num_full = sequence.num_computed / options_.block_size;
+  for (; sequence.num_hashed_blocks < num_full; ++sequence.num_hashed_blocks) {
+    cache_.insert(sequence.tokens, sequence.request->cache_salt, sequence.blocks, sequence.num_hashed_blocks);
+  }
+}
+
+void Scheduler::start_siblings(const Sequence& first) {
+  const Request& request = *first.request;
+  const int32_t num_shared = (static_cast<int32_t>(request.prompt.size()) - 1) / options_.block_size;
+  for (size_t index = 1; index < request.sequences.size(); ++index) {
+    Sequence& sibling = *request.sequences[index];
+    sibling.tokens = request.prompt;
+    sibling.blocks.assign(first.blocks.begin(), first.blocks.begin() + num_shared);
+    sibling.num_computed = num_shared * options_.block_size;
+    sibling.num_hashed_blocks = num_shared;
+    waiting_.insert(&sibling);
+    if (num_shared > 0) sharing_.insert(&sibling);
+  }
+}
+
+void Scheduler::leave_queues(Sequence& sequence) {
+  release_blocks(sequence);
+  running_.erase(&sequence);
+  waiting_.erase(&sequence);
+  sharing_.erase(&sequence);
+}
+
+void Scheduler::retire(uint64_t request_id) { finished_.push_back(std::move(requests_.extract(request_id).mapped())); }
+
+// ---------------------------------------------------------------------------------------------------------- books
+
+bool Scheduler::reset_prefix_cache() { return running_.empty() && sharing_.empty() && cache_.clear(); }
+
+SchedulerStats Scheduler::stats() const {
+  return {.num_running = std::ssize(running_),
+          .num_waiting = std::ssize(waiting_),
+          .num_preemptions = num_preemptions_,
+          .prefix_cache_queries = prefix_cache_queries_,
+          .prefix_cache_hits = prefix_cache_hits_};
+}
+
+int32_t Scheduler::blocks_for(int64_t num_tokens) const {
+  return static_cast<int32_t>((num_tokens + options_.block_size - 1) / options_.block_size);
+}
+
+void Scheduler::reserve(Batch& batch) const {
+  const auto num_tokens = static_cast<size_t>(options_.max_num_batched_tokens);
+  const auto num_seqs = planned_.capacity();
+  for (auto* array : {&batch.token_ids, &batch.positions, &batch.slot_mapping}) array->reserve(num_tokens);
+  for (auto* array : {&batch.kv_lens, &batch.sample_token_rows, &batch.sample_seqs}) array->reserve(num_seqs);
+  batch.query_start.reserve(num_seqs + 1);
+  batch.block_tables.reserve(num_seqs * static_cast<size_t>(blocks_for(options_.max_model_len)));
+}
+
+void Scheduler::check_integrity() const {
+  cache_.check_integrity();
+  QUIRE_CHECK(pool_.num_free() + pool_.num_held() + cache_.num_evictable() == pool_.num_blocks(), pool_.num_free(),
+              " free, ", pool_.num_held(), " held, ", cache_.num_evictable(), " cached of ", pool_.num_blocks());
+  check_sharing();
+  check_queues();
+}
+
+void Scheduler::check_sharing() const {
+  std::vector<int32_t> num_holders(static_cast<size_t>(pool_.num_blocks()), 0);
+  std::vector<const Sequence*> holders(num_holders.size(), nullptr);
+  for (const auto& [id, request] : requests_) {
+    for (const auto& sequence : request->sequences) {
+      for (size_t b = 0; b < sequence->blocks.size(); ++b) {
+        const auto block = static_cast<size_t>(sequence->blocks[b].id());
+        ++num_holders[block];
+        const Sequence* other = std::exchange(holders[block], sequence.get());
+        if (other == nullptr) continue;
+        // The same place in both, behind a block that is shared too, and full of the same computed tokens.
+        const auto end = static_cast<int64_t>((b + 1) * static_cast<size_t>(options_.block_size));
+        const bool same = b < other->blocks.size() && other->blocks[b].id() == sequence->blocks[b].id() &&
+                          (b == 0 || other->blocks[b - 1].id() == sequence->blocks[b - 1].id()) &&
+                          std::min(other->num_computed, sequence->num_computed) >= end &&
+                          std::equal(sequence->tokens.begin() + end - options_.block_size,
+                                     sequence->tokens.begin() + end, other->tokens.begin() + end - options_.block_size);
+        QUIRE_CHECK(same, "block ", block, " is held by requests ", id, " and ", other->request->id);
+      }
+    }
+  }
+  for (size_t block = 0; block < num_holders.size(); ++block) {
+    QUIRE_CHECK(num_holders[block] == pool_.use_count(static_cast<int32_t>(block)), "block ", block, " has ",
+                num_holders[block], " holders, counted ", pool_.use_count(static_cast<int32_t>(block)));
+  }
+}
+
+void Scheduler::check_queues() const {
+  size_t num_queued = 0;
+  for (const auto& [id, request] : requests_) {
+    QUIRE_CHECK(!request->finished(), "request ", id, " is finished, but still here");
+    for (const auto& sequence : request->sequences) {
+      const bool runs = running_.contains(sequence.get()), waits = waiting_.contains(sequence.get());
+      const bool shares = sharing_.contains(sequence.get());
+      const bool queued = !sequence->finished() && !sequence->tokens.empty();
+      num_queued += queued ? 1 : 0;
+      QUIRE_CHECK(runs + waits == (queued ? 1 : 0), "request ", id, ": runs ", runs, ", waits ", waits);
+      QUIRE_CHECK(runs || shares == !sequence->blocks.empty(), "request ", id, " holds blocks, but does not run");
+      QUIRE_CHECK(static_cast<int64_t>(sequence->blocks.size()) * options_.block_size >= sequence->num_computed,
+                  "request ", id, " has ", sequence->blocks.size(), " blocks for ", sequence->num_computed, " tokens");
+    }
+  }
+  QUIRE_CHECK(num_queued == running_.size() + waiting_.size(), "queues name sequences of requests that are gone");
+}
+
+}  // namespace quire
