@@ -22,6 +22,7 @@ struct NormSpec {
   float eps = 1e-5f;
   bool bias = false;      // LayerNorm's beta
   bool plus_one = false;  // Gemma stores weight - 1; one is added in float32 at load
+  bool affine = true;     // false: neither weight nor bias (an OPT option)
 };
 
 // Where the norms of a block sit, x being the residual stream and f attention or feed-forward:

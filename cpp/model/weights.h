@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "model/arch.h"
@@ -43,5 +44,8 @@ struct Weights {
 // Lays the slots of `arch` out one after the other from `base` (64-byte aligned; nullptr to only measure) and returns
 // their total size in bytes. The same arch, dtype and backend give the same layout.
 size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights);
+
+// Elements of all slots; a tied head counts once.
+int64_t num_parameters(const ArchSpec& arch);
 
 }  // namespace quire

@@ -1,0 +1,121 @@
+// Which slots an architecture has and where they lie in a region; see weights.h and weight_slots.h.
+#include "model/weights.h"
+
+#include "base/check.h"
+#include "model/weight_slots.h"
+
+namespace quire {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+class SlotList {
+ public:
+  explicit SlotList(std::vector<WeightSlot>& slots) : slots_(slots) {}
+  void set_layer(int32_t layer) { layer_ = layer; }
+
+  void matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols, bool gated = false) {
+    slots_.push_back({.slot = slot, .layer = layer_, .rows = rows, .cols = cols, .gated = gated, .matrix = &weight});
+  }
+  void vector(Slot slot, float*& values, int64_t size, bool plus_one = false) {
+    slots_.push_back({.slot = slot, .layer = layer_, .rows = size, .plus_one = plus_one, .vector = &values});
+  }
+  void norm(const NormSpec& spec, Slot weight_slot, float*& weight, int64_t size) {
+    if (spec.affine) vector(weight_slot, weight, size, spec.plus_one);
+  }
+  void norm(const NormSpec& spec, Slot weight_slot, float*& weight, Slot bias_slot, float*& bias, int64_t size) {
+    norm(spec, weight_slot, weight, size);
+    if (spec.affine && spec.bias) vector(bias_slot, bias, size);
+  }
+
+ private:
+  std::vector<WeightSlot>& slots_;
+  int32_t layer_ = -1;
+};
+
+void list_attention(const LayerSpec& spec, int64_t hidden, LayerWeights& weights, SlotList& list) {
+  const AttnSpec& attn = spec.attn;
+  list.norm(spec.norm, Slot::attn_norm, weights.attn_norm, Slot::attn_norm_bias, weights.attn_norm_bias, hidden);
+  list.matrix(Slot::qkv, weights.qkv, attn.qkv_dim(), hidden);
+  if (attn.qkv_bias) list.vector(Slot::qkv_bias, weights.qkv_bias, attn.qkv_dim());
+  if (attn.qk_norm.has_value()) {
+    list.norm(*attn.qk_norm, Slot::q_norm, weights.q_norm, attn.head_dim);
+    list.norm(*attn.qk_norm, Slot::k_norm, weights.k_norm, attn.head_dim);
+  }
+  list.matrix(Slot::o, weights.o, hidden, attn.q_dim());
+  if (attn.o_bias) list.vector(Slot::o_bias, weights.o_bias, hidden);
+  if (attn.sinks) list.vector(Slot::sinks, weights.sinks, attn.num_heads);
+  if (spec.place == NormPlace::sandwich) {
+    list.norm(spec.norm, Slot::attn_post_norm, weights.attn_post_norm, hidden);
+  }
+}
+
+void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weights, SlotList& list) {
+  const auto& ffn = std::get<DenseFfn>(spec.ffn);
+  const int64_t inner = ffn.gated ? 2 * ffn.width : ffn.width;
+  list.norm(spec.norm, Slot::ffn_norm, weights.ffn_norm, Slot::ffn_norm_bias, weights.ffn_norm_bias, hidden);
+  list.matrix(Slot::gate_up, weights.up, inner, hidden, ffn.gated);
+  if (ffn.bias) list.vector(Slot::gate_up_bias, weights.up_bias, inner);
+  list.matrix(Slot::down, weights.down, hidden, ffn.width);
+  if (ffn.bias) list.vector(Slot::down_bias, weights.down_bias, hidden);
+  if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
+}
+
+}  // namespace
+
+std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
+  std::vector<WeightSlot> slots;
+  SlotList list(slots);
+  weights.layers.resize(arch.layers.size());
+  list.matrix(Slot::embedding, weights.embedding, arch.vocab_size, arch.embed_dim);
+  if (arch.learned_positions.has_value()) {
+    const LearnedPositions& positions = *arch.learned_positions;
+    list.matrix(Slot::position_embedding, weights.position_embedding, positions.max_positions + positions.offset,
+                arch.hidden);
+  }
+  if (arch.embed_dim != arch.hidden) {
+    list.matrix(Slot::embed_proj, weights.embed_proj, arch.hidden, arch.embed_dim);
+    list.matrix(Slot::out_proj, weights.out_proj, arch.embed_dim, arch.hidden);
+  }
+  for (size_t i = 0; i < arch.layers.size(); ++i) {
+    list.set_layer(static_cast<int32_t>(i));
+    list_attention(arch.layers[i], arch.hidden, weights.layers[i], list);
+    list_feed_forward(arch.layers[i], arch.hidden, weights.layers[i], list);
+  }
+  list.set_layer(-1);
+  if (arch.final_norm.has_value()) {
+    list.norm(*arch.final_norm, Slot::final_norm, weights.final_norm, Slot::final_norm_bias, weights.final_norm_bias,
+              arch.hidden);
+  }
+  if (!arch.tie_word_embeddings) list.matrix(Slot::lm_head, weights.head, arch.vocab_size, arch.embed_dim);
+  if (arch.lm_head_bias) list.vector(Slot::lm_head_bias, weights.head_bias, arch.vocab_size);
+  return slots;
+}
+
+size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights) {
+  weights = Weights{};
+  size_t offset = 0;
+  for (const WeightSlot& slot : weight_slots(arch, weights)) {
+    std::byte* place = base == nullptr ? nullptr : base + offset;
+    size_t num_bytes = 0;
+    if (slot.matrix != nullptr) {
+      *slot.matrix = {.data = place, .dtype = dtype, .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
+      num_bytes = kernels.packed_weight_bytes(slot.rows, slot.cols, dtype, slot.gated);
+    } else {
+      *slot.vector = reinterpret_cast<float*>(place);
+      num_bytes = static_cast<size_t>(slot.rows) * sizeof(float);
+    }
+    offset += (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  if (arch.tie_word_embeddings) weights.head = weights.embedding;
+  return offset;
+}
+
+int64_t num_parameters(const ArchSpec& arch) {
+  Weights weights;
+  int64_t count = 0;
+  for (const WeightSlot& slot : weight_slots(arch, weights)) count += slot.num_elements();
+  return count;
+}
+
+}  // namespace quire
