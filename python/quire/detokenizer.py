@@ -46,7 +46,19 @@ class Detokenizer:
         )
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Appends tokens and returns the text they complete; tokens whose character is incomplete wait."""
+        """Appends tokens and returns the text they complete; tokens whose character is incomplete wait.
+
+        Byte tokens (<0xNN>) go one by one: their decoder gives up a whole run of them for one bad byte, so the text
+        would depend on how many are looked at together.
+        """
+        new, begin = "", 0
+        for position, token_id in enumerate(token_ids):
+            if token_id in self._tokenizer.byte_token_ids:
+                new += self._push(token_ids[begin:position]) + self._push(token_ids[position : position + 1])
+                begin = position + 1
+        return new + self._push(token_ids[begin:])
+
+    def _push(self, token_ids: Sequence[int]) -> str:
         if not token_ids:
             return ""
         self._ids.extend(token_ids)
@@ -62,9 +74,8 @@ class Detokenizer:
         if not after.startswith(before):  # the prompt ended inside a character
             before = before.rstrip(_INCOMPLETE)
         new = after[len(before) :] if after.startswith(before) else self._decode(self._ids[self._read : end])
-        if new or end - self._prefix > 2 * CONTEXT_TOKENS:
-            # A context that begins inside a character reads the same with and without what follows it.
-            self._prefix, self._read = max(self._prefix, end - CONTEXT_TOKENS), end
+        if new:  # tokens without text are no context: a decoder may strip the space after them
+            self._prefix, self._read = self._read, end
         self.text += new
         return new
 

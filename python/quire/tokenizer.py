@@ -50,6 +50,8 @@ class Tokenizer:
             self._size = fast.get_vocab_size(with_added_tokens=True)
         self.special_ids = frozenset(i for i, (_, special) in self._added.items() if special)
         self.eos_token_id = self.token_id(self.special_tokens.get("eos_token"))
+        bytes_as_tokens = (self.token_id(f"<0x{byte:02X}>") for byte in range(256))
+        self.byte_token_ids = frozenset(i for i in bytes_as_tokens if i is not None)
         self._pieces: list[bytes] | None = None
 
     def __len__(self) -> int:
@@ -58,8 +60,10 @@ class Tokenizer:
     def token_id(self, token: str | None) -> int | None:
         if token is None:
             return None
-        token_id = self._hf.convert_tokens_to_ids(token) if self._fast is None else self._fast.token_to_id(token)
-        return None if token_id is None else int(token_id)
+        if self._fast is not None:
+            return self._fast.token_to_id(token)
+        token_id = self._hf.convert_tokens_to_ids(token)  # the unknown token's id for what there is not
+        return int(token_id) if token_id is not None and self._hf.convert_ids_to_tokens(token_id) == token else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if self._fast is not None:

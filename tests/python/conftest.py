@@ -1,0 +1,43 @@
+"""What the Python tests share: the real data (where it is), tiny checkpoints, and engines built once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import write_llama, write_tokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real checkpoints, templates and texts: $QUIRE_TEST_DATA, else shared/data beside the repository."""
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("QUIRE_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data in {folder}; set QUIRE_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def llm(tiny_model: Path) -> Iterator[object]:
+    """One engine for all tests that do not change it."""
+    from quire import LLM
+
+    with LLM(str(tiny_model), seed=0, num_gpu_blocks_override=512) as engine:
+        yield engine

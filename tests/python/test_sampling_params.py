@@ -1,0 +1,237 @@
+"""SamplingParams: defaults, order, messages, normalisation, copies, and agreement with the core's field list."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import logging
+import pickle
+from typing import Any
+
+import pytest
+from quire import BeamSearchParams, GuidedDecodingParams, RequestOutputKind, SamplingParams, StructuredOutputsParams
+from quire.sampling_params import SamplingType
+
+# Name, default: vLLM 0.8.4, in the order of its constructor.
+ORDER: list[tuple[str, Any]] = [
+    ("n", 1),
+    ("best_of", None),
+    ("_real_n", None),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+    ("repetition_penalty", 1.0),
+    ("temperature", 1.0),
+    ("top_p", 1.0),
+    ("top_k", -1),
+    ("min_p", 0.0),
+    ("seed", None),
+    ("stop", None),
+    ("stop_token_ids", None),
+    ("ignore_eos", False),
+    ("max_tokens", 16),
+    ("min_tokens", 0),
+    ("logprobs", None),
+    ("prompt_logprobs", None),
+    ("detokenize", True),
+    ("skip_special_tokens", True),
+    ("spaces_between_special_tokens", True),
+    ("logits_processors", None),
+    ("include_stop_str_in_output", False),
+    ("truncate_prompt_tokens", None),
+    ("output_kind", RequestOutputKind.CUMULATIVE),
+    ("output_text_buffer_length", 0),
+    ("_all_stop_token_ids", set()),
+    ("guided_decoding", None),
+    ("logit_bias", None),
+    ("allowed_token_ids", None),
+    ("extra_args", None),
+    ("bad_words", None),
+    ("_bad_words_token_ids", None),
+]
+
+
+def test_order_and_defaults() -> None:
+    positional = [entry for entry in dataclasses.fields(SamplingParams) if not entry.kw_only]
+    assert [entry.name for entry in positional] == [name for name, _ in ORDER]
+    parameters = inspect.signature(SamplingParams).parameters
+    for name, default in ORDER:
+        if name != "_all_stop_token_ids":
+            assert parameters[name].default == default, name
+    assert SamplingParams(3, None, None, 0.5).presence_penalty == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"n": "2"}, ValueError, "n must be an int, but is of type <class 'str'>"),
+        ({"n": 0}, ValueError, "n must be at least 1, got 0."),
+        ({"n": 2, "best_of": 1}, ValueError, "best_of must be greater than or equal to n, got n=2 and best_of=1."),
+        ({"presence_penalty": 2.1}, ValueError, "presence_penalty must be in [-2, 2], got 2.1."),
+        ({"frequency_penalty": -3.0}, ValueError, "frequency_penalty must be in [-2, 2], got -3.0."),
+        ({"repetition_penalty": 0.0}, ValueError, "repetition_penalty must be greater than zero, got 0.0."),
+        ({"temperature": -1.0}, ValueError, "temperature must be non-negative, got -1.0."),
+        ({"temperature": float("nan")}, ValueError, "temperature must be non-negative, got nan."),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number, got str"),
+        ({"top_p": 0.0}, ValueError, "top_p must be in (0, 1], got 0.0."),
+        ({"top_k": -2}, ValueError, "top_k must be -1 (disable), or at least 1, got -2."),
+        ({"top_k": 1.5}, TypeError, "top_k must be an integer, got float"),
+        ({"min_p": 1.5}, ValueError, "min_p must be in [0, 1], got 1.5."),
+        ({"max_tokens": 0}, ValueError, "max_tokens must be at least 1, got 0."),
+        ({"max_tokens": 1.5}, TypeError, "max_tokens must be an integer, got float"),
+        ({"min_tokens": -1}, ValueError, "min_tokens must be greater than or equal to 0, got -1."),
+        ({"min_tokens": 17}, ValueError, "min_tokens must be less than or equal to max_tokens=16, got 17."),
+        ({"logprobs": -1}, ValueError, "logprobs must be non-negative, got -1."),
+        ({"prompt_logprobs": -2}, ValueError, "prompt_logprobs must be non-negative, got -2."),
+        ({"truncate_prompt_tokens": 0}, ValueError, "truncate_prompt_tokens must be >= 1, got 0"),
+        ({"stop": ["a", ""]}, ValueError, "stop cannot contain an empty string."),
+        ({"stop": 3}, TypeError, "not iterable"),
+        ({"stop_token_ids": ["a"]}, TypeError, "stop_token_ids must be a list of integers"),
+        ({"bad_words": "word"}, TypeError, "bad_words must be a list of strings"),
+        (
+            {"stop": "a", "detokenize": False},
+            ValueError,
+            "stop strings are only supported when detokenize is True. Set detokenize=True to use stop.",
+        ),
+        (
+            {"best_of": 2, "output_kind": RequestOutputKind.DELTA},
+            ValueError,
+            "best_of must equal n to use output_kind=DELTA",
+        ),
+        ({"n": 2, "temperature": 0.0}, ValueError, "n must be 1 when using greedy sampling, got 2."),
+    ],
+)
+def test_messages(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        SamplingParams(**fields)
+    assert message in str(caught.value)
+
+
+def test_unknown_name_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        SamplingParams(temprature=1.0)  # type: ignore[call-arg]
+
+
+def test_normalisation(caplog: pytest.LogCaptureFixture) -> None:
+    assert SamplingParams(stop="x").stop == ["x"]
+    assert SamplingParams().stop == [] == SamplingParams().bad_words == SamplingParams().stop_token_ids
+    assert SamplingParams(seed=-1).seed is None
+    assert SamplingParams(logprobs=True).logprobs == 1 == SamplingParams(prompt_logprobs=True).prompt_logprobs
+    assert SamplingParams(stop=["ab", "abcd"]).output_text_buffer_length == 3
+    assert SamplingParams(stop=["ab"], include_stop_str_in_output=True).output_text_buffer_length == 0
+    best = SamplingParams(n=2, best_of=3)
+    assert (best.n, best._real_n) == (3, 2)
+    greedy = SamplingParams(temperature=0.0, top_p=0.5, top_k=3, min_p=0.1)
+    assert (greedy.top_p, greedy.top_k, greedy.min_p) == (1.0, -1, 0.0)
+    with caplog.at_level(logging.WARNING, logger="quire"):
+        assert SamplingParams(temperature=0.001).temperature == 0.01
+    assert "0.001" in caplog.text
+    assert SamplingParams(top_k=0).top_k == 0
+    assert SamplingParams(stop_token_ids=[3, 4]).all_stop_token_ids == {3, 4}
+
+
+def test_sampling_type() -> None:
+    assert SamplingParams(temperature=0).sampling_type == SamplingType.GREEDY
+    assert SamplingParams().sampling_type == SamplingType.RANDOM
+    assert SamplingParams(seed=1).sampling_type == SamplingType.RANDOM_SEED
+
+
+def test_from_optional() -> None:
+    params = SamplingParams.from_optional(
+        n=None, temperature=None, top_p=None, presence_penalty=None, logit_bias={"3": 200.0, "4": -101.0}, max_tokens=5
+    )
+    assert params.logit_bias == {3: 100.0, 4: -100.0}
+    assert params == SamplingParams(max_tokens=5, logit_bias={3: 100.0, 4: -100.0})
+    assert SamplingParams(logit_bias={3: 200.0}).logit_bias == {3: 200.0}
+
+
+def test_clone_is_deep_but_shares_processors() -> None:
+    def processor(ids: list[int], logits: Any) -> Any:
+        return logits
+
+    class Cloned:
+        def clone(self) -> str:
+            return "cloned"
+
+    params = SamplingParams(stop=["a"], logit_bias={1: 1.0}, logits_processors=[processor, Cloned()])  # type: ignore[list-item]
+    twin = params.clone()
+    assert twin.stop == ["a"] and twin.stop is not params.stop and twin.logit_bias is not params.logit_bias
+    assert twin.logits_processors is not None
+    assert twin.logits_processors[0] is processor and twin.logits_processors[1] == "cloned"
+    plain = SamplingParams(n=2, best_of=3, stop="x", seed=4)
+    assert plain.clone() == plain == copy.deepcopy(plain) == pickle.loads(pickle.dumps(plain))
+
+
+def test_repr_lists_fields_in_order() -> None:
+    assert repr(SamplingParams(temperature=0.5, stop="x")) == (
+        "SamplingParams(n=1, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0, temperature=0.5, "
+        "top_p=1.0, top_k=-1, min_p=0.0, seed=None, stop=['x'], stop_token_ids=[], bad_words=[], "
+        "include_stop_str_in_output=False, ignore_eos=False, max_tokens=16, min_tokens=0, logprobs=None, "
+        "prompt_logprobs=None, skip_special_tokens=True, spaces_between_special_tokens=True, "
+        "truncate_prompt_tokens=None, guided_decoding=None, extra_args=None)"
+    )
+
+
+def test_guided_and_structured() -> None:
+    with pytest.raises(ValueError, match="You can only use one kind of guided decoding but multiple are specified"):
+        GuidedDecodingParams(json="{}", regex="a")
+    assert GuidedDecodingParams.from_optional() is None
+    params = GuidedDecodingParams.from_optional(regex="a+", backend="xgrammar:no-fallback,disable-any-whitespace")
+    assert params is not None and params.backend_name == "xgrammar" and params.no_fallback()
+    assert params.backend_options() == ["no-fallback", "disable-any-whitespace"]
+
+    class Model:
+        @staticmethod
+        def model_json_schema() -> dict[str, str]:
+            return {"type": "object"}
+
+    assert GuidedDecodingParams.from_optional(json=Model).json == {"type": "object"}  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="none are specified"):
+        StructuredOutputsParams()
+    assert SamplingParams(structured_outputs=StructuredOutputsParams(regex="a")).structured_outputs is not None
+
+
+def test_beam_search_params() -> None:
+    params = BeamSearchParams(4, 8)
+    assert (params.ignore_eos, params.temperature, params.length_penalty) == (False, 0.0, 1.0)
+
+
+def test_core_has_every_field_that_python_sends() -> None:
+    """What compile_params writes is what the core reads: the same names, none missing on either side."""
+    from quire import _quire
+    from quire.requests import Limits, compile_params
+
+    limits = Limits(vocab_size=100, max_model_len=64, max_logprobs=20, eos_token_ids=frozenset({1}))
+    compiled = compile_params(SamplingParams(), None, limits)
+    assert set(compiled.engine) == {name for name, _ in _quire.sampling_param_fields()}
+    _quire.validate_sampling_params(compiled.engine)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 0},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": -2.5},
+        {"repetition_penalty": 0.0},
+        {"temperature": -0.5},
+        {"top_p": 0.0},
+        {"top_k": -2},
+        {"min_p": 1.5},
+        {"max_tokens": 0},
+        {"min_tokens": -1},
+        {"min_tokens": 20},
+        {"logprobs": -3},
+    ],
+)
+def test_core_refuses_with_the_same_words(fields: dict[str, Any]) -> None:
+    from quire import _quire
+    from quire.requests import Limits, compile_params
+
+    limits = Limits(vocab_size=100, max_model_len=64, max_logprobs=20, eos_token_ids=frozenset())
+    engine = {**compile_params(SamplingParams(), None, limits).engine, **fields}
+    with pytest.raises(ValueError) as of_core:
+        _quire.validate_sampling_params(engine)
+    with pytest.raises(ValueError) as of_python:
+        SamplingParams(**fields)
+    assert str(of_core.value).split(",")[0] == str(of_python.value).split(",")[0]
