@@ -57,6 +57,8 @@ class Scheduler {
 
   // Plans one step into `batch`. An empty batch means that there is nothing to do.
   void plan(Batch& batch);
+  // The sequences of the batch planned last, in its order, until commit() or cancel().
+  std::span<const ScheduledSequence> planned() const { return planned_; }
   // The sequence of sample row `row` of the batch planned last; valid until take_finished() or the next plan(). One
   // that was cancelled since is finished().
   const Sequence& sampled_sequence(int32_t row) const;

@@ -1,0 +1,150 @@
+// See harness.h.
+#include "engine/harness.h"
+
+#include <algorithm>
+
+namespace quire::testing {
+namespace {
+
+int32_t say(const Request& request, const Script& script, int32_t position, uint64_t prefix, int32_t index) {
+  const auto output_index = static_cast<size_t>(position) - request.prompt.size();
+  return output_index < script.size() ? script[output_index] : next_token(prefix, index);
+}
+
+// The stop string whose first occurrence that ends past `held_back_bytes` ends first; npos when there is none.
+std::pair<size_t, int32_t> first_stop(const std::string& text, const std::vector<std::string>& stops,
+                                      size_t held_back) {
+  std::pair<size_t, int32_t> first{std::string::npos, -1};
+  for (size_t i = 0; i < stops.size(); ++i) {
+    for (size_t end = held_back + 1; end <= text.size() && end < first.first; ++end) {
+      if (std::string_view(text).substr(0, end).ends_with(stops[i])) first = {end, static_cast<int32_t>(i)};
+    }
+  }
+  return first;
+}
+
+}  // namespace
+
+ExpectedOutput expected_output(const Request& request, int32_t index, const Script& script) {
+  uint64_t prefix = 0;
+  for (const int32_t token : request.prompt) prefix = extend_prefix(prefix, token);
+  ExpectedOutput output;
+  std::string text;
+  size_t held_back = 0;
+  const SamplingParams& params = request.params;
+  while (output.reason == FinishReason::none) {
+    const auto position = static_cast<int32_t>(request.prompt.size() + output.tokens.size());
+    const int32_t token = say(request, script, position, prefix, index);
+    output.tokens.push_back(token);
+    prefix = extend_prefix(prefix, token);
+    if (request.vocabulary != nullptr) text += request.vocabulary->bytes(token);
+    const auto num_output = static_cast<int32_t>(output.tokens.size());
+    if (num_output < params.min_tokens) {
+      held_back = text.size();
+    } else if (!request.eos_token_ids.empty() && token == request.eos_token_ids[0]) {
+      output.reason = FinishReason::stop;
+    } else if (std::ranges::count(request.eos_token_ids, token) + std::ranges::count(params.stop_token_ids, token) >
+               0) {
+      output.reason = FinishReason::stop;
+      output.stop_token_id = token;
+    } else if (const auto [end, stop] = first_stop(text, params.stop, held_back); stop >= 0) {
+      output.reason = FinishReason::stop;
+      output.stop_string_index = stop;
+    }
+    if (output.reason == FinishReason::none && position + 1 >= request.max_total_tokens) {
+      output.reason = FinishReason::length;
+    }
+  }
+  return output;
+}
+
+Harness::Harness(const SchedulerOptions& options)
+    : options_(options), model_(options.num_blocks, options.block_size), scheduler_(options) {}
+
+void Harness::add(std::unique_ptr<Request> request, Script script) {
+  live_[request->id] = request.get();
+  scripts_[request->id] = std::move(script);
+  scheduler_.add(std::move(request));
+}
+
+bool Harness::cancel(uint64_t request_id) {
+  const bool known = scheduler_.cancel(request_id);
+  if (checks_) scheduler_.check_integrity();
+  check_finished();
+  return known;
+}
+
+bool Harness::plan() {
+  scheduler_.plan(batch_);
+  QUIRE_CHECK(batch_.empty() == !scheduler_.has_work(), "a plan of ", batch_.num_tokens(), " tokens");
+  QUIRE_CHECK(batch_.num_tokens() <= options_.max_num_batched_tokens, batch_.num_tokens(), " tokens planned");
+  QUIRE_CHECK(batch_.num_seqs() <= options_.max_num_seqs, batch_.num_seqs(), " sequences planned");
+  if (!checks_) return !batch_.empty();
+  scheduler_.check_integrity();
+  planned_.clear();
+  for (const ScheduledSequence& each : scheduler_.planned()) {
+    planned_.push_back({each.sequence->request->id, each.sequence->index, each.sequence->num_computed, each.kv_len()});
+  }
+  preempted_.clear();
+  for (const auto& [id, request] : live_) {
+    for (int32_t& seen = preemptions_[id]; seen < request->num_preemptions; ++seen) preempted_.push_back(id);
+  }
+  return !batch_.empty();
+}
+
+void Harness::commit() {
+  const std::vector<uint64_t> prefixes = model_.run(batch_);
+  std::vector<int32_t> sampled;
+  for (int32_t row = 0; row < batch_.num_samples(); ++row) {
+    const Sequence& sequence = scheduler_.sampled_sequence(row);
+    const Request& request = *sequence.request;
+    const int32_t token_row = batch_.sample_token_rows[static_cast<size_t>(row)];
+    const int32_t position = batch_.positions[static_cast<size_t>(token_row)] + 1;
+    sampled.push_back(
+        say(request, scripts_.at(request.id), position, prefixes[static_cast<size_t>(row)], sequence.index));
+  }
+  scheduler_.commit(batch_, sampled);
+  ++num_steps_;
+  if (checks_) scheduler_.check_integrity();
+  check_finished();
+}
+
+bool Harness::step() {
+  if (!plan()) return false;
+  commit();
+  return true;
+}
+
+void Harness::run_until_idle() {
+  while (step()) {
+    QUIRE_CHECK(num_steps_ < 1'000'000, "the scheduler makes no progress");
+  }
+  EXPECT_TRUE(live_.empty()) << live_.size() << " requests never finished";
+  EXPECT_EQ(scheduler_.num_free_blocks() + scheduler_.num_cached_blocks(), options_.num_blocks);
+}
+
+void Harness::check_finished() {
+  for (std::unique_ptr<Request>& request : scheduler_.take_finished()) {
+    const Script& script = scripts_.at(request->id);
+    for (const auto& sequence : request->sequences) {
+      const ExpectedOutput expected = expected_output(*request, sequence->index, script);
+      const std::vector<int32_t> got(sequence->output().begin(), sequence->output().end());
+      const std::string where = str_cat("request ", request->id, " sequence ", sequence->index);
+      if (sequence->finish_reason == FinishReason::abort) {
+        ASSERT_LT(got.size(), expected.tokens.size()) << where;
+        EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.tokens.begin())) << where;
+        continue;
+      }
+      EXPECT_EQ(got, expected.tokens) << where;
+      EXPECT_EQ(sequence->finish_reason, expected.reason) << where;
+      EXPECT_EQ(sequence->stop_token_id, expected.stop_token_id) << where;
+      EXPECT_EQ(sequence->stop_string_index, expected.stop_string_index) << where;
+      EXPECT_TRUE(sequence->blocks.empty()) << where;
+    }
+    live_.erase(request->id);
+    const uint64_t id = request->id;
+    finished_[id] = std::move(request);
+  }
+}
+
+}  // namespace quire::testing

@@ -1,0 +1,78 @@
+// A scheduler with a fake model, and what its requests must give whatever the scheduler does.
+//
+// The expected output is made by a loop over the prompt alone; stop strings are searched in the whole text there, so
+// the two sides share no code.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/fake_model.h"
+#include "engine/scheduler.h"
+
+namespace quire::testing {
+
+struct ExpectedOutput {
+  std::vector<int32_t> tokens;
+  FinishReason reason = FinishReason::none;
+  int32_t stop_token_id = -1;
+  int32_t stop_string_index = -1;
+};
+
+// What the model "says" instead of a hash; empty: hashes all the way.
+using Script = std::vector<int32_t>;
+
+ExpectedOutput expected_output(const Request& request, int32_t index, const Script& script);
+
+class Harness {
+ public:
+  explicit Harness(const SchedulerOptions& options);
+
+  void add(std::unique_ptr<Request> request, Script script = {});
+  bool cancel(uint64_t request_id);
+
+  // plan; false when there was nothing to do.
+  bool plan();
+  // The model and commit; checks the books, and the outputs of requests that finished.
+  void commit();
+  bool step();
+  void run_until_idle();
+
+  Scheduler& scheduler() { return scheduler_; }
+  const Batch& batch() const { return batch_; }
+  const std::map<uint64_t, std::unique_ptr<Request>>& finished() const { return finished_; }
+  // (request, index, first position, end position) of each sequence of the batch planned last.
+  struct Planned {
+    uint64_t id;
+    int32_t index, begin, end;
+  };
+  const std::vector<Planned>& planned() const { return planned_; }
+  // Sequences preempted by the last plan().
+  const std::vector<uint64_t>& preempted() const { return preempted_; }
+  int64_t num_steps() const { return num_steps_; }
+  // Skips the check of every book after every step, for tests of cost.
+  void set_checks(bool checks) { checks_ = checks; }
+
+ private:
+  void check_finished();
+
+  SchedulerOptions options_;
+  FakeModel model_;
+  Scheduler scheduler_;
+  Batch batch_;
+  std::map<uint64_t, const Request*> live_;
+  std::map<uint64_t, Script> scripts_;
+  std::map<uint64_t, std::unique_ptr<Request>> finished_;
+  std::map<uint64_t, int32_t> preemptions_;
+  std::vector<uint64_t> preempted_;
+  std::vector<Planned> planned_;
+  int64_t num_steps_ = 0;
+  bool checks_ = true;
+};
+
+}  // namespace quire::testing
