@@ -37,7 +37,7 @@ void Ops::norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights
                bool accumulate, const Tensor& out) const {
   Match match("norm");
   match.dtype(x, "x", DType::f32).bind("dim", x.size(1)).shape(out, "out", {"rows", "dim"});
-  if (row_ids == nullptr) match.shape(x, "x", {"rows", "dim"});
+  if (row_ids == nullptr && !dry()) match.shape(x, "x", {"rows", "dim"});
   if (dry()) return;
   kernels_.norm({.kind = spec != nullptr ? spec->kind : NormKind::none,
                  .x = x.as<float>(),

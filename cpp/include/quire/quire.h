@@ -12,6 +12,7 @@
 // not there or a failing device. Nothing else is lost by an error: other requests and the engine go on.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,12 +36,15 @@ class QUIRE_API LLM {
   std::vector<RequestOutput> generate(const std::vector<std::vector<int32_t>>& prompts, const SamplingParams& params = {});
 
   // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that.
-  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {});
+  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {},
+                  Notify notify = Notify::every_token);
   // Runs one step of the whole batch. False when nothing was left to do.
   bool step();
   // Ends a request with FinishReason::abort (its callback is told). False when there is no such request.
   bool cancel(uint64_t request_id);
 
+  // Throws what submit() would throw, and does nothing else.
+  void check(const std::vector<int32_t>& prompt, const SamplingParams& params) const;
   // The bytes of each token id, needed for stop strings (an empty entry: a special token without text).
   void set_vocabulary(std::vector<std::string> token_bytes);
   // Forgets cached prefixes. False, and no change, while sequences are running.
@@ -58,6 +62,8 @@ class QUIRE_API LLM {
 QUIRE_API ModelInfo plan_model(const std::string& model_dir, const EngineOptions& options = {});
 // Throws std::invalid_argument when a value is out of range (the messages of vLLM's SamplingParams).
 QUIRE_API void validate(const SamplingParams& params);
+// Where log lines go (level: 0 debug, 1 info, 2 warning, 3 error). Empty: warnings and errors to stderr.
+QUIRE_API void set_log_callback(std::function<void(int level, const std::string& message)> callback);
 // The architectures this build can run.
 QUIRE_API std::vector<std::string> supported_architectures();
 

@@ -54,6 +54,7 @@ struct EngineOptions {
   int64_t num_gpu_blocks_override = 0;
   int32_t num_threads = 0;  // cpu; 0: OMP_NUM_THREADS, else the physical cores
   uint64_t seed = 0;        // of requests that bring none
+  std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
 };
 
 // A tensor in the caller's memory, row-major; dtype "float32", "float16" or "bfloat16".
@@ -109,6 +110,9 @@ struct Delta {
   const RequestOutput* finished = nullptr;  // set once, when the last of the n sequences ended; valid during the call
 };
 using DeltaCallback = std::function<void(const Delta&)>;
+
+// When a callback is called: for every token, or once, when the request has finished.
+enum class Notify : uint8_t { every_token, finished };
 
 struct Stats {
   int64_t num_running = 0, num_waiting = 0;

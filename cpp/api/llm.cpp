@@ -1,0 +1,164 @@
+// Implements quire.h: one engine behind one lock.
+//
+// The lock is recursive so that callbacks, which run inside step(), may submit and cancel.
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "engine/engine.h"
+#include "engine/validation.h"
+#include "model/arch_registry.h"
+#include "quire/quire.h"
+
+namespace quire {
+
+struct LLM::Impl {
+  Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
+      : description(describe(config, *device)), engine(std::move(config), std::move(device), checkpoint) {}
+
+  std::recursive_mutex mutex;
+  ModelInfo description;
+  Engine engine;
+};
+
+namespace {
+
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const EngineOptions& options) {
+  if (options.load_format == "dummy") return nullptr;
+  if (options.load_format == "auto" || options.load_format == "safetensors") return open_safetensors(model_dir);
+  throw NotSupported(str_cat("load_format=\"", options.load_format,
+                             "\" is not supported; use \"auto\", \"safetensors\" or \"dummy\""));
+}
+
+std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
+  std::vector<CheckpointTensor> tensors;
+  tensors.reserve(weights.size());
+  for (const ExternalTensor& tensor : weights) {
+    tensors.push_back({tensor.name, parse_dtype(tensor.dtype), tensor.shape, tensor.data});
+  }
+  return checkpoint_in_memory(std::move(tensors));
+}
+
+}  // namespace
+
+LLM::LLM(const std::string& model_dir, const EngineOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<Device> device = make_device(options);
+  EngineConfig config = resolve_engine_config(model_dir, options, *device);
+  const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(model_dir, options);
+  impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+  impl_->description.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::vector<ExternalTensor>& weights) {
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<Device> device = make_device(options);
+  EngineConfig config = resolve_engine_config(model_dir, options, *device);
+  const std::unique_ptr<Checkpoint> checkpoint = adopt_tensors(weights);
+  impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+  impl_->description.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+LLM::~LLM() = default;
+LLM::LLM(LLM&&) noexcept = default;
+LLM& LLM::operator=(LLM&&) noexcept = default;
+
+std::vector<RequestOutput> LLM::generate(const std::vector<std::vector<int32_t>>& prompts,
+                                         const SamplingParams& params) {
+  std::vector<RequestOutput> outputs(prompts.size());
+  size_t num_finished = 0;
+  std::vector<uint64_t> ids;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    // All are checked before any is queued, so that a mistake in one leaves nothing behind.
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      try {
+        impl_->engine.validate(prompts[i], params);
+      } catch (const InvalidArgument& error) {
+        throw InvalidArgument(str_cat("prompt ", i, ": ", error.what()));
+      }
+    }
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      const auto keep = [&, i](const Delta& delta) {
+        if (delta.finished == nullptr) return;
+        outputs[i] = *delta.finished;
+        ++num_finished;
+      };
+      ids.push_back(impl_->engine.submit(prompts[i], params, keep, Notify::finished));
+    }
+  }
+  try {
+    for (;;) {
+      const std::lock_guard lock(impl_->mutex);
+      if (num_finished == prompts.size()) return outputs;
+      impl_->engine.step();
+    }
+  } catch (...) {
+    // The callbacks refer to this frame: none may outlive it.
+    const std::lock_guard lock(impl_->mutex);
+    for (const uint64_t id : ids) impl_->engine.cancel(id);
+    throw;
+  }
+}
+
+uint64_t LLM::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback on_delta, Notify notify) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.submit(std::move(prompt), params, std::move(on_delta), notify);
+}
+
+bool LLM::step() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.step();
+}
+
+bool LLM::cancel(uint64_t request_id) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.cancel(request_id);
+}
+
+void LLM::check(const std::vector<int32_t>& prompt, const SamplingParams& params) const {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.validate(prompt, params);
+}
+
+void LLM::set_vocabulary(std::vector<std::string> token_bytes) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.set_vocabulary(std::move(token_bytes));
+}
+
+bool LLM::reset_prefix_cache() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.reset_prefix_cache();
+}
+
+Stats LLM::stats() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.stats();
+}
+
+const ModelInfo& LLM::info() const { return impl_->description; }
+
+ModelInfo plan_model(const std::string& model_dir, const EngineOptions& options) {
+  const std::unique_ptr<Device> device = make_device(options);
+  return describe(resolve_engine_config(model_dir, options, *device), *device);
+}
+
+void validate(const SamplingParams& params) { validate_sampling_params(params); }
+
+void set_log_callback(std::function<void(int level, const std::string& message)> callback) {
+  if (!callback) {
+    set_log_sink({});
+    return;
+  }
+  set_log_sink([callback = std::move(callback)](LogLevel level, const std::string& message) {
+    callback(static_cast<int>(level), message);
+  });
+}
+
+std::vector<std::string> supported_architectures() { return arch_registry().supported(); }
+
+}  // namespace quire

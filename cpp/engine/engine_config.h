@@ -1,0 +1,43 @@
+// From a model directory and EngineOptions to the numbers an engine is built with, its memory included.
+//
+// Memory is computed from shapes, never measured from what the whole machine uses: two engines started at once get the
+// sizes they would get one after the other. Nothing is loaded here; plan_model() shows the same numbers to users.
+#pragma once
+
+#include <filesystem>
+
+#include "device/device.h"
+#include "engine/scheduler.h"
+#include "model/model_config.h"
+#include "quire/types.h"
+
+namespace quire {
+
+struct MemoryPlan {
+  int64_t weight_bytes = 0;
+  int64_t workspace_bytes = 0;  // rope tables, batch arrays, arena
+  int64_t kv_block_bytes = 0;
+  int64_t num_blocks = 0;
+  int64_t arena_bytes = 0;  // part of the workspace
+
+  int64_t kv_bytes() const { return kv_block_bytes * num_blocks; }
+};
+
+struct EngineConfig {
+  ModelConfig model;
+  SchedulerOptions scheduler;
+  MemoryPlan memory;
+  EngineOptions options;
+
+  int64_t max_blocks_per_seq() const;
+};
+
+// Throws InvalidArgument: a bad option, a model that is not supported, or too little memory for one sequence of max_model_len
+// (with the numbers and three ways out).
+EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
+                                   const Device& device);
+// The device that the options name; throws InvalidArgument or NotSupported with what is missing.
+std::unique_ptr<Device> make_device(const EngineOptions& options);
+ModelInfo describe(const EngineConfig& config, const Device& device);
+
+}  // namespace quire

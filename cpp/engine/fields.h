@@ -1,0 +1,59 @@
+// The fields of the option structs, written once: bindings, validation messages and docs iterate these lists.
+//
+// visit(name, reference, doc) is called for every field in declaration order.
+#pragma once
+
+#include <concepts>
+#include <type_traits>
+
+#include "quire/types.h"
+
+namespace quire {
+
+template <typename Params, typename Visit>
+  requires std::same_as<std::remove_const_t<Params>, SamplingParams>
+void for_each_field(Params& params, const Visit& visit) {
+  visit("n", params.n, "number of sequences to generate from the prompt");
+  visit("presence_penalty", params.presence_penalty, "[-2, 2], subtracted once from every token already generated");
+  visit("frequency_penalty", params.frequency_penalty, "[-2, 2], subtracted for each time a token was generated");
+  visit("repetition_penalty", params.repetition_penalty, "> 0, divides (or multiplies, if negative) seen tokens' logits");
+  visit("temperature", params.temperature, ">= 0; below 1e-5 the most likely token is taken");
+  visit("top_p", params.top_p, "(0, 1], mass of the smallest set of tokens to draw from");
+  visit("top_k", params.top_k, "tokens to draw from; 0 or -1: all");
+  visit("min_p", params.min_p, "[0, 1], least probability relative to the most likely token");
+  visit("seed", params.seed, "of the random draws; none: derived from the engine's seed and the request's number");
+  visit("stop", params.stop, "strings that end the output");
+  visit("stop_token_ids", params.stop_token_ids, "token ids that end the output");
+  visit("ignore_eos", params.ignore_eos, "go on after the end-of-sequence token");
+  visit("max_tokens", params.max_tokens, "most tokens to generate; none: up to max_model_len");
+  visit("min_tokens", params.min_tokens, "no end of any kind before that many tokens");
+  visit("logprobs", params.logprobs, "log-probabilities a token: 0 the sampled one's, k also of the k most likely");
+  visit("logit_bias", params.logit_bias, "(token id, value) pairs added to the logits");
+  visit("allowed_token_ids", params.allowed_token_ids, "only these may be generated; empty: all");
+  visit("bad_words_token_ids", params.bad_words_token_ids, "token sequences that must not be completed");
+}
+
+template <typename Options, typename Visit>
+  requires std::same_as<std::remove_const_t<Options>, EngineOptions>
+void for_each_field(Options& options, const Visit& visit) {
+  visit("dtype", options.dtype, "auto, float32, float16 or bfloat16");
+  visit("device", options.device, "auto or cpu");
+  visit("load_format", options.load_format, "auto, safetensors or dummy");
+  visit("config_overrides", options.config_overrides, "a JSON object merged over config.json");
+  visit("cpu_isa", options.cpu_isa, "portable, avx2 or avx512; empty: the best the machine has");
+  visit("max_model_len", options.max_model_len, "most tokens of a sequence; 0: the model's own");
+  visit("max_num_seqs", options.max_num_seqs, "most sequences in a step");
+  visit("max_num_batched_tokens", options.max_num_batched_tokens, "most tokens in a step; 0: chosen");
+  visit("long_prefill_token_threshold", options.long_prefill_token_threshold, "most tokens of one prompt in a step");
+  visit("block_size", options.block_size, "tokens a KV block");
+  visit("enable_prefix_caching", options.enable_prefix_caching, "reuse computed prompt prefixes");
+  visit("enable_chunked_prefill", options.enable_chunked_prefill, "spread long prompts over steps");
+  visit("gpu_memory_utilization", options.gpu_memory_utilization, "share of the device's memory to use");
+  visit("kv_cache_memory_bytes", options.kv_cache_memory_bytes, "exact size of the KV cache; 0: chosen");
+  visit("num_gpu_blocks_override", options.num_gpu_blocks_override, "exact number of KV blocks; 0: chosen");
+  visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
+  visit("seed", options.seed, "of requests that bring none");
+  visit("eos_token_ids", options.eos_token_ids, "end-of-sequence ids, primary first; empty: from the model's files");
+}
+
+}  // namespace quire

@@ -1,0 +1,90 @@
+// Layouts and the dry run; see step_memory.h.
+#include "engine/step_memory.h"
+
+#include <algorithm>
+
+#include "model/rope_table.h"
+
+namespace quire {
+namespace {
+
+// Hands out aligned pieces from a base address, or only counts when there is none.
+class Placer {
+ public:
+  explicit Placer(std::byte* base) : base_(base) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    const size_t begin = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
+    return base_ != nullptr ? reinterpret_cast<T*>(base_ + begin) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  size_t used_ = 0;
+};
+
+int64_t blocks_of(const SchedulerOptions& options) {
+  return (options.max_model_len + options.block_size - 1) / options.block_size;
+}
+
+}  // namespace
+
+size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, BatchBuffers& buffers) {
+  Placer placer(base);
+  buffers.token_ids = placer.take<int32_t>(options.max_num_batched_tokens);
+  buffers.positions = placer.take<int32_t>(options.max_num_batched_tokens);
+  buffers.slot_mapping = placer.take<int32_t>(options.max_num_batched_tokens);
+  buffers.query_start = placer.take<int32_t>(options.max_num_seqs + 1);
+  buffers.kv_lens = placer.take<int32_t>(options.max_num_seqs);
+  buffers.block_tables = placer.take<int32_t>(options.max_num_seqs * blocks_of(options));
+  buffers.sample_token_rows = placer.take<int32_t>(options.max_num_seqs);
+  return placer.used();
+}
+
+size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope) {
+  Placer placer(base);
+  rope = {};
+  for (const LayerSpec& layer : model.arch.layers) {
+    const RopeSpec& spec = layer.attn.rope;
+    const float* data = nullptr;
+    if (spec.rotary_dim > 0) {
+      auto found = std::ranges::find_if(rope.tables, [&](const auto& table) { return *table.spec == spec; });
+      if (found == rope.tables.end()) {
+        rope.tables.push_back({&spec, placer.take<float>(model.max_model_len * spec.rotary_dim)});
+        found = rope.tables.end() - 1;
+      }
+      data = found->data;
+    }
+    rope.layers.layers.push_back(data);
+  }
+  return placer.used();
+}
+
+size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
+                     int num_threads) {
+  Weights weights;
+  place_weights(model.arch, model.dtype, kernels, nullptr, weights);
+  RopePlacement rope;
+  place_rope_tables(model, nullptr, rope);
+  const KvCache cache = place_kv_cache(model.arch, model.dtype, options.block_size, 0, nullptr);
+  Arena arena;
+  const Ops ops(kernels, Stream{}, arena);
+  const Decoder decoder(model.arch, model.dtype, weights, rope.layers, num_threads);
+  DeviceBatch batch;
+  batch.num_tokens = options.max_num_batched_tokens;
+  batch.num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);
+  batch.num_samples = batch.num_seqs;
+  batch.max_kv_len = options.max_model_len;
+  {
+    const Arena::Scope scope(arena);
+    const Tensor hidden = decoder.forward(batch, cache, ops);
+    decoder.logits(hidden, nullptr, batch.num_samples, ops);
+    arena.allocate_bytes(kernels.sampling_workspace_bytes(batch.num_samples, model.arch.vocab_size, num_threads));
+  }
+  return arena.high_water_bytes();
+}
+
+}  // namespace quire

@@ -1,0 +1,45 @@
+// The workspace of a worker: rope tables, the device's copy of a Batch, and the size of a step's scratch.
+//
+// Decides: what lies where in the `workspace` region. All sizes follow from the architecture and the scheduler's budgets.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "engine/scheduler.h"
+#include "model/decoder.h"
+#include "model/model_config.h"
+
+namespace quire {
+
+// Room for the flat arrays of the largest Batch.
+struct BatchBuffers {
+  int32_t* token_ids = nullptr;
+  int32_t* positions = nullptr;
+  int32_t* slot_mapping = nullptr;
+  int32_t* query_start = nullptr;
+  int32_t* kv_lens = nullptr;
+  int32_t* block_tables = nullptr;
+  int32_t* sample_token_rows = nullptr;
+};
+
+// Where the rope tables lie: one for each different RopeSpec.
+struct RopePlacement {
+  struct Table {
+    const RopeSpec* spec = nullptr;
+    float* data = nullptr;  // [max_model_len, rotary_dim]
+  };
+  std::vector<Table> tables;
+  RopeTables layers;
+};
+
+// Both return the bytes they take from `base` on (nullptr: only measure).
+size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, BatchBuffers& buffers);
+size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope);
+
+// Scratch of the worst-case step, found by a dry run of forward, logits and sampling.
+size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
+                     int num_threads);
+
+}  // namespace quire

@@ -1,0 +1,179 @@
+// The engine of Python; see engine_binding.h.
+#include "bind/engine_binding.h"
+
+#include <chrono>
+#include <stdexcept>
+#include <utility>
+
+namespace quire::bind {
+namespace {
+
+// Keeps the arrays alive while the weights are packed.
+struct ExternalWeights {
+  std::vector<ExternalTensor> tensors;
+  std::vector<py::array> arrays;
+};
+
+ExternalWeights external_weights(const py::object& weights) {
+  ExternalWeights external;
+  for (const py::handle& item : weights) {
+    const auto entry = item.cast<py::tuple>();
+    const auto array = py::array::ensure(entry[1], py::array::c_style);
+    if (!array) throw py::type_error("weights must be (name, contiguous array, dtype name) tuples");
+    ExternalTensor tensor;
+    tensor.name = entry[0].cast<std::string>();
+    tensor.dtype = entry[2].cast<std::string>();
+    tensor.shape.assign(array.shape(), array.shape() + array.ndim());
+    tensor.data = array.data();
+    external.tensors.push_back(std::move(tensor));
+    external.arrays.push_back(array);
+  }
+  return external;
+}
+
+}  // namespace
+
+PyEngine::PyEngine(const std::string& model_dir, const py::dict& options, const py::object& weights) {
+  const auto engine_options = from_dict<EngineOptions>(options);
+  if (weights.is_none()) {
+    const py::gil_scoped_release release;
+    llm_ = std::make_unique<LLM>(model_dir, engine_options);
+    return;
+  }
+  const ExternalWeights external = external_weights(weights);
+  const py::gil_scoped_release release;
+  llm_ = std::make_unique<LLM>(model_dir, engine_options, external.tensors);
+}
+
+template <typename Use>
+auto PyEngine::with_llm(const Use& use) {
+  const py::gil_scoped_release release;
+  const std::shared_lock lock(llm_mutex_);
+  if (llm_ == nullptr) throw std::runtime_error("the engine is closed");
+  return use(*llm_);
+}
+
+uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream) {
+  const auto deliver = [mailbox = mailbox_](const Delta& delta) {
+    const std::lock_guard lock(mailbox->mutex);
+    Mail& mail = mailbox->mail[delta.request_id];
+    if (delta.finished != nullptr) {
+      mail.output = std::make_unique<RequestOutput>(*delta.finished);
+    } else {
+      mail.deltas.push_back(delta);
+    }
+  };
+  return llm.submit(std::move(prompt), params, deliver, stream ? Notify::every_token : Notify::finished);
+}
+
+uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream) {
+  std::vector<int32_t> ids = token_ids(prompt);
+  const auto sampling = from_dict<SamplingParams>(params);
+  return with_llm([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream); });
+}
+
+std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::object& params) {
+  std::vector<std::vector<int32_t>> all_ids;
+  all_ids.reserve(prompts.size());
+  for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
+  std::vector<SamplingParams> sampling;
+  if (py::isinstance<py::dict>(params)) {
+    sampling.push_back(from_dict<SamplingParams>(params.cast<py::dict>()));
+  } else {
+    for (const py::handle& one : params) sampling.push_back(from_dict<SamplingParams>(one.cast<py::dict>()));
+    if (sampling.size() != all_ids.size()) throw py::value_error("The lengths of prompts and params must be the same.");
+  }
+  const auto params_of = [&](size_t i) -> const SamplingParams& { return sampling[sampling.size() == 1 ? 0 : i]; };
+  return with_llm([&](LLM& llm) {
+    for (size_t i = 0; i < all_ids.size(); ++i) {
+      try {
+        llm.check(all_ids[i], params_of(i));
+      } catch (const std::invalid_argument& error) {
+        throw std::invalid_argument(std::string(error.what()) + " (prompt " + std::to_string(i) + ")");
+      }
+    }
+    std::vector<uint64_t> ids;
+    ids.reserve(all_ids.size());
+    for (size_t i = 0; i < all_ids.size(); ++i) ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false));
+    return ids;
+  });
+}
+
+bool PyEngine::fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs,
+                     std::vector<Delta>& deltas) {
+  const std::lock_guard lock(mailbox_->mutex);
+  if (mailbox_->mail.empty()) return false;
+  for (const uint64_t id : request_ids) {
+    const auto found = mailbox_->mail.find(id);
+    if (found == mailbox_->mail.end()) continue;
+    std::ranges::move(found->second.deltas, std::back_inserter(deltas));
+    if (found->second.output != nullptr) outputs.push_back(std::move(*found->second.output));
+    mailbox_->mail.erase(found);
+  }
+  return !outputs.empty() || !deltas.empty();
+}
+
+py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
+  std::vector<RequestOutput> outputs;
+  std::vector<Delta> deltas;
+  with_llm([&](LLM& llm) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
+    while (!fetch(request_ids, outputs, deltas)) {
+      if (!llm.step() && !fetch(request_ids, outputs, deltas)) return;
+      if (std::chrono::steady_clock::now() >= deadline) {
+        fetch(request_ids, outputs, deltas);
+        return;
+      }
+    }
+  });
+  py::list output_list;
+  for (RequestOutput& output : outputs) output_list.append(py::cast(std::move(output)));
+  py::list delta_list;
+  for (Delta& delta : deltas) delta_list.append(py::cast(std::move(delta)));
+  return py::make_tuple(output_list, delta_list);
+}
+
+bool PyEngine::cancel(uint64_t request_id) {
+  return with_llm([&](LLM& llm) { return llm.cancel(request_id); });
+}
+
+void PyEngine::set_vocabulary(std::vector<std::string> token_bytes) {
+  with_llm([&](LLM& llm) {
+    llm.set_vocabulary(std::move(token_bytes));
+    return true;
+  });
+}
+
+bool PyEngine::reset_prefix_cache() {
+  return with_llm([](LLM& llm) { return llm.reset_prefix_cache(); });
+}
+
+py::dict PyEngine::stats() {
+  const Stats stats = with_llm([](LLM& llm) { return llm.stats(); });
+  py::dict values;
+  values["num_running"] = stats.num_running;
+  values["num_waiting"] = stats.num_waiting;
+  values["num_blocks"] = stats.num_blocks;
+  values["num_free_blocks"] = stats.num_free_blocks;
+  values["num_cached_blocks"] = stats.num_cached_blocks;
+  values["num_steps"] = stats.num_steps;
+  values["num_preemptions"] = stats.num_preemptions;
+  values["prompt_tokens"] = stats.prompt_tokens;
+  values["cached_prompt_tokens"] = stats.cached_prompt_tokens;
+  values["generated_tokens"] = stats.generated_tokens;
+  values["prefix_cache_queries"] = stats.prefix_cache_queries;
+  values["prefix_cache_hits"] = stats.prefix_cache_hits;
+  return values;
+}
+
+py::dict PyEngine::info() {
+  return model_info_dict(with_llm([](LLM& llm) { return llm.info(); }));
+}
+
+void PyEngine::close() {
+  const py::gil_scoped_release release;
+  const std::unique_lock lock(llm_mutex_);
+  llm_.reset();
+}
+
+}  // namespace quire::bind

@@ -1,0 +1,62 @@
+// quire::LLM as Python sees it: calls that work release the GIL once, at their outermost point.
+//
+// Results of callbacks are collected here without the GIL and fetched by run(). Several threads may call run() with
+// their own ids at once: they take turns stepping the one engine, and everybody's results are kept until fetched.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "bind/convert.h"
+#include "quire/quire.h"
+
+namespace quire::bind {
+
+class PyEngine {
+ public:
+  PyEngine(const std::string& model_dir, const py::dict& options, const py::object& weights);
+
+  uint64_t submit(const py::object& prompt, const py::dict& params, bool stream);
+  std::vector<uint64_t> submit_many(const py::list& prompts, const py::object& params);
+  // Steps until one of the requests finished, a streamed one got tokens, or max_ms passed. Returns (outputs, deltas).
+  py::tuple run(const std::vector<uint64_t>& request_ids, int max_ms);
+  bool cancel(uint64_t request_id);
+  void set_vocabulary(std::vector<std::string> token_bytes);
+  bool reset_prefix_cache();
+  py::dict stats();
+  py::dict info();
+  // Frees weights, cache and threads now; waits for a step in progress.
+  void close();
+
+ private:
+  struct Mail {
+    std::vector<Delta> deltas;
+    std::unique_ptr<RequestOutput> output;
+  };
+  // Filled by callbacks inside step(), emptied by run(). Shared with the callbacks, which may outlive a closed engine.
+  struct Mailbox {
+    std::mutex mutex;
+    std::unordered_map<uint64_t, Mail> mail;
+  };
+
+  // Calls use(llm) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
+  template <typename Use>
+  auto with_llm(const Use& use);
+  uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream);
+  bool fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs,
+             std::vector<Delta>& deltas);
+
+  std::shared_mutex llm_mutex_;  // exclusive: close; shared: everything else
+  std::unique_ptr<LLM> llm_;
+  std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
+};
+
+void bind_outputs(py::module_& module);
+py::dict model_info_dict(const ModelInfo& info);
+
+}  // namespace quire::bind

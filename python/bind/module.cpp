@@ -1,0 +1,64 @@
+// The Python module _quire: the public API of libquire, nothing else.
+#include "base/check.h"
+#include "bind/engine_binding.h"
+
+namespace {
+
+namespace py = pybind11;
+using quire::bind::PyEngine;
+
+// The callback is dropped without the interpreter's help at exit, so it is never destroyed.
+void set_log_callback(const py::object& callback) {
+  if (callback.is_none()) {
+    quire::set_log_callback({});
+    return;
+  }
+  auto* kept = new py::object(callback);
+  quire::set_log_callback([kept](int level, const std::string& message) {
+    const py::gil_scoped_acquire acquire;
+    (*kept)(level, message);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_quire, module) {
+  module.doc() = "The C++ core of quire.";
+  // InvalidArgument is a std::invalid_argument, which pybind11 turns into ValueError by itself.
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const quire::NotSupported& unsupported) {
+      PyErr_SetString(PyExc_NotImplementedError, unsupported.what());
+    } catch (const quire::InternalError& bug) {
+      PyErr_SetString(PyExc_RuntimeError, bug.what());
+    }
+  });
+
+  quire::bind::bind_outputs(module);
+  py::class_<PyEngine>(module, "Engine")
+      .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),
+           py::arg("weights") = py::none())
+      .def("submit", &PyEngine::submit, py::arg("prompt_token_ids"), py::arg("params"), py::arg("stream") = false)
+      .def("submit_many", &PyEngine::submit_many, py::arg("prompts"), py::arg("params"))
+      .def("run", &PyEngine::run, py::arg("request_ids"), py::arg("max_ms") = 50)
+      .def("cancel", &PyEngine::cancel, py::arg("request_id"))
+      .def("set_vocabulary", &PyEngine::set_vocabulary, py::arg("token_bytes"))
+      .def("reset_prefix_cache", &PyEngine::reset_prefix_cache)
+      .def("stats", &PyEngine::stats)
+      .def("info", &PyEngine::info)
+      .def("close", &PyEngine::close);
+
+  module.def("plan_model", [](const std::string& model_dir, const py::dict& options) {
+    return quire::bind::model_info_dict(
+        quire::plan_model(model_dir, quire::bind::from_dict<quire::EngineOptions>(options)));
+  });
+  module.def("validate_sampling_params", [](const py::dict& params) {
+    quire::validate(quire::bind::from_dict<quire::SamplingParams>(params));
+  });
+  module.def("sampling_param_fields", &quire::bind::list_fields<quire::SamplingParams>);
+  module.def("engine_option_fields", &quire::bind::list_fields<quire::EngineOptions>);
+  module.def("supported_architectures", &quire::supported_architectures);
+  module.def("version", &quire::version);
+  module.def("set_log_callback", &set_log_callback);
+}

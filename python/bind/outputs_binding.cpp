@@ -1,0 +1,122 @@
+// Output values as Python objects: read-only attributes, logprobs as numpy arrays over the native buffers.
+#include "bind/engine_binding.h"
+
+namespace quire::bind {
+namespace {
+
+py::object finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::none:
+      return py::none();
+    case FinishReason::stop:
+      return py::str("stop");
+    case FinishReason::length:
+      return py::str("length");
+    case FinishReason::abort:
+      return py::str("abort");
+    case FinishReason::error:
+      return py::str("error");
+  }
+  return py::none();
+}
+
+// A view over a buffer that `owner` keeps alive.
+template <typename T>
+py::array_t<T> view(const std::vector<T>& values, std::vector<py::ssize_t> shape, const py::object& owner) {
+  return py::array_t<T>(std::move(shape), values.data(), owner);
+}
+
+py::ssize_t num_rows(const LogprobBuffer& buffer) { return static_cast<py::ssize_t>(buffer.sampled_ranks.size()); }
+
+void bind_logprobs(py::module_& module) {
+  py::class_<LogprobBuffer>(module, "LogprobBuffer", "Log-probabilities of generated tokens, one row a token.")
+      .def_readonly("width", &LogprobBuffer::width)
+      .def_property_readonly(
+          "token_ids",
+          [](const py::object& self) {
+            const auto& buffer = self.cast<const LogprobBuffer&>();
+            return view(buffer.token_ids, {num_rows(buffer), buffer.width}, self);
+          },
+          "int32 [tokens, width]; column 0 is the sampled token")
+      .def_property_readonly(
+          "logprobs",
+          [](const py::object& self) {
+            const auto& buffer = self.cast<const LogprobBuffer&>();
+            return view(buffer.logprobs, {num_rows(buffer), buffer.width}, self);
+          },
+          "float32 [tokens, width]")
+      .def_property_readonly("sampled_ranks", [](const py::object& self) {
+        const auto& buffer = self.cast<const LogprobBuffer&>();
+        return view(buffer.sampled_ranks, {num_rows(buffer)}, self);
+      });
+}
+
+}  // namespace
+
+void bind_outputs(py::module_& module) {
+  bind_logprobs(module);
+  py::class_<Completion>(module, "Completion")
+      .def_readonly("index", &Completion::index)
+      .def_readonly("token_ids", &Completion::token_ids)
+      .def_readonly("cumulative_logprob", &Completion::cumulative_logprob)
+      .def_readonly("stop_token_id", &Completion::stop_token_id)
+      .def_readonly("stop_string_index", &Completion::stop_string_index)
+      .def_property_readonly("finish_reason",
+                             [](const Completion& completion) { return finish_reason_name(completion.finish_reason); })
+      .def_property_readonly("logprobs", [](const py::object& self) -> py::object {
+        const auto& completion = self.cast<const Completion&>();
+        if (completion.logprobs.width == 0) return py::none();
+        return py::cast(&completion.logprobs, py::return_value_policy::reference_internal, self);
+      });
+  py::class_<RequestOutput>(module, "Output")
+      .def_readonly("request_id", &RequestOutput::request_id)
+      .def_property_readonly("completions",
+                             [](const py::object& self) {
+                               py::list list;
+                               for (const Completion& completion : self.cast<const RequestOutput&>().completions) {
+                                 list.append(py::cast(&completion, py::return_value_policy::reference_internal, self));
+                               }
+                               return list;
+                             })
+      .def_readonly("num_prompt_tokens", &RequestOutput::num_prompt_tokens)
+      .def_readonly("num_cached_tokens", &RequestOutput::num_cached_tokens)
+      .def_readonly("num_preemptions", &RequestOutput::num_preemptions)
+      .def_readonly("error", &RequestOutput::error)
+      .def_property_readonly("arrival", [](const RequestOutput& output) { return output.times.arrival; })
+      .def_property_readonly("first_scheduled", [](const RequestOutput& output) { return output.times.first_scheduled; })
+      .def_property_readonly("first_token", [](const RequestOutput& output) { return output.times.first_token; })
+      .def_property_readonly("last_token", [](const RequestOutput& output) { return output.times.last_token; })
+      .def_property_readonly("finished", [](const RequestOutput& output) { return output.times.finished; });
+  py::class_<Delta>(module, "Delta")
+      .def_readonly("request_id", &Delta::request_id)
+      .def_readonly("index", &Delta::index)
+      .def_readonly("token_ids", &Delta::token_ids)
+      .def_property_readonly("finish_reason", [](const Delta& delta) { return finish_reason_name(delta.finish_reason); });
+}
+
+py::dict model_info_dict(const ModelInfo& info) {
+  py::dict values;
+  values["architecture"] = info.architecture;
+  values["dtype"] = info.dtype;
+  values["device"] = info.device;
+  values["kernels"] = info.kernels;
+  values["max_model_len"] = info.max_model_len;
+  values["vocab_size"] = info.vocab_size;
+  values["num_layers"] = info.num_layers;
+  values["hidden_size"] = info.hidden_size;
+  values["num_parameters"] = info.num_parameters;
+  values["weight_bytes"] = info.weight_bytes;
+  values["workspace_bytes"] = info.workspace_bytes;
+  values["kv_cache_bytes"] = info.kv_cache_bytes;
+  values["kv_bytes_per_token"] = info.kv_bytes_per_token;
+  values["num_blocks"] = info.num_blocks;
+  values["block_size"] = info.block_size;
+  values["max_num_seqs"] = info.max_num_seqs;
+  values["max_num_batched_tokens"] = info.max_num_batched_tokens;
+  values["num_threads"] = info.num_threads;
+  values["eos_token_ids"] = info.eos_token_ids;
+  values["load_seconds"] = info.load_seconds;
+  return values;
+}
+
+}  // namespace quire::bind
