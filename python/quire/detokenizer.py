@@ -79,6 +79,12 @@ class Detokenizer:
         self.text += new
         return new
 
+    def waiting(self) -> str:
+        """The text of tokens whose last character is incomplete, as far as it goes."""
+        before = self._decode(self._ids[self._prefix : self._read])
+        after = self._decode(self._ids[self._prefix :])
+        return after[len(before) :] if after.startswith(before) else ""
+
 
 def final_text(
     tokenizer: Tokenizer | None,
@@ -97,7 +103,9 @@ def final_text(
         return decode_all(tokenizer, prompt_token_ids, token_ids, options)
     # The core looked after each token, so the match ends in the text of the last one.
     before = decode_all(tokenizer, prompt_token_ids, token_ids[:-1], options)
-    text = decode_all(tokenizer, prompt_token_ids, token_ids, options)
+    detokenizer = Detokenizer(tokenizer, prompt_token_ids, options)
+    detokenizer.push(token_ids)
+    text = detokenizer.text + detokenizer.waiting()  # the last token may complete the match and begin a character
     return cut(text, len(before), stop_string, options.include_stop_str_in_output)
 
 

@@ -41,3 +41,18 @@ def llm(tiny_model: Path) -> Iterator[object]:
 
     with LLM(str(tiny_model), seed=0, num_gpu_blocks_override=512) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A model whose logits are all about zero: what it writes is what logit_bias and the penalties say."""
+    import numpy as np
+    from quire import LLM
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_llama(tmp_path_factory.mktemp("flat-llama"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= np.float32(1e-3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with LLM(str(folder), seed=0, num_gpu_blocks_override=64) as engine:
+        yield engine

@@ -242,6 +242,13 @@ def test_stop_tokens_and_strings(light: Tokenizer) -> None:
     assert text(TextOptions(include_stop_str_in_output=True), "ti", False, tokens[:-1]) == " upon a ti"
 
 
+def test_stop_string_in_a_token_that_begins_a_character(light: Tokenizer) -> None:
+    first_byte = light.token_id("ð")
+    ids = [*light.encode(" upon a time", add_special_tokens=False), first_byte]
+    assert final_text(light, [], ids, TextOptions(), "time", False) == " upon a "  # type: ignore[arg-type]
+    assert final_text(light, [], ids, TextOptions(), None, False) == " upon a time"  # type: ignore[arg-type]
+
+
 def test_cut_ignores_matches_that_min_tokens_held_back() -> None:
     assert cut("a stop b stop c", len("a stop b st"), "stop", include=False) == "a stop b "
     assert cut("a stop b stop c", len("a stop b st"), "stop", include=True) == "a stop b stop"

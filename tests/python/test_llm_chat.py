@@ -1,0 +1,89 @@
+"""LLM.chat on a real engine: one conversation or many, the template's own special tokens, and the options of a call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from quire import LLM, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+CONVERSATION = [{"role": "user", "content": "Tell me a story"}]
+
+
+def test_prompt_is_the_rendered_template(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    (output,) = llm.chat(CONVERSATION, GREEDY, use_tqdm=False)
+    rendered = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    assert output.prompt == rendered == "<|begin|><|user|>Tell me a story<|end|><|assistant|>"
+    assert output.prompt_token_ids == tokenizer.encode(rendered, add_special_tokens=False)
+    assert output.prompt_token_ids is not None and output.prompt_token_ids.count(0) == 1  # one BOS, not two
+
+
+def test_many_conversations(llm: LLM) -> None:
+    other = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    one, two = llm.chat([CONVERSATION, other], GREEDY, use_tqdm=False)
+    assert one.outputs[0].token_ids == llm.chat(CONVERSATION, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    assert two.prompt == "<|begin|><|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
+    assert llm.chat([], GREEDY, use_tqdm=False) == []
+
+
+def test_template_options(llm: LLM) -> None:
+    def prompt(**options: object) -> str | None:
+        return llm.chat(CONVERSATION, GREEDY, use_tqdm=False, **options)[0].prompt  # type: ignore[arg-type]
+
+    assert prompt(add_generation_prompt=False) == "<|begin|><|user|>Tell me a story<|end|>"
+    assert prompt(chat_template="{{ messages[0]['content'] }}!") == "Tell me a story!"
+    assert prompt(chat_template="{{ word }}", chat_template_kwargs={"word": "hello"}) == "hello"
+    assert prompt(add_generation_prompt=False, continue_final_message=True) == "<|begin|><|user|>Tell me a story"
+    with_tools = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+    tool = {"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}
+    assert prompt(chat_template=with_tools, tools=[tool]) == "weather"
+    with pytest.raises(ValueError, match="continue_final_message and add_generation_prompt are not compatible"):
+        prompt(continue_final_message=True)
+
+
+def test_content_formats(llm: LLM) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    (output,) = llm.chat(parts, GREEDY, use_tqdm=False)
+    assert output.prompt == "<|begin|><|user|>a\nb<|end|><|assistant|>"
+    walking = "{% for m in messages %}{% for part in m['content'] %}[{{ part['text'] }}]{% endfor %}{% endfor %}"
+    (output,) = llm.chat(parts, GREEDY, use_tqdm=False, chat_template=walking)
+    assert output.prompt == "[a][b]"
+    printed = "{{ messages[0]['content'] is string }}"
+    for form, expected in (("string", "True"), ("openai", "False"), ("auto", "True")):
+        (output,) = llm.chat(parts, GREEDY, use_tqdm=False, chat_template=printed, chat_template_content_format=form)
+        assert output.prompt == expected
+    with pytest.raises(ValueError, match="chat_template_content_format must be one of"):
+        llm.chat(parts, GREEDY, chat_template_content_format="json")
+
+
+def test_template_of_the_constructor(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "short.jinja"
+    file.write_text("{{ messages[0]['content'] }}.")
+    for template in (str(file), "{{ messages[0]['content'] }}."):
+        with LLM(str(tiny_model), chat_template=template) as llm:
+            assert llm.chat(CONVERSATION, GREEDY, use_tqdm=False)[0].prompt == "Tell me a story."
+
+
+def test_bad_conversation_of_many_is_named(llm: LLM) -> None:
+    with pytest.raises(ValueError, match=r"'role'.*\(conversation 1\)"):
+        llm.chat([CONVERSATION, [{"content": "x"}]], GREEDY)
+    with pytest.raises(ValueError, match="does not support multi-modal inputs"):
+        llm.chat([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], GREEDY)
+    with pytest.raises(TypeError, match="messages must be a list"):
+        llm.chat("hello", GREEDY)
+
+
+def test_chat_needs_a_tokenizer(tiny_model: Path) -> None:
+    with LLM(str(tiny_model), skip_tokenizer_init=True) as llm, pytest.raises(ValueError, match="skip_tokenizer_init"):
+        llm.chat(CONVERSATION, GREEDY)
+
+
+def test_too_long_a_conversation(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="longer than the maximum model length of 256"):
+        llm.chat([{"role": "user", "content": "story " * 300}], GREEDY)
+    ok, bad = llm.chat(
+        [CONVERSATION, [{"role": "user", "content": "story " * 300}]], GREEDY, use_tqdm=False, on_error="return"
+    )
+    assert ok.error is None and bad.error is not None and bad.outputs[0].finish_reason == "error"
