@@ -18,7 +18,7 @@ static void embed_token(const EmbeddingParams& p, int64_t t) {
   const Vec::F scale = Vec::set1(p.scale);
   for (int64_t k = 0; k < p.table.cols; k += kRun) {
     const int64_t count = lesser(kRun, p.table.cols - k);
-    gather_row<T>(p.table, p.token_ids[t], k, count, token);
+    gather_row<T>(p.table, p.token_ids[t] + p.token_id_offset, k, count, token);
     if (p.position_table.data != nullptr) {
       gather_row<T>(p.position_table, p.positions[t] + p.position_offset, k, count, position);
     }
@@ -27,7 +27,9 @@ static void embed_token(const EmbeddingParams& p, int64_t t) {
       if (p.position_table.data != nullptr) x = Vec::add(x, Vec::load(position + i));
       const int64_t offset = t * p.out_stride + k + i;
       if (p.out_dtype == DType::f32) {
-        store_up_to(static_cast<float*>(p.out) + offset, x, count - i);
+        float* out = static_cast<float*>(p.out) + offset;
+        if (p.accumulate) x = Vec::add(load_up_to(out, count - i), x);
+        store_up_to(out, x, count - i);
       } else {
         store_up_to(static_cast<T*>(p.out) + offset, x, count - i);
       }
@@ -52,6 +54,7 @@ static void embed_tokens(const EmbeddingParams& p, int64_t begin, int64_t end) {
 
 static void embedding(const EmbeddingParams& p, Stream stream) {
   QUIRE_CHECK(p.out_dtype == DType::f32 || p.out_dtype == p.table.dtype);
+  QUIRE_CHECK(!p.accumulate || p.out_dtype == DType::f32);
   QUIRE_CHECK(!p.table.gated);
   QUIRE_CHECK(p.position_table.data == nullptr ||
               (p.position_table.dtype == p.table.dtype && p.position_table.cols == p.table.cols));

@@ -1,5 +1,5 @@
-// RMSNorm and LayerNorm of rows of the residual stream. A row is summed in kNormLanes vectors side by side, added in a
-// fixed order; rows are independent. Limit: reading x and writing the result once.
+// RMSNorm and LayerNorm of rows of the residual stream, or their bare gather and cast. A row is summed in kNormLanes
+// vectors side by side, added in a fixed order; rows are independent. Limit: reading x and writing the result once.
 
 constexpr int kNormLanes = 4;
 
@@ -40,7 +40,7 @@ template <typename Term>
 
 static inline float sum_of_squares(const float* x, int64_t n) { return sum_terms(x, n, Square{}); }
 
-// out = (x - mean) * factor * weight + bias
+// out = (x - mean) * factor * weight + bias; without a norm (NormKind::none) out = x
 template <typename T>
 static void norm_row(const NormParams& p, const float* x, T* out) {
   const float inv_dim = 1.0f / static_cast<float>(p.dim);
@@ -49,16 +49,17 @@ static void norm_row(const NormParams& p, const float* x, T* out) {
   if (p.kind == NormKind::layer) {
     mean = sum_terms(x, p.dim, Itself{}) * inv_dim;
     square = sum_terms(x, p.dim, SquaredDeviation{Vec::set1(mean), lane_ids()}) * inv_dim;
-  } else {
+  } else if (p.kind == NormKind::rms) {
     square = sum_of_squares(x, p.dim) * inv_dim;
   }
+  const bool has_norm = p.kind != NormKind::none;
   const Vec::F center = Vec::set1(mean);
-  const Vec::F factor = Vec::set1(1.0f / __builtin_sqrtf(square + p.eps));
+  const Vec::F factor = Vec::set1(has_norm ? 1.0f / __builtin_sqrtf(square + p.eps) : 1.0f);
   for (int64_t i = 0; i < p.dim; i += Vec::kWidth) {
     const int64_t left = p.dim - i;
     Vec::F y = Vec::mul(Vec::sub(load_up_to(x + i, left), center), factor);
-    if (p.weight != nullptr) y = Vec::mul(y, load_up_to(p.weight + i, left));
-    if (p.bias != nullptr) y = Vec::add(y, load_up_to(p.bias + i, left));
+    if (has_norm && p.weight != nullptr) y = Vec::mul(y, load_up_to(p.weight + i, left));
+    if (has_norm && p.bias != nullptr) y = Vec::add(y, load_up_to(p.bias + i, left));
     if constexpr (std::is_same_v<T, float>) {
       if (p.accumulate) y = Vec::add(load_up_to(out + i, left), y);
     }
@@ -85,7 +86,7 @@ static void norm_rows(const NormParams& p, int64_t begin, int64_t end) {
 
 static void norm(const NormParams& p, Stream stream) {
   QUIRE_CHECK(p.out_dtype == DType::f32 || p.out_dtype == DType::bf16 || p.out_dtype == DType::f16);
-  QUIRE_CHECK(!p.accumulate || p.out_dtype == DType::f32);
+  QUIRE_CHECK(!p.accumulate || (p.out_dtype == DType::f32 && p.kind != NormKind::none));
   for_each_range(stream, p.rows, static_cast<double>(p.rows) * static_cast<double>(p.dim) * 0.2,
                  [&](int64_t begin, int64_t end) { norm_rows(p, begin, end); });
 }

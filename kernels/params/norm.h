@@ -9,7 +9,7 @@
 
 namespace quire {
 
-// none: y = x, a gather and cast of rows (weight, bias and eps are not read).
+// none: y = x, a gather and cast of rows (weight and bias must be null).
 enum class NormKind : uint8_t { rms, layer, none };
 
 struct NormParams {
