@@ -322,7 +322,8 @@ void Scheduler::check_queues() const {
       const bool queued = !sequence->finished() && !sequence->tokens.empty();
       num_queued += queued ? 1 : 0;
       QUIRE_CHECK(runs + waits == (queued ? 1 : 0), "request ", id, ": runs ", runs, ", waits ", waits);
-      QUIRE_CHECK(runs || shares == !sequence->blocks.empty(), "request ", id, " holds blocks, but does not run");
+      QUIRE_CHECK(shares == (waits && !sequence->blocks.empty()) && (runs || waits || sequence->blocks.empty()),
+                  "request ", id, " holds ", sequence->blocks.size(), " blocks: runs ", runs, ", shares ", shares);
       QUIRE_CHECK(static_cast<int64_t>(sequence->blocks.size()) * options_.block_size >= sequence->num_computed,
                   "request ", id, " has ", sequence->blocks.size(), " blocks for ", sequence->num_computed, " tokens");
     }

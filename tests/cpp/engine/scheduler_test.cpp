@@ -1,0 +1,165 @@
+// What scenarios cannot say: the arrays of a batch, refusals, abandoned plans, allocations and many waiting requests.
+#include "engine/scheduler.h"
+
+#include "engine/allocation_counter.h"
+#include "engine/harness.h"
+
+namespace quire::testing {
+namespace {
+
+std::unique_ptr<Request> make_request(uint64_t id, int32_t num_prompt, int32_t max_tokens) {
+  auto request = std::make_unique<Request>();
+  request->id = id;
+  for (int32_t i = 0; i < num_prompt; ++i) request->prompt.push_back(static_cast<int32_t>(id) * 100 + i);
+  request->max_total_tokens = num_prompt + max_tokens;
+  return request;
+}
+
+using Ints = std::vector<int32_t>;
+
+TEST(FillBatch, LaysTokensOverBlocks) {
+  BlockPool pool(10);
+  Request request;
+  request.prompt = {50, 51, 52, 53, 54};
+  Sequence prefill, decode;
+  prefill.request = decode.request = &request;
+  prefill.tokens = request.prompt;
+  decode.tokens = {60, 61, 62};
+  decode.num_computed = 2;
+  decode.blocks.push_back(pool.allocate());  // block 0
+  {
+    const BlockRef skipped = pool.allocate();
+  }  // 1 is free again
+  for (int i = 0; i < 3; ++i) prefill.blocks.push_back(pool.allocate());  // 1, 2, 3
+  decode.blocks.push_back(pool.allocate());                               // 4
+  const std::vector<ScheduledSequence> scheduled = {{&prefill, 3}, {&decode, 1}};
+  Batch batch;
+  batch.token_ids = {9, 9, 9};  // of the step before
+  fill_batch(scheduled, 2, batch);
+  EXPECT_EQ(batch.token_ids, (Ints{50, 51, 52, 62}));
+  EXPECT_EQ(batch.positions, (Ints{0, 1, 2, 2}));
+  EXPECT_EQ(batch.slot_mapping, (Ints{2, 3, 4, 8}));
+  EXPECT_EQ(batch.query_start, (Ints{0, 3, 4}));
+  EXPECT_EQ(batch.kv_lens, (Ints{3, 3}));
+  EXPECT_EQ(batch.block_table_stride, 3);
+  EXPECT_EQ(batch.block_tables, (Ints{1, 2, 3, 0, 4, -1}));
+  EXPECT_EQ(batch.sample_token_rows, (Ints{3}));
+  EXPECT_EQ(batch.sample_seqs, (Ints{1}));
+  fill_batch({}, 2, batch);
+  EXPECT_TRUE(batch.empty());
+  EXPECT_EQ(batch.num_seqs(), 0);
+}
+
+TEST(Scheduler, RefusesWhatItCouldNeverFinish) {
+  const SchedulerOptions options{.num_blocks = 4, .block_size = 4, .max_model_len = 20};
+  Scheduler scheduler(options);
+  EXPECT_THROW(scheduler.add(make_request(1, 10, 7)), InternalError) << "five blocks";
+  EXPECT_THROW(scheduler.add(make_request(1, 10, 0)), InternalError);
+  EXPECT_THROW(scheduler.add(make_request(1, 0, 3)), InternalError);
+  auto stopping = make_request(1, 2, 3);
+  stopping->params.stop = {"x"};
+  EXPECT_THROW(scheduler.add(std::move(stopping)), InternalError) << "no vocabulary";
+  scheduler.add(make_request(2, 10, 6));
+  EXPECT_THROW(scheduler.add(make_request(2, 3, 3)), InternalError) << "the id is in use";
+  scheduler.check_integrity();
+  EXPECT_FALSE(scheduler.cancel(3));
+  EXPECT_TRUE(scheduler.cancel(2));
+  EXPECT_FALSE(scheduler.cancel(2));
+
+  SchedulerOptions unchunked = options;
+  unchunked.enable_chunked_prefill = false;
+  unchunked.max_num_batched_tokens = 19;
+  EXPECT_THROW(Scheduler{unchunked}, InternalError);
+  EXPECT_THROW(scheduler.commit({}, {}), InternalError) << "nothing was planned";
+}
+
+// A step that failed on the device leaves the scheduler where it was.
+TEST(Scheduler, AnAbandonedPlanIsMadeAgain) {
+  Harness harness({.num_blocks = 8, .block_size = 4, .max_num_batched_tokens = 6, .max_model_len = 32});
+  harness.add(make_request(1, 10, 3));
+  harness.add(make_request(2, 5, 3));
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(harness.plan());
+    const auto planned = harness.planned().size();
+    const Ints slots = harness.batch().slot_mapping;
+    ASSERT_TRUE(harness.plan());
+    EXPECT_EQ(harness.planned().size(), planned);
+    EXPECT_EQ(harness.batch().slot_mapping, slots);
+    harness.commit();
+  }
+  harness.run_until_idle();
+}
+
+TEST(Scheduler, HandsOutNothingWhileAStepIsInFlight) {
+  Scheduler scheduler({.num_blocks = 8, .block_size = 4, .max_model_len = 32});
+  scheduler.add(make_request(1, 4, 3));
+  Batch batch;
+  scheduler.plan(batch);
+  scheduler.cancel(1);
+  EXPECT_TRUE(scheduler.take_finished().empty());
+  EXPECT_EQ(scheduler.sampled_sequence(0).finish_reason, FinishReason::abort);
+  scheduler.commit(batch, Ints{5});
+  const auto finished = scheduler.take_finished();
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0]->sequences[0]->num_output(), 0);
+}
+
+TEST(Scheduler, ForgetsPrefixesOnlyWhenNobodyHoldsBlocks) {
+  Harness harness({.num_blocks = 8, .block_size = 4, .max_model_len = 32});
+  harness.add(make_request(1, 9, 3));
+  harness.step();
+  EXPECT_FALSE(harness.scheduler().reset_prefix_cache());
+  harness.run_until_idle();
+  EXPECT_EQ(harness.scheduler().num_cached_blocks(), 2);
+  EXPECT_TRUE(harness.scheduler().reset_prefix_cache());
+  EXPECT_EQ(harness.scheduler().num_free_blocks(), 8);
+
+  auto request = make_request(2, 9, 1);
+  request->params.n = 2;
+  harness.add(std::move(request));
+  harness.step();  // the first sequence is done, the second waits and shares its prompt
+  EXPECT_EQ(harness.scheduler().stats().num_running, 0);
+  EXPECT_FALSE(harness.scheduler().reset_prefix_cache());
+  harness.run_until_idle();
+}
+
+// 1,000 decode steps of 16 sequences, twice as many as the pool holds, so that some are preempted and come back.
+TEST(Scheduler, AStepAllocatesNothing) {
+  Scheduler scheduler({.num_blocks = 600, .block_size = 8, .max_num_batched_tokens = 256, .max_model_len = 4096});
+  auto vocabulary = std::make_shared<Vocabulary>();
+  vocabulary->token_bytes = {"some text", "another text"};
+  for (uint64_t id = 0; id < 16; ++id) {
+    auto request = make_request(id, 64, 1500);
+    request->params.stop = {"never said, and longer than what is kept inside of a string object"};
+    request->vocabulary = vocabulary;
+    scheduler.add(std::move(request));
+  }
+  Batch batch;
+  Ints sampled;
+  sampled.reserve(16);
+  const auto step = [&] {
+    scheduler.plan(batch);
+    sampled.assign(static_cast<size_t>(batch.num_samples()), 1);
+    scheduler.commit(batch, sampled);
+  };
+  for (int i = 0; i < 20; ++i) step();
+  const int64_t before = num_allocations();
+  for (int i = 0; i < 1000; ++i) step();
+  EXPECT_EQ(num_allocations() - before, 0);
+  EXPECT_GT(scheduler.stats().num_preemptions, 10);
+  EXPECT_GT(before, 100) << "the counter does not count";
+}
+
+TEST(Scheduler, TenThousandWait) {
+  Harness harness({.num_blocks = 64, .block_size = 4, .max_num_seqs = 16, .max_model_len = 32});
+  harness.set_checks(false);
+  for (uint64_t id = 0; id < 10'000; ++id) harness.add(make_request(id, 1 + static_cast<int32_t>(id % 9), 3));
+  for (int i = 0; i < 10; ++i) harness.step();
+  for (uint64_t id = 1; id < 10'000; id += 2) harness.cancel(id);
+  harness.run_until_idle();
+  EXPECT_EQ(harness.finished().size(), 10'000u);
+  harness.scheduler().check_integrity();
+}
+
+}  // namespace
+}  // namespace quire::testing
