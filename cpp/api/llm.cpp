@@ -49,8 +49,7 @@ LLM::LLM(const std::string& model_dir, const EngineOptions& options) {
   EngineConfig config = resolve_engine_config(model_dir, options, *device);
   const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(model_dir, options);
   impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
-  impl_->description.load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  impl_->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::vector<ExternalTensor>& weights) {
@@ -59,8 +58,7 @@ LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::
   EngineConfig config = resolve_engine_config(model_dir, options, *device);
   const std::unique_ptr<Checkpoint> checkpoint = adopt_tensors(weights);
   impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
-  impl_->description.load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  impl_->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 LLM::~LLM() = default;

@@ -17,7 +17,8 @@ class InvalidArgument : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// A feature this build or stage does not have; the message names it and what to use instead. Python: NotImplementedError.
+// A feature this build or stage does not have; the message names it and what to use instead. Python:
+// NotImplementedError.
 class NotSupported : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -55,8 +56,8 @@ template <typename... Args>
 }  // namespace quire
 
 // QUIRE_CHECK(condition, "what was expected ", a, " != ", b): always on; throws InternalError.
-#define QUIRE_CHECK(condition, ...)                                                                      \
-  do {                                                                                                   \
-    if (!(condition)) [[unlikely]]                                                                       \
-      ::quire::detail::check_failed_with(__FILE__, __LINE__, #condition __VA_OPT__(, ) __VA_ARGS__);     \
+#define QUIRE_CHECK(condition, ...)                                                                  \
+  do {                                                                                               \
+    if (!(condition)) [[unlikely]]                                                                   \
+      ::quire::detail::check_failed_with(__FILE__, __LINE__, #condition __VA_OPT__(, ) __VA_ARGS__); \
   } while (false)

@@ -32,7 +32,8 @@ constexpr size_t dtype_bytes(DType dtype) {
 
 // "float32", "float16", "bfloat16" ...: the spelling of config.json and of Python.
 std::string_view dtype_name(DType dtype);
-// Accepts "float32"/"float"/"f32", "float16"/"half"/"f16", "bfloat16"/"bf16"; throws InvalidArgument "Unknown dtype: x".
+// Accepts "float32"/"float"/"f32", "float16"/"half"/"f16", "bfloat16"/"bf16"; throws InvalidArgument "Unknown dtype:
+// x".
 DType parse_dtype(std::string_view name);
 
 constexpr uint16_t float_to_bf16(float value) {

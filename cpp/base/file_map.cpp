@@ -17,7 +17,7 @@ namespace quire {
 FileMap::FileMap(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) throw InvalidArgument(str_cat("cannot open ", path.string(), ": ", std::strerror(errno)));
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0 || status.st_size <= 0) {
     ::close(fd);
     throw InvalidArgument(str_cat(path.string(), " is empty or not a regular file"));

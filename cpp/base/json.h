@@ -22,7 +22,8 @@ T json_get(const Json& object, const char* key, T fallback) {
   try {
     return found->template get<T>();
   } catch (const Json::exception&) {
-    throw InvalidArgument(str_cat("config key \"", key, "\" has the value ", found->dump(), ", which is of the wrong type"));
+    throw InvalidArgument(
+        str_cat("config key \"", key, "\" has the value ", found->dump(), ", which is of the wrong type"));
   }
 }
 

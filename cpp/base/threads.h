@@ -50,8 +50,8 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  bool stop_ = false;          // guarded by mutex_
-  int num_sleeping_ = 0;       // guarded by mutex_
+  bool stop_ = false;     // guarded by mutex_
+  int num_sleeping_ = 0;  // guarded by mutex_
   // The current loop. Written by the caller before generation_ is bumped, read by workers after they saw the bump.
   TaskFunction function_ = nullptr;
   const void* context_ = nullptr;

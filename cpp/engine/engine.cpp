@@ -81,7 +81,8 @@ void Engine::record_tokens(const SampledTokens& sampled, double now) {
     buffer.width = static_cast<int32_t>(width);
     const auto from = static_cast<int64_t>(begin);
     const auto to = static_cast<int64_t>(begin + width);
-    buffer.token_ids.insert(buffer.token_ids.end(), sampled.logprob_ids.begin() + from, sampled.logprob_ids.begin() + to);
+    buffer.token_ids.insert(buffer.token_ids.end(), sampled.logprob_ids.begin() + from,
+                            sampled.logprob_ids.begin() + to);
     buffer.logprobs.insert(buffer.logprobs.end(), sampled.logprobs.begin() + from, sampled.logprobs.begin() + to);
     buffer.sampled_ranks.push_back(sampled.sampled_ranks[i]);
     sequence.cumulative_logprob += static_cast<double>(sampled.logprobs[begin]);

@@ -26,8 +26,8 @@ std::string gib(int64_t bytes) {
 }
 
 Json load_config(const std::filesystem::path& model_dir, const EngineOptions& options) {
-  require(std::filesystem::is_directory(model_dir),
-          str_cat("no model directory at ", model_dir.string(), ": expected a folder with config.json and safetensors"));
+  require(std::filesystem::is_directory(model_dir), str_cat("no model directory at ", model_dir.string(),
+                                                            ": expected a folder with config.json and safetensors"));
   Json config = read_json_file(model_dir / "config.json");
   require(config.is_object(), str_cat((model_dir / "config.json").string(), " is not a JSON object"));
   if (!options.config_overrides.empty()) config.update(Json::parse(options.config_overrides));
@@ -94,19 +94,21 @@ int64_t kv_budget_bytes(const EngineConfig& config, const DeviceMemory& memory) 
 void plan_kv_cache(EngineConfig& config, const DeviceMemory& memory) {
   const int64_t needed = config.max_blocks_per_seq();
   int64_t num_blocks = config.options.num_gpu_blocks_override;
-  if (num_blocks == 0) num_blocks = std::max<int64_t>(0, kv_budget_bytes(config, memory) / config.memory.kv_block_bytes);
+  if (num_blocks == 0)
+    num_blocks = std::max<int64_t>(0, kv_budget_bytes(config, memory) / config.memory.kv_block_bytes);
   const int64_t block_bytes = config.memory.kv_block_bytes;
   const int64_t block_size = config.scheduler.block_size;
   if (num_blocks < needed) {
-    throw InvalidArgument(str_cat(
-        "To serve at least one request with the models's max seq len (", config.model.max_model_len, "), (",
-        gib(needed * block_bytes), " KV cache is needed, which is larger than the available KV cache memory (",
-        gib(num_blocks * block_bytes), "). Weights take ", gib(config.memory.weight_bytes), ", workspace ",
-        gib(config.memory.workspace_bytes), ", KV cache ", block_bytes / block_size, " bytes a token; available memory ",
-        gib(memory.available_bytes), " of ", gib(memory.total_bytes), ". Three ways out: decrease `max_model_len` to ",
-        num_blocks * block_size, " or less; increase `gpu_memory_utilization` (now ",
-        config.options.gpu_memory_utilization, ") or `kv_cache_memory_bytes` (VLLM_CPU_KVCACHE_SPACE in GiB on a CPU, ",
-        "num_gpu_blocks_override if that is set); or free memory that other processes hold."));
+    throw InvalidArgument(
+        str_cat("To serve at least one request with the models's max seq len (", config.model.max_model_len, "), (",
+                gib(needed * block_bytes), " KV cache is needed, which is larger than the available KV cache memory (",
+                gib(num_blocks * block_bytes), "). Weights take ", gib(config.memory.weight_bytes), ", workspace ",
+                gib(config.memory.workspace_bytes), ", KV cache ", block_bytes / block_size,
+                " bytes a token; available memory ", gib(memory.available_bytes), " of ", gib(memory.total_bytes),
+                ". Three ways out: decrease `max_model_len` to ", num_blocks * block_size,
+                " or less; increase `gpu_memory_utilization` (now ", config.options.gpu_memory_utilization,
+                ") or `kv_cache_memory_bytes` (VLLM_CPU_KVCACHE_SPACE in GiB on a CPU, ",
+                "num_gpu_blocks_override if that is set); or free memory that other processes hold."));
   }
   config.memory.num_blocks = std::min<int64_t>(num_blocks, INT32_MAX / block_size);
 }
@@ -135,8 +137,8 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
       static_cast<int64_t>(place_weights(model.arch, model.dtype, device.kernels(), nullptr, weights));
   memory.arena_bytes =
       static_cast<int64_t>(measure_arena(model, config.scheduler, device.kernels(), device.num_threads()));
-  memory.workspace_bytes = memory.arena_bytes +
-                           static_cast<int64_t>(place_rope_tables(model, nullptr, rope) +
+  memory.workspace_bytes =
+      memory.arena_bytes + static_cast<int64_t>(place_rope_tables(model, nullptr, rope) +
                                                 place_batch_buffers(config.scheduler, nullptr, buffers));
   memory.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
   plan_kv_cache(config, device.memory());
@@ -149,7 +151,8 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
     return make_host_device({.num_threads = options.num_threads, .isa = options.cpu_isa});
   }
   if (options.device == "cuda") {
-    throw NotSupported("device=\"cuda\" needs the CUDA backend, which this build of quire does not have; use device=\"cpu\"");
+    throw NotSupported(
+        "device=\"cuda\" needs the CUDA backend, which this build of quire does not have; use device=\"cpu\"");
   }
   throw InvalidArgument(str_cat("Unknown device: ", options.device, ". Must be \"auto\" or \"cpu\""));
 }

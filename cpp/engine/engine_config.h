@@ -32,8 +32,8 @@ struct EngineConfig {
   int64_t max_blocks_per_seq() const;
 };
 
-// Throws InvalidArgument: a bad option, a model that is not supported, or too little memory for one sequence of max_model_len
-// (with the numbers and three ways out).
+// Throws InvalidArgument: a bad option, a model that is not supported, or too little memory for one sequence of
+// max_model_len (with the numbers and three ways out).
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device);
 // The device that the options name; throws InvalidArgument or NotSupported with what is missing.

@@ -16,7 +16,8 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("n", params.n, "number of sequences to generate from the prompt");
   visit("presence_penalty", params.presence_penalty, "[-2, 2], subtracted once from every token already generated");
   visit("frequency_penalty", params.frequency_penalty, "[-2, 2], subtracted for each time a token was generated");
-  visit("repetition_penalty", params.repetition_penalty, "> 0, divides (or multiplies, if negative) seen tokens' logits");
+  visit("repetition_penalty", params.repetition_penalty,
+        "> 0, divides (or multiplies, if negative) seen tokens' logits");
   visit("temperature", params.temperature, ">= 0; below 1e-5 the most likely token is taken");
   visit("top_p", params.top_p, "(0, 1], mass of the smallest set of tokens to draw from");
   visit("top_k", params.top_k, "tokens to draw from; 0 or -1: all");

@@ -14,7 +14,8 @@ bool needs_counts(const SamplingParams& params) {
 bool completes_next(const Sequence& sequence, const std::vector<int32_t>& word) {
   const std::span<const int32_t> output = sequence.output();
   const size_t prefix = word.size() - 1;
-  return output.size() >= prefix && std::equal(word.begin(), word.end() - 1, output.end() - static_cast<int64_t>(prefix));
+  return output.size() >= prefix &&
+         std::equal(word.begin(), word.end() - 1, output.end() - static_cast<int64_t>(prefix));
 }
 
 }  // namespace

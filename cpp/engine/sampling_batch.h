@@ -1,4 +1,5 @@
-// What the sampling kernel reads: one SamplingRow a sampled sequence, built from the requests' parameters. Verb: sample.
+// What the sampling kernel reads: one SamplingRow a sampled sequence, built from the requests' parameters. Verb:
+// sample.
 //
 // Decides: how parameters become rows (penalty counts, bad words, the min_tokens mask, seeds). Does not know: logits,
 // devices. The arrays are reused from step to step. Engine thread only.

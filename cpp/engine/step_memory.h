@@ -1,6 +1,7 @@
 // The workspace of a worker: rope tables, the device's copy of a Batch, and the size of a step's scratch.
 //
-// Decides: what lies where in the `workspace` region. All sizes follow from the architecture and the scheduler's budgets.
+// Decides: what lies where in the `workspace` region. All sizes follow from the architecture and the scheduler's
+// budgets.
 #pragma once
 
 #include <cstddef>

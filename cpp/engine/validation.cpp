@@ -36,8 +36,7 @@ std::string list_of(const std::vector<int32_t>& ids) {
 
 void check_token_ids(const SamplingParams& params, int64_t vocab_size) {
   const auto outside = [&](int32_t id) { return id < 0 || id >= vocab_size; };
-  require(std::ranges::none_of(params.allowed_token_ids, outside),
-          "allowed_token_ids contains out-of-vocab token id!");
+  require(std::ranges::none_of(params.allowed_token_ids, outside), "allowed_token_ids contains out-of-vocab token id!");
   std::vector<int32_t> bad;
   for (const auto& [id, bias] : params.logit_bias) {
     if (outside(id)) bad.push_back(id);
@@ -88,10 +87,10 @@ void validate_request(std::span<const int32_t> prompt, const SamplingParams& par
     require(id >= 0 && id < limits.vocab_size, str_cat("Token id ", id, " is out of vocabulary"));
   }
   const auto length = static_cast<int64_t>(prompt.size());
-  require(length < limits.max_model_len,
-          str_cat("The decoder prompt (length ", length, ") is longer than the maximum model length of ",
-                  limits.max_model_len,
-                  ". Make sure that `max_model_len` is no smaller than the number of text tokens."));
+  require(
+      length < limits.max_model_len,
+      str_cat("The decoder prompt (length ", length, ") is longer than the maximum model length of ",
+              limits.max_model_len, ". Make sure that `max_model_len` is no smaller than the number of text tokens."));
   require(params.logprobs.value_or(0) <= limits.vocab_size,
           str_cat("Requested sample logprobs of ", params.logprobs.value_or(0),
                   ", which is greater than max allowed: ", limits.vocab_size));

@@ -19,8 +19,8 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
 
   place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_);
-  kv_cache_ = place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks,
-                             kv_region_->data());
+  kv_cache_ =
+      place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
   std::byte* base = workspace_region_->data();
   base += place_rope_tables(model, base, rope_);
   base += place_batch_buffers(config.scheduler, base, buffers_);

@@ -56,7 +56,10 @@ void Ops::norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights
 }
 
 void Ops::embedding(EmbeddingParams params, const Tensor& out) const {
-  Match("embedding").bind("tokens", params.num_tokens).bind("dim", params.table.cols).shape(out, "out", {"tokens", "dim"});
+  Match("embedding")
+      .bind("tokens", params.num_tokens)
+      .bind("dim", params.table.cols)
+      .shape(out, "out", {"tokens", "dim"});
   params.out = out.data;
   params.out_dtype = out.dtype;
   params.out_stride = out.row_stride();
@@ -70,8 +73,8 @@ void Ops::rope_kv_write(const RopeKvWriteParams& params) const {
 }
 
 void Ops::paged_attention(const PagedAttentionParams& params) const {
-  QUIRE_CHECK(params.num_heads % params.kv.num_kv_heads == 0, params.num_heads, " heads over ",
-              params.kv.num_kv_heads, " KV heads");
+  QUIRE_CHECK(params.num_heads % params.kv.num_kv_heads == 0, params.num_heads, " heads over ", params.kv.num_kv_heads,
+              " KV heads");
   if (!dry()) kernels_.paged_attention(params, stream_);
 }
 

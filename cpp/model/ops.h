@@ -1,6 +1,7 @@
 // The operations of a forward pass: each checks its contract, then launches one kernel of the table. Verb: forward.
 //
-// A dry run checks contracts and launches nothing; together with a measuring Arena it finds the size of a step's scratch.
+// A dry run checks contracts and launches nothing; together with a measuring Arena it finds the size of a step's
+// scratch.
 #pragma once
 
 #include "device/arena.h"
@@ -26,8 +27,7 @@ struct NormWeights {
 
 class Ops {
  public:
-  Ops(const KernelTable& kernels, Stream stream, Arena& arena)
-      : kernels_(kernels), stream_(stream), arena_(arena) {}
+  Ops(const KernelTable& kernels, Stream stream, Arena& arena) : kernels_(kernels), stream_(stream), arena_(arena) {}
 
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }

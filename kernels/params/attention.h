@@ -19,17 +19,17 @@ struct PagedAttentionParams {
   int32_t num_heads = 0;     // a multiple of kv.num_kv_heads
   KvCacheView kv;
   int32_t num_seqs = 0;
-  const int32_t* query_start = nullptr;  // [num_seqs + 1] tokens [query_start[s], query_start[s + 1]) belong to s
-  const int32_t* kv_lens = nullptr;      // [num_seqs] keys of s after this step; its last query is at kv_lens[s] - 1
+  const int32_t* query_start = nullptr;   // [num_seqs + 1] tokens [query_start[s], query_start[s + 1]) belong to s
+  const int32_t* kv_lens = nullptr;       // [num_seqs] keys of s after this step; its last query is at kv_lens[s] - 1
   const int32_t* block_tables = nullptr;  // [num_seqs, block_table_stride] page ids
   int64_t block_table_stride = 0;
   float scale = 0.0f;
-  float softcap = 0.0f;                   // > 0: softcap * tanh(score / softcap) (Gemma 2)
-  int32_t window = 0;                     // > 0: a query at p sees keys in (p - window, p]
-  const float* alibi_slopes = nullptr;    // [num_heads] or null (Press et al. 2022)
-  const float* sinks = nullptr;           // [num_heads] logits of a key without a value, or null
-  bool causal = true;                     // false: every query of s sees all kv_lens[s] keys
-  void* out = nullptr;                    // [num_tokens, num_heads, head_dim], tokens out_stride elements apart
+  float softcap = 0.0f;                 // > 0: softcap * tanh(score / softcap) (Gemma 2)
+  int32_t window = 0;                   // > 0: a query at p sees keys in (p - window, p]
+  const float* alibi_slopes = nullptr;  // [num_heads] or null (Press et al. 2022)
+  const float* sinks = nullptr;         // [num_heads] logits of a key without a value, or null
+  bool causal = true;                   // false: every query of s sees all kv_lens[s] keys
+  void* out = nullptr;                  // [num_tokens, num_heads, head_dim], tokens out_stride elements apart
   int64_t out_stride = 0;
   void* workspace = nullptr;  // attention_workspace_bytes(...) bytes, 64-byte aligned, contents meaningless
   size_t workspace_bytes = 0;

@@ -26,8 +26,8 @@ struct PackedWeight {
 
 enum class PackPart : uint8_t { whole, gate, up };
 
-// Copies a source matrix into rows [row_begin, row_begin + rows) of `weight` (for gated weights: of its gate or up half),
-// converting the element type. Strides are in elements and serve slices and transposed sources (GPT-2's Conv1D).
+// Copies a source matrix into rows [row_begin, row_begin + rows) of `weight` (for gated weights: of its gate or up
+// half), converting the element type. Strides are in elements and serve slices and transposed sources (GPT-2's Conv1D).
 struct PackWeightParams {
   const void* source = nullptr;  // [rows, cols] at source + r * row_stride + c * col_stride
   DType source_dtype = DType::f32;

@@ -14,7 +14,7 @@ enum class NormKind : uint8_t { rms, layer, none };
 
 struct NormParams {
   NormKind kind = NormKind::rms;
-  const float* x = nullptr;         // [*, dim], rows x_stride elements apart
+  const float* x = nullptr;  // [*, dim], rows x_stride elements apart
   int64_t x_stride = 0;
   const int32_t* row_ids = nullptr;  // [rows] rows of x to take, or null for 0, 1, ..., rows - 1
   int64_t rows = 0;

@@ -34,23 +34,24 @@ constexpr uint32_t token_random_bits(uint64_t seed, uint32_t output_index, uint3
   return lane == 0 ? r.x : lane == 1 ? r.y : lane == 2 ? r.z : r.w;
 }
 
-// Natural logarithm of a positive normal float, as a fixed sequence of operations (relative error below 2e-7 away from 1).
-// Reduction to m in [sqrt(1/2), sqrt(2)) and the atanh series in s = (m - 1) / (m + 1).
+// Natural logarithm of a positive normal float, as a fixed sequence of operations (relative error below 2e-7 away from
+// 1). Reduction to m in [sqrt(1/2), sqrt(2)) and the atanh series in s = (m - 1) / (m + 1).
 constexpr float fixed_log(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
   const float m = std::bit_cast<float>(bits - (static_cast<uint32_t>(exponent) << 23));
   const float s = (m - 1.0f) / (m + 1.0f);
   const float z = s * s;
-  float p = 0.22222222f;        // 2/9
-  p = p * z + 0.28571429f;      // 2/7
-  p = p * z + 0.4f;             // 2/5
-  p = p * z + 0.66666667f;      // 2/3
+  float p = 0.22222222f;    // 2/9
+  p = p * z + 0.28571429f;  // 2/7
+  p = p * z + 0.4f;         // 2/5
+  p = p * z + 0.66666667f;  // 2/3
   p = p * z + 2.0f;
   return static_cast<float>(exponent) * 0.69314718f + s * p;
 }
 
-// u uniform in (0, 1) with 23 bits and a half added (exact in float, never 0 or 1): noise = -log(-log(u)), in (-2.9, 16.7).
+// u uniform in (0, 1) with 23 bits and a half added (exact in float, never 0 or 1): noise = -log(-log(u)), in
+// (-2.9, 16.7).
 constexpr float gumbel_from_bits(uint32_t bits) {
   const float u = (static_cast<float>(bits >> 9) + 0.5f) * 0x1p-23f;
   return -fixed_log(-fixed_log(u));

@@ -1,9 +1,9 @@
 // From logits to token ids: one row of logits a sequence that samples in this step.
 //
-// Order on float32 logits: raw logprobs are taken; allowed ids; banned ids (bad words); logit bias; min_tokens mask; repetition,
-// frequency, presence penalties; greedy argmax (lowest id among equals), or temperature, min_p, top_k (ties at the k-th value stay), top_p,
-// draw. The draw is Gumbel-max (argmax of logit + noise) with Philox noise keyed by (seed, output_index, token id): see philox.h.
-// Logprobs: raw, of the logits as they came.
+// Order on float32 logits: raw logprobs are taken; allowed ids; banned ids (bad words); logit bias; min_tokens mask;
+// repetition, frequency, presence penalties; greedy argmax (lowest id among equals), or temperature, min_p, top_k (ties
+// at the k-th value stay), top_p, draw. The draw is Gumbel-max (argmax of logit + noise) with Philox noise keyed by
+// (seed, output_index, token id): see philox.h. Logprobs: raw, of the logits as they came.
 #pragma once
 
 #include <cstddef>
@@ -51,13 +51,13 @@ struct SamplingParamsBlock {
   int32_t num_rows = 0;
   const SamplingRow* rows = nullptr;  // [num_rows]
 
-  int32_t* token_ids = nullptr;        // out [num_rows]
+  int32_t* token_ids = nullptr;  // out [num_rows]
   // Out, for rows with num_logprobs >= 0; entry 0 is the sampled token, then the num_logprobs most likely, best first.
-  int32_t logprobs_stride = 0;         // entries a row: at least 1 + the largest num_logprobs
-  int32_t* logprob_ids = nullptr;      // [num_rows, logprobs_stride]
-  float* logprobs = nullptr;           // [num_rows, logprobs_stride]
-  int32_t* sampled_rank = nullptr;     // [num_rows] 1-based: how many tokens have a logprob >= the sampled one's
-  void* workspace = nullptr;           // sampling_workspace_bytes(...)
+  int32_t logprobs_stride = 0;      // entries a row: at least 1 + the largest num_logprobs
+  int32_t* logprob_ids = nullptr;   // [num_rows, logprobs_stride]
+  float* logprobs = nullptr;        // [num_rows, logprobs_stride]
+  int32_t* sampled_rank = nullptr;  // [num_rows] 1-based: how many tokens have a logprob >= the sampled one's
+  void* workspace = nullptr;        // sampling_workspace_bytes(...)
   size_t workspace_bytes = 0;
 };
 

@@ -48,8 +48,7 @@ class PyEngine {
   template <typename Use>
   auto with_llm(const Use& use);
   uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream);
-  bool fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs,
-             std::vector<Delta>& deltas);
+  bool fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs, std::vector<Delta>& deltas);
 
   std::shared_mutex llm_mutex_;  // exclusive: close; shared: everything else
   std::unique_ptr<LLM> llm_;

@@ -53,9 +53,8 @@ PYBIND11_MODULE(_quire, module) {
     return quire::bind::model_info_dict(
         quire::plan_model(model_dir, quire::bind::from_dict<quire::EngineOptions>(options)));
   });
-  module.def("validate_sampling_params", [](const py::dict& params) {
-    quire::validate(quire::bind::from_dict<quire::SamplingParams>(params));
-  });
+  module.def("validate_sampling_params",
+             [](const py::dict& params) { quire::validate(quire::bind::from_dict<quire::SamplingParams>(params)); });
   module.def("sampling_param_fields", &quire::bind::list_fields<quire::SamplingParams>);
   module.def("engine_option_fields", &quire::bind::list_fields<quire::EngineOptions>);
   module.def("supported_architectures", &quire::supported_architectures);

@@ -83,7 +83,8 @@ void bind_outputs(py::module_& module) {
       .def_readonly("num_preemptions", &RequestOutput::num_preemptions)
       .def_readonly("error", &RequestOutput::error)
       .def_property_readonly("arrival", [](const RequestOutput& output) { return output.times.arrival; })
-      .def_property_readonly("first_scheduled", [](const RequestOutput& output) { return output.times.first_scheduled; })
+      .def_property_readonly("first_scheduled",
+                             [](const RequestOutput& output) { return output.times.first_scheduled; })
       .def_property_readonly("first_token", [](const RequestOutput& output) { return output.times.first_token; })
       .def_property_readonly("last_token", [](const RequestOutput& output) { return output.times.last_token; })
       .def_property_readonly("finished", [](const RequestOutput& output) { return output.times.finished; });
@@ -91,7 +92,8 @@ void bind_outputs(py::module_& module) {
       .def_readonly("request_id", &Delta::request_id)
       .def_readonly("index", &Delta::index)
       .def_readonly("token_ids", &Delta::token_ids)
-      .def_property_readonly("finish_reason", [](const Delta& delta) { return finish_reason_name(delta.finish_reason); });
+      .def_property_readonly("finish_reason",
+                             [](const Delta& delta) { return finish_reason_name(delta.finish_reason); });
 }
 
 py::dict model_info_dict(const ModelInfo& info) {

@@ -113,8 +113,7 @@ class HostDevice final : public Device {
     const int64_t limit = read_bytes("/sys/fs/cgroup/memory.max");
     if (limit > 0 && limit < memory.total_bytes) {
       memory.total_bytes = limit;
-      memory.available_bytes =
-          std::min(memory.available_bytes, limit - read_bytes("/sys/fs/cgroup/memory.current"));
+      memory.available_bytes = std::min(memory.available_bytes, limit - read_bytes("/sys/fs/cgroup/memory.current"));
     }
     return memory;
   }

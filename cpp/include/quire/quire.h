@@ -33,7 +33,8 @@ class QUIRE_API LLM {
   LLM& operator=(LLM&&) noexcept;
 
   // Runs all prompts to their end and returns the outputs in prompt order.
-  std::vector<RequestOutput> generate(const std::vector<std::vector<int32_t>>& prompts, const SamplingParams& params = {});
+  std::vector<RequestOutput> generate(const std::vector<std::vector<int32_t>>& prompts,
+                                      const SamplingParams& params = {});
 
   // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that.
   uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {},

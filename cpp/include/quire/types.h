@@ -52,8 +52,8 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.9;  // of the device's memory, weights and workspace included
   int64_t kv_cache_memory_bytes = 0;
   int64_t num_gpu_blocks_override = 0;
-  int32_t num_threads = 0;  // cpu; 0: OMP_NUM_THREADS, else the physical cores
-  uint64_t seed = 0;        // of requests that bring none
+  int32_t num_threads = 0;                  // cpu; 0: OMP_NUM_THREADS, else the physical cores
+  uint64_t seed = 0;                        // of requests that bring none
   std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
 };
 

@@ -1,0 +1,199 @@
+// The public class on the embedded model: what it promises natively, bit for bit where it promises bits.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <new>
+#include <thread>
+
+#include "quire/quire.h"
+
+// Counts heap allocations of the whole process while `counting` is on.
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int64_t> num_allocations{0};
+}  // namespace
+
+void* operator new(size_t size) {
+  if (counting) ++num_allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace quire {
+namespace {
+
+const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
+
+std::vector<int32_t> prompt_of(int32_t length, int32_t salt) {
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < length; ++i) ids.push_back(300 + (i * 37 + salt * 101) % 1500);
+  return ids;
+}
+
+SamplingParams drawn(int32_t max_tokens) {
+  return {.temperature = 0.9f, .top_p = 0.95f, .seed = 7, .ignore_eos = true, .max_tokens = max_tokens, .logprobs = 3};
+}
+
+void expect_same_bits(const RequestOutput& a, const RequestOutput& b, const char* what) {
+  ASSERT_EQ(a.completions.size(), b.completions.size());
+  for (size_t i = 0; i < a.completions.size(); ++i) {
+    EXPECT_EQ(a.completions[i].token_ids, b.completions[i].token_ids) << what;
+    EXPECT_EQ(a.completions[i].logprobs.token_ids, b.completions[i].logprobs.token_ids) << what;
+    EXPECT_EQ(a.completions[i].logprobs.logprobs, b.completions[i].logprobs.logprobs) << what;  // exact
+  }
+}
+
+// A prompt long enough to span blocks, key chunks and several prefill chunks.
+class Invariance : public ::testing::TestWithParam<const char*> {
+ protected:
+  EngineOptions options() const { return {.dtype = GetParam(), .max_model_len = 512, .num_threads = 2}; }
+  RequestOutput alone(EngineOptions changed) const { return LLM(kDemo, changed).generate({prompt_}, params_).front(); }
+  const std::vector<int32_t> prompt_ = prompt_of(150, 0);
+  const SamplingParams params_ = drawn(40);
+};
+
+TEST_P(Invariance, BatchMates) {
+  const RequestOutput reference = alone(options());
+  std::vector<std::vector<int32_t>> prompts;
+  for (int32_t i = 0; i < 64; ++i) prompts.push_back(prompt_of(1 + i * 5 % 200, i + 1));
+  prompts.insert(prompts.begin() + 31, prompt_);
+  LLM llm(kDemo, options());
+  expect_same_bits(reference, llm.generate(prompts, params_)[31], "among 64 others");
+}
+
+TEST_P(Invariance, EveryChunkSize) {
+  const RequestOutput reference = alone(options());
+  for (const int64_t budget : {1, 2, 3, 5, 15, 16, 17, 31, 64, 100, 149, 150, 151}) {
+    EngineOptions changed = options();
+    changed.max_num_batched_tokens = budget;
+    changed.max_num_seqs = 1;
+    expect_same_bits(reference, alone(changed), ("chunks of " + std::to_string(budget)).c_str());
+  }
+}
+
+TEST_P(Invariance, Threads) {
+  const RequestOutput reference = alone(options());
+  for (const int32_t threads : {1, 3}) {
+    EngineOptions changed = options();
+    changed.num_threads = threads;
+    expect_same_bits(reference, alone(changed), "threads");
+  }
+}
+
+TEST_P(Invariance, PrefixCacheHit) {
+  const RequestOutput reference = alone(options());
+  LLM llm(kDemo, options());
+  llm.generate({prompt_}, params_);
+  const RequestOutput again = llm.generate({prompt_}, params_).front();
+  EXPECT_GE(again.num_cached_tokens, 144);
+  expect_same_bits(reference, again, "prefix cache hit");
+}
+
+TEST_P(Invariance, Preemption) {
+  EngineOptions small = options();
+  small.max_model_len = 256;
+  small.num_gpu_blocks_override = 22;  // 352 tokens: not enough for two sequences of 190
+  small.enable_prefix_caching = false;
+  const std::vector<std::vector<int32_t>> prompts(8, prompt_);
+  LLM llm(kDemo, small);
+  const std::vector<RequestOutput> outputs = llm.generate(prompts, params_);
+  EXPECT_GT(llm.stats().num_preemptions, 0);
+  const RequestOutput reference = alone(options());
+  for (const RequestOutput& output : outputs) expect_same_bits(reference, output, "preempted");
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Invariance, ::testing::Values("bfloat16", "float32", "float16"));
+
+TEST(Llm, SequencesOfARequestDifferAndSharePromptBlocks) {
+  LLM llm(kDemo, {.max_model_len = 256, .enable_prefix_caching = false});
+  SamplingParams params = drawn(20);
+  params.n = 4;
+  const RequestOutput output = llm.generate({prompt_of(100, 3)}, params).front();
+  ASSERT_EQ(output.completions.size(), 4u);
+  EXPECT_NE(output.completions[0].token_ids, output.completions[1].token_ids);
+  // Sequence i draws as a request of its own with seed + i.
+  params.n = 1;
+  params.seed = *params.seed + 2;
+  const RequestOutput single = llm.generate({prompt_of(100, 3)}, params).front();
+  EXPECT_EQ(single.completions[0].token_ids, output.completions[2].token_ids);
+}
+
+TEST(Llm, StepsStreamTokensAndCancel) {
+  LLM llm(kDemo, {.max_model_len = 256});
+  std::vector<int32_t> streamed;
+  RequestOutput finished;
+  const auto keep = [&](const Delta& delta) {
+    streamed.insert(streamed.end(), delta.token_ids.begin(), delta.token_ids.end());
+    if (delta.finished != nullptr) finished = *delta.finished;
+  };
+  const uint64_t cancelled = llm.submit(prompt_of(30, 1), {.ignore_eos = true, .max_tokens = 100});
+  llm.submit(prompt_of(20, 2), {.temperature = 0, .ignore_eos = true, .max_tokens = 12}, keep);
+  EXPECT_TRUE(llm.step());
+  EXPECT_TRUE(llm.cancel(cancelled));
+  EXPECT_FALSE(llm.cancel(cancelled));
+  while (llm.step()) {
+  }
+  EXPECT_EQ(streamed.size(), 12u);
+  ASSERT_EQ(finished.completions.size(), 1u);
+  EXPECT_EQ(finished.completions[0].token_ids, streamed);
+  EXPECT_EQ(finished.completions[0].finish_reason, FinishReason::length);
+  const Stats stats = llm.stats();
+  EXPECT_EQ(stats.num_running + stats.num_waiting, 0);
+  EXPECT_EQ(stats.num_free_blocks + stats.num_cached_blocks, stats.num_blocks);
+}
+
+TEST(Llm, ThreadsShareOneEngine) {
+  LLM llm(kDemo, {.max_model_len = 256});
+  const SamplingParams params{.temperature = 0, .ignore_eos = true, .max_tokens = 24};
+  std::vector<RequestOutput> expected;
+  for (int32_t i = 0; i < 8; ++i) expected.push_back(llm.generate({prompt_of(20 + i, i)}, params).front());
+  std::vector<RequestOutput> got(8);
+  std::vector<std::thread> threads;
+  for (int32_t i = 0; i < 8; ++i) {
+    threads.emplace_back(
+        [&, i] { got[static_cast<size_t>(i)] = llm.generate({prompt_of(20 + i, i)}, params).front(); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(got[i].completions[0].token_ids, expected[i].completions[0].token_ids);
+}
+
+TEST(Llm, BadInputIsRefusedBeforeAnyWork) {
+  LLM llm(kDemo, {.max_model_len = 64});
+  EXPECT_THROW(llm.generate({{}}), std::invalid_argument);
+  EXPECT_THROW(llm.generate({{300, 99999}}), std::invalid_argument);
+  EXPECT_THROW(llm.generate({prompt_of(64, 0)}), std::invalid_argument);
+  EXPECT_THROW(llm.generate({{300}}, {.temperature = -1.0f}), std::invalid_argument);
+  EXPECT_THROW(llm.generate({{300}}, {.stop = {"x"}}), std::invalid_argument);
+  try {
+    llm.generate({{300}, {}, {301}});
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_NE(std::string(error.what()).find("prompt 1"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(llm.stats().num_waiting, 0);
+  EXPECT_THROW(LLM("/nonexistent"), std::invalid_argument);
+  EXPECT_THROW(LLM(kDemo, {.cpu_isa = "mmx"}), std::invalid_argument);
+  EXPECT_THROW(LLM(kDemo, {.max_model_len = 512, .num_gpu_blocks_override = 3}), std::invalid_argument);
+}
+
+// The constitution: after start-up a step allocates nothing. The output vectors are reserved at admission.
+TEST(Llm, SteadyDecodeAllocatesNothing) {
+  LLM llm(kDemo, {.max_model_len = 512, .max_num_seqs = 8});
+  for (int32_t i = 0; i < 8; ++i) {
+    llm.submit(prompt_of(30, i), {.temperature = 0.8f, .top_k = 20, .ignore_eos = true, .max_tokens = 300}, {},
+               Notify::finished);
+  }
+  for (int i = 0; i < 40; ++i) llm.step();  // the prompts, and the first use of every buffer
+  num_allocations = 0;
+  counting = true;
+  for (int i = 0; i < 200; ++i) llm.step();
+  counting = false;
+  EXPECT_EQ(num_allocations.load(), 0);
+}
+
+}  // namespace
+}  // namespace quire
