@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := CMakeLists.txt pyproject.toml README.md \
   $(shell find cmake cpp kernels python -type f -not -path '*/__pycache__/*' 2>/dev/null | grep -v ' ')
-CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.inl')
 
 .PHONY: demo test lint bench wheel clean
 demo: $(VENV)/.installed

@@ -35,7 +35,7 @@ IMPLEMENTS = {("cpp/api", "cpp/include/quire")}
 PUBLIC = "cpp/include/"
 SCANNED = ("cpp", "kernels", "python/bind")
 ROOTS = ("cpp", "kernels", "cpp/include", "python")
-SUFFIXES = {".h", ".hpp", ".cuh", ".cpp", ".cu", ".inc"}
+SUFFIXES = {".h", ".hpp", ".cuh", ".cpp", ".cu", ".inl"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
