@@ -102,7 +102,7 @@ ARGS: dict[str, Arg] = {
     "config_format": _only(
         "auto", "Convert the checkpoint to the Hugging Face format.", ("hf",), ("auto", "hf", "mistral")
     ),
-    "load_format": _python("auto", known=LOAD_FORMATS),
+    "load_format": _only("auto", "Convert it to safetensors.", ("safetensors", "pt", "dummy", "hf"), LOAD_FORMATS),
     "ignore_patterns": _python(),
     "model_loader_extra_config": _only(None, "Weights are mapped from safetensors files.", ({},)),
     "use_tqdm_on_load": _no_effect(True, "Weights are mapped at once; there is no bar."),

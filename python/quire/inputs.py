@@ -54,7 +54,7 @@ class ParsedPrompt:
 def is_token_ids(value: object) -> bool:
     """Whether `value` is a list of integers, or a one-dimensional integer array."""
     if isinstance(value, (list, tuple)):
-        return all(isinstance(item, Integral) and not isinstance(item, bool) for item in value)
+        return all(issubclass(kind, Integral) and kind is not bool for kind in set(map(type, value)))
     return _is_array(value) and value.ndim == 1 and value.dtype.kind in "iu"  # type: ignore[attr-defined]
 
 
@@ -101,26 +101,26 @@ def _parse_dict(prompt: Mapping[str, Any]) -> ParsedPrompt:
         raise ValidationError("Your model does not support multi-modal inputs")
     if prompt.get("prompt_embeds") is not None:
         raise NotImplementedError("prompt_embeds is not supported by this version of quire; give token ids or text.")
-    unknown = [key for key in prompt if key not in _DICT_KEYS and prompt[key] is not None]
-    if unknown:
-        raise NotImplementedError(f"Keys {unknown} of a prompt are not supported; known are {sorted(_DICT_KEYS)}.")
     for key in ("mm_processor_kwargs", "token_type_ids"):
         if prompt.get(key):
             raise ValidationError(f"{key} has no meaning for this model: it takes token ids alone")
     text = prompt.get("prompt")
+    if text is None and prompt.get("prompt_token_ids") is None:
+        raise TypeError(f"{WRONG_TYPE}; a dict needs the key 'prompt' or 'prompt_token_ids', got {sorted(prompt)}")
+    unknown = [key for key in prompt if key not in _DICT_KEYS and prompt[key] is not None]
+    if unknown:
+        raise NotImplementedError(f"Keys {unknown} of a prompt are not supported; known are {sorted(_DICT_KEYS)}.")
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{WRONG_TYPE}; 'prompt' must be a string, got {type(text).__name__}")
     if prompt.get("prompt_token_ids") is not None:
         if not is_token_ids(prompt["prompt_token_ids"]):
             raise TypeError(f"prompt_token_ids must be a list of integers, got {_describe(prompt['prompt_token_ids'])}")
         return ParsedPrompt(None, _ids(prompt["prompt_token_ids"]))
-    if text is None:
-        raise TypeError(f"{WRONG_TYPE}; a dict needs the key 'prompt' or 'prompt_token_ids', got {sorted(prompt)}")
     return ParsedPrompt(text, None)
 
 
 def _ids(values: Any) -> list[int]:
-    return values.tolist() if _is_array(values) else [int(value) for value in values]
+    return values.tolist() if _is_array(values) else list(map(int, values))
 
 
 def _describe(value: object) -> str:

@@ -70,6 +70,10 @@ class Request:
     params: CompiledParams | None = None
     error: Exception | None = None
 
+    def fail(self, error: Exception) -> None:
+        """Keeps the first error, without its frames: they refer to the requests, and to the LLM above them."""
+        self.error = self.error or error.with_traceback(None)
+
 
 def prepare(
     prompts: Sequence[Any],
@@ -103,7 +107,7 @@ def prepare(
             try:
                 check_token_ids(request.token_ids, limits)
             except ValueError as error:
-                request.error = error
+                request.fail(error)
     if on_error == "raise":
         _raise_first(requests)
     return requests
@@ -119,7 +123,7 @@ def _compile_each(
                 compiled[id(params)] = compile_params(params, tokenizer, limits)
             request.params = compiled[id(params)]
         except (ValueError, TypeError, NotImplementedError) as error:
-            request.error = error
+            request.fail(error)
 
 
 def _parse_all(requests: list[Request], prompts: Sequence[Any]) -> list[ParsedPrompt | None]:
@@ -130,7 +134,7 @@ def _parse_all(requests: list[Request], prompts: Sequence[Any]) -> list[ParsedPr
             request.text = parsed[-1].text if parsed[-1] else None
         except (ValueError, TypeError, NotImplementedError) as error:
             parsed.append(None)
-            request.error = request.error or error
+            request.fail(error)
     return parsed
 
 
@@ -190,10 +194,10 @@ def _raise_first(requests: list[Request]) -> None:
         message += ")"
     indices = tuple(request.position for request in bad)
     if isinstance(error, NotImplementedError):
-        raise NotImplementedError(message) from error
+        raise NotImplementedError(message)
     if isinstance(error, TypeError):
-        raise RequestTypeError(message, indices) from error
-    raise RequestError(message, indices) from error
+        raise RequestTypeError(message, indices)
+    raise RequestError(message, indices)
 
 
 def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, limits: Limits) -> CompiledParams:

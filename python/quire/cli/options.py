@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from quire.engine_args import ARGS
+
 Model = Annotated[str, typer.Argument(help="A directory, the id of a model on the hub, or quire/demo.")]
 OptionalModel = Annotated[
     str, typer.Option("--model", help="A directory, the id of a model on the hub, or quire/demo.")
@@ -44,10 +46,13 @@ def llm_arguments(
         name, equals, value = assignment.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set wants NAME=VALUE, got {assignment!r}")
+        name = name.replace("-", "_")
+        if name not in ARGS:
+            raise ValueError(f"--set {assignment}: LLM has no argument {name!r}")
         try:
-            arguments[name.replace("-", "_")] = json.loads(value)
+            arguments[name] = json.loads(value)
         except ValueError:  # a bare word is a string
-            arguments[name.replace("-", "_")] = value
+            arguments[name] = value
     return arguments
 
 
