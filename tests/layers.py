@@ -53,7 +53,6 @@ def check_file(root: Path, file: Path) -> list[str]:
     own = layer_of(name)
     if own is None:
         return [f"{name}: lies in no layer; list its folder in tests/layers.py"]
-    public = name.startswith("cpp/include/quire/")
     problems = []
     text = file.read_text(encoding="utf-8")
     for match in INCLUDE.finditer(text):
