@@ -20,6 +20,14 @@ struct RowRange {
   int64_t begin, end;
 };
 
+// The K and V tiles of a chunk. Tiles that no row sees repeat a seen one, so that nothing reads the block table where
+// it is not valid.
+template <typename T>
+struct ChunkTiles {
+  const T* k[kChunkKeys / kTileTokens];
+  const T* v[kChunkKeys / kTileTokens];
+};
+
 // What a tile works in: on the stack of its task.
 struct TileScratch {
   alignas(64) float scores[kMaxTileRows * kChunkKeys];
@@ -35,10 +43,19 @@ struct TileScratch {
 template <typename T>
 using QueryElement = std::conditional_t<std::is_same_v<T, Bf16> && Vec::kDotBf16, Bf16, float>;
 
-// scores[r][64] = q[r] . k for R rows and kScoreTiles key tiles from `first_tile` on.
+template <typename T>
+[[gnu::always_inline]] static inline void prefetch_values(const ChunkTiles<T>& chunk, int first_tile, int64_t offset) {
+#pragma GCC unroll 4
+  for (int t = 0; t < Vec::kScoreTiles; ++t) Vec::prefetch(chunk.v[first_tile + t] + offset);
+}
+
+// scores[r][64] = q[r] . k for R rows and kScoreTiles key tiles from `first_tile` on. The cache is read in pieces of
+// one tile, too short for the hardware to run ahead: the V tiles, of the same size, are prefetched while K is
+// multiplied.
 template <typename T, int R>
-static void score_rows(const void* const* query, const T* const* tiles, int64_t head_dim, int first_tile,
+static void score_rows(const void* const* query, const ChunkTiles<T>& chunk, int64_t head_dim, int first_tile,
                        float* scores) {
+  const T* const* tiles = chunk.k;
   using Q = QueryElement<T>;
   constexpr int kTileVecs = kTileTokens / Vec::kWidth;
   constexpr int kVecs = Vec::kScoreTiles * kTileVecs;
@@ -53,6 +70,7 @@ static void score_rows(const void* const* query, const T* const* tiles, int64_t 
   int64_t d = 0;
   if constexpr (std::is_same_v<Q, Bf16>) {
     for (; d + 2 <= head_dim; d += 2) {
+      prefetch_values(chunk, first_tile, d * kTileTokens);
       Vec::U keys[kVecs];
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) {
@@ -69,6 +87,7 @@ static void score_rows(const void* const* query, const T* const* tiles, int64_t 
     }
   } else if constexpr (std::is_same_v<T, Bf16>) {
     for (; d + 2 <= head_dim; d += 2) {
+      prefetch_values(chunk, first_tile, d * kTileTokens);
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) {
         Vec::F even, odd;
@@ -83,6 +102,7 @@ static void score_rows(const void* const* query, const T* const* tiles, int64_t 
     }
   }
   for (; d < head_dim; ++d) {
+    prefetch_values(chunk, first_tile, d * kTileTokens);
 #pragma GCC unroll 16
     for (int j = 0; j < kVecs; ++j) {
       const Vec::F keys = Vec::load(tiles[first_tile + j / kTileVecs] + d * kTileTokens + j % kTileVecs * Vec::kWidth);
@@ -99,10 +119,12 @@ static void score_rows(const void* const* query, const T* const* tiles, int64_t 
   }
 }
 
-// out[r][0, count) = out * scale[r] + sum over keys [begin, end) of p[r][key] * v[key], keys ascending.
+// out[r][0, count) = out * scale[r] + sum over keys [begin, end) of p[r][key] * v[key][offset ...], keys ascending. On
+// the way the K tiles `ahead`, of the next chunk, are prefetched.
 template <typename T, int R, int kVecs>
-[[gnu::always_inline]] static inline void add_values(const float* p, const T* const* tiles, int64_t head_dim, int begin,
-                                                     int end, const float* scale, float* out, int64_t out_stride,
+[[gnu::always_inline]] static inline void add_values(const float* p, const T* const* tiles, const T* const* ahead,
+                                                     int64_t head_dim, int64_t offset, int begin, int end,
+                                                     const float* scale, float* out, int64_t out_stride,
                                                      int64_t count) {
   Vec::F sum[R][kVecs];
 #pragma GCC unroll 8
@@ -113,7 +135,12 @@ template <typename T, int R, int kVecs>
     }
   }
   for (int key = begin; key < end; ++key) {
-    const T* value = tiles[key / kTileTokens] + key % kTileTokens * head_dim;
+    const int64_t at = key % kTileTokens * head_dim + offset;
+    const T* value = tiles[key / kTileTokens] + at;
+#pragma GCC unroll 8
+    for (int j = 0; j < kVecs * Vec::kWidth; j += 64 / static_cast<int>(sizeof(T))) {
+      Vec::prefetch(ahead[key / kTileTokens] + at + j);
+    }
     Vec::F v[kVecs];
 #pragma GCC unroll 8
     for (int j = 0; j < kVecs; ++j) {
@@ -134,28 +161,24 @@ template <typename T, int R, int kVecs>
 }
 
 template <typename T, int R>
-static void add_values_of_keys(const float* p, const T* const* tiles, int64_t head_dim, int begin, int end,
-                               const float* scale, float* out, int64_t out_stride) {
+static void add_values_of_keys(const float* p, const T* const* tiles, const T* const* ahead, int64_t head_dim,
+                               int64_t begin, int64_t end, const float* scale, float* out, int64_t out_stride) {
   constexpr int64_t kBlock = Vec::kValueVecs * Vec::kWidth;
+  const int first = static_cast<int>(begin), last = static_cast<int>(end);
   int64_t d = 0;
-  const T* shifted[kChunkKeys / kTileTokens];
-  for (; d < head_dim;) {
-    for (int t = 0; t < kChunkKeys / kTileTokens; ++t) shifted[t] = tiles[t] + d;
-    if (d + kBlock <= head_dim) {
-      add_values<T, R, Vec::kValueVecs>(p, shifted, head_dim, begin, end, scale, out + d, out_stride, kBlock);
-      d += kBlock;
-    } else {
-      const int64_t count = lesser(Vec::kWidth, head_dim - d);
-      add_values<T, R, 1>(p, shifted, head_dim, begin, end, scale, out + d, out_stride, count);
-      d += count;
-    }
+  for (; d + kBlock <= head_dim; d += kBlock) {
+    add_values<T, R, Vec::kValueVecs>(p, tiles, ahead, head_dim, d, first, last, scale, out + d, out_stride, kBlock);
+  }
+  for (; d < head_dim; d += Vec::kWidth) {
+    const int64_t count = lesser(Vec::kWidth, head_dim - d);
+    add_values<T, R, 1>(p, tiles, ahead, head_dim, d, first, last, scale, out + d, out_stride, count);
   }
 }
 
 // The chunk's part of the output for R rows whose visible keys may differ at both ends.
 template <typename T, int R>
-static void add_values_of_rows(const RowRange* keys, const float* p, const T* const* tiles, int64_t head_dim,
-                               const float* scale, float* out, int64_t out_stride) {
+static void add_values_of_rows(const RowRange* keys, const float* p, const T* const* tiles, const T* const* ahead,
+                               int64_t head_dim, const float* scale, float* out, int64_t out_stride) {
   static constexpr float kOnes[kMaxTileRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                                 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   int64_t begin = 0, end = kChunkKeys;
@@ -168,16 +191,14 @@ static void add_values_of_rows(const RowRange* keys, const float* p, const T* co
   for (int r = 0; r < R; ++r) even_begin = even_begin && keys[r].begin == begin;
   for (int r = 0; r < R && !even_begin; ++r) {
     if (keys[r].begin >= keys[r].end) continue;  // the row sees nothing here: it stays as it is
-    add_values_of_keys<T, 1>(p + r * kChunkKeys, tiles, head_dim, static_cast<int>(keys[r].begin),
-                             static_cast<int>(has_common ? begin : keys[r].end), scale + r, out + r * out_stride,
-                             out_stride);
+    add_values_of_keys<T, 1>(p + r * kChunkKeys, tiles, ahead, head_dim, keys[r].begin,
+                             has_common ? begin : keys[r].end, scale + r, out + r * out_stride, out_stride);
   }
   if (!has_common) return;
-  add_values_of_keys<T, R>(p, tiles, head_dim, static_cast<int>(begin), static_cast<int>(end),
-                           even_begin ? scale : kOnes, out, out_stride);
+  add_values_of_keys<T, R>(p, tiles, ahead, head_dim, begin, end, even_begin ? scale : kOnes, out, out_stride);
   for (int r = 0; r < R; ++r) {
     if (end >= keys[r].end) continue;
-    add_values_of_keys<T, 1>(p + r * kChunkKeys, tiles, head_dim, static_cast<int>(end), static_cast<int>(keys[r].end),
-                             kOnes, out + r * out_stride, out_stride);
+    add_values_of_keys<T, 1>(p + r * kChunkKeys, tiles, ahead, head_dim, end, keys[r].end, kOnes, out + r * out_stride,
+                             out_stride);
   }
 }

@@ -46,7 +46,8 @@ static float exponentiate(float* scores, float max) {
 }
 
 template <typename T, int R = Vec::kScoreRows>
-static void score_block(int rows, const void* const* query, const T* const* tiles, int64_t head_dim, float* scores) {
+static void score_block(int rows, const void* const* query, const ChunkTiles<T>& tiles, int64_t head_dim,
+                        float* scores) {
   if constexpr (R > 1) {
     if (rows < R) return score_block<T, R - 1>(rows, query, tiles, head_dim, scores);
   }
@@ -56,12 +57,12 @@ static void score_block(int rows, const void* const* query, const T* const* tile
 }
 
 template <typename T, int R = Vec::kValueRows>
-static void value_block(int rows, const RowRange* keys, const float* scores, const T* const* tiles, int64_t head_dim,
-                        const float* scale, float* out) {
+static void value_block(int rows, const RowRange* keys, const float* scores, const T* const* tiles,
+                        const T* const* ahead, int64_t head_dim, const float* scale, float* out) {
   if constexpr (R > 1) {
-    if (rows < R) return value_block<T, R - 1>(rows, keys, scores, tiles, head_dim, scale, out);
+    if (rows < R) return value_block<T, R - 1>(rows, keys, scores, tiles, ahead, head_dim, scale, out);
   }
-  add_values_of_rows<T, R>(keys, scores, tiles, head_dim, scale, out, out_stride_of(head_dim));
+  add_values_of_rows<T, R>(keys, scores, tiles, ahead, head_dim, scale, out, out_stride_of(head_dim));
 }
 
 static bool sees_nothing(const RowRange* keys, int rows) {
@@ -71,45 +72,37 @@ static bool sees_nothing(const RowRange* keys, int rows) {
   return true;
 }
 
-// Pointers to the K and V tiles of a chunk that some row sees; the others repeat a seen one, so that nothing reads the
-// block table where it is not valid. keys is the union of the rows' ranges.
+// The tiles of the chunk at chunk_begin; keys are all that some row of the tile sees, and the chunk holds one of them.
 template <typename T>
-static void find_tiles(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin, RowRange keys,
-                       const T** k_tiles, const T** v_tiles) {
+static ChunkTiles<T> find_tiles(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+                                RowRange keys) {
+  ChunkTiles<T> tiles;
+  const int64_t first = greater(keys.begin, chunk_begin) / kTileTokens, last = (keys.end - 1) / kTileTokens;
   for (int64_t t = 0; t < kChunkKeys / kTileTokens; ++t) {
-    const int64_t seen = greater(keys.begin / kTileTokens, lesser(t, (keys.end - 1) / kTileTokens));
-    const int64_t token = chunk_begin + seen * kTileTokens;
-    const int64_t offset =
-        tile_offset(p.kv, tile.block_table[token / p.kv.block_size], tile.kv_head, token % p.kv.block_size);
-    k_tiles[t] = static_cast<const T*>(p.kv.k) + offset;
-    v_tiles[t] = static_cast<const T*>(p.kv.v) + offset;
+    const int64_t seen = greater(first, lesser(last, chunk_begin / kTileTokens + t));
+    const auto token = static_cast<uint32_t>(seen * kTileTokens), block_size = static_cast<uint32_t>(p.kv.block_size);
+    const int64_t offset = tile_offset(p.kv, tile.block_table[token / block_size], tile.kv_head, token % block_size);
+    tiles.k[t] = static_cast<const T*>(p.kv.k) + offset;
+    tiles.v[t] = static_cast<const T*>(p.kv.v) + offset;
   }
+  return tiles;
 }
 
 template <typename T>
 static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
-                         TileScratch& scratch, TileState& state) {
+                         const ChunkTiles<T>& tiles, const ChunkTiles<T>& next, TileScratch& scratch,
+                         TileState& state) {
   const int64_t head_dim = p.kv.head_dim;
   RowRange keys[kMaxTileRows];
-  RowRange all = {kChunkKeys, 0};
   for (int r = 0; r < tile.num_rows; ++r) {
     keys[r] = {greater(0, scratch.visible[r].begin - chunk_begin),
                lesser(kChunkKeys, scratch.visible[r].end - chunk_begin)};
-    if (keys[r].begin >= keys[r].end) {
-      keys[r] = {0, 0};
-      continue;
-    }
-    all = {lesser(all.begin, keys[r].begin), greater(all.end, keys[r].end)};
+    if (keys[r].begin >= keys[r].end) keys[r] = {0, 0};
   }
-  if (all.begin >= all.end) return;
-  const T* k_tiles[kChunkKeys / kTileTokens];
-  const T* v_tiles[kChunkKeys / kTileTokens];
-  find_tiles(p, tile, chunk_begin, all, k_tiles, v_tiles);
-
   for (int r = 0; r < tile.num_rows; r += Vec::kScoreRows) {
     const int rows = static_cast<int>(lesser(Vec::kScoreRows, tile.num_rows - r));
     if (sees_nothing(keys + r, rows)) continue;
-    score_block(rows, scratch.query + r, k_tiles, head_dim, scratch.scores + r * kChunkKeys);
+    score_block(rows, scratch.query + r, tiles, head_dim, scratch.scores + r * kChunkKeys);
   }
   for (int r = 0; r < tile.num_rows; ++r) {
     scratch.correction[r] = 0.0f;
@@ -131,7 +124,7 @@ static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& til
   for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
     const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
     if (sees_nothing(keys + r, rows)) continue;
-    value_block(rows, keys + r, scratch.scores + r * kChunkKeys, v_tiles, head_dim, scratch.correction + r,
+    value_block(rows, keys + r, scratch.scores + r * kChunkKeys, tiles.v, next.k, head_dim, scratch.correction + r,
                 state.out + r * out_stride_of(head_dim));
   }
 }
@@ -142,16 +135,22 @@ static void attend_split(const PagedAttentionParams& p, const AttentionTile& til
                          TileState& state) {
   const int64_t out_size = tile.num_rows * out_stride_of(p.kv.head_dim);
   for (int64_t i = 0; i < out_size; i += Vec::kWidth) Vec::store(state.out + i, Vec::zero());
-  int64_t begin = (split + 1) * kSplitKeys, end = split * kSplitKeys;
   for (int r = 0; r < tile.num_rows; ++r) {
     state.max[r] = -__builtin_inff();
     state.sum[r] = 0.0f;
-    begin = lesser(begin, scratch.visible[r].begin);
-    end = greater(end, scratch.visible[r].end);
   }
-  begin = greater(begin, split * kSplitKeys) / kChunkKeys * kChunkKeys;
-  end = lesser(end, (split + 1) * kSplitKeys);
-  for (; begin < end; begin += kChunkKeys) attend_chunk<T>(p, tile, begin, scratch, state);
+  // Rows ascend in position, and with them both ends of what they see.
+  const RowRange all = {scratch.visible[0].begin, scratch.visible[tile.num_rows - 1].end};
+  const int64_t end = lesser(all.end, (split + 1) * kSplitKeys);
+  int64_t begin = greater(all.begin, split * kSplitKeys) / kChunkKeys * kChunkKeys;
+  if (begin >= end) return;
+  ChunkTiles<T> tiles = find_tiles<T>(p, tile, begin, all);
+  for (; begin < end; begin += kChunkKeys) {
+    const bool has_next = begin + kChunkKeys < all.end;
+    const ChunkTiles<T> next = has_next ? find_tiles<T>(p, tile, begin + kChunkKeys, all) : tiles;
+    attend_chunk<T>(p, tile, begin, tiles, next, scratch, state);
+    tiles = next;
+  }
 }
 
 // Rows of the tile: where their queries lie (converted unless the scores read them in place) and which keys they see.

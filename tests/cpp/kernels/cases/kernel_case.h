@@ -4,7 +4,12 @@
 // the contract of kernels/params, not which backend runs it.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -55,9 +60,9 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(DType dtype, int64_t count) : dtype_(dtype), count_(count) {
-    bytes_.assign(2 * kGuardBytes + size_bytes() + 64, kGuard);
-    const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
-    offset_ = kGuardBytes + (64 - (address + kGuardBytes) % 64) % 64;
+    total_bytes_ = 2 * kGuardBytes + size_bytes();
+    allocate();
+    std::memset(bytes_.get(), kGuard, total_bytes_);
     fill_untouched();
   }
   Buffer(const Buffer&) = delete;
@@ -65,8 +70,8 @@ class Buffer {
   Buffer(Buffer&&) = default;
   Buffer& operator=(Buffer&&) = default;
 
-  void* data() { return bytes_.data() + offset_; }
-  const void* data() const { return bytes_.data() + offset_; }
+  void* data() { return bytes_.get() + kGuardBytes; }
+  const void* data() const { return bytes_.get() + kGuardBytes; }
   template <typename T>
   T* as() {
     return static_cast<T*>(data());
@@ -77,7 +82,7 @@ class Buffer {
   double get(int64_t i) const {
     float value = 0;
     uint16_t half = 0;
-    const uint8_t* at = bytes_.data() + offset_ + static_cast<size_t>(i) * dtype_bytes(dtype_);
+    const uint8_t* at = bytes_.get() + kGuardBytes + static_cast<size_t>(i) * dtype_bytes(dtype_);
     if (dtype_ == DType::f32) {
       std::memcpy(&value, at, 4);
       return value;
@@ -88,7 +93,7 @@ class Buffer {
   void set(int64_t i, double x) {
     const float value = static_cast<float>(x);
     const uint16_t half = dtype_ == DType::bf16 ? float_to_bf16(value) : float_to_f16(value);
-    uint8_t* at = bytes_.data() + offset_ + static_cast<size_t>(i) * dtype_bytes(dtype_);
+    uint8_t* at = bytes_.get() + kGuardBytes + static_cast<size_t>(i) * dtype_bytes(dtype_);
     if (dtype_ == DType::f32) {
       std::memcpy(at, &value, 4);
     } else {
@@ -100,15 +105,15 @@ class Buffer {
   }
   void fill_untouched() { std::memset(data(), kUntouched, size_bytes()); }
   bool is_untouched(int64_t i) const {
-    const uint8_t* at = bytes_.data() + offset_ + static_cast<size_t>(i) * dtype_bytes(dtype_);
+    const uint8_t* at = bytes_.get() + kGuardBytes + static_cast<size_t>(i) * dtype_bytes(dtype_);
     for (size_t b = 0; b < dtype_bytes(dtype_); ++b) {
       if (at[b] != kUntouched) return false;
     }
     return true;
   }
   bool guards_hold() const {
-    for (size_t i = 0; i < bytes_.size(); ++i) {
-      if ((i < offset_ || i >= offset_ + size_bytes()) && bytes_[i] != kGuard) return false;
+    for (size_t i = 0; i < kGuardBytes; ++i) {
+      if (bytes_[i] != kGuard || bytes_[total_bytes_ - 1 - i] != kGuard) return false;
     }
     return true;
   }
@@ -117,13 +122,28 @@ class Buffer {
   }
 
  private:
+  struct Free {
+    void operator()(uint8_t* bytes) const { std::free(bytes); }
+  };
+  // Large ones on huge pages, as the regions of a device are; the TLB would decide the benchmarks otherwise.
+  void allocate() {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const size_t alignment = total_bytes_ > 2 * kHugePage ? kHugePage : 64;
+    const size_t size = (total_bytes_ + alignment - 1) / alignment * alignment;
+    bytes_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, size)));
+    if (bytes_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (alignment == kHugePage) madvise(bytes_.get(), size, MADV_HUGEPAGE);
+#endif
+  }
+
   static constexpr size_t kGuardBytes = 256;
   static constexpr uint8_t kGuard = 0xa5;
   static constexpr uint8_t kUntouched = 0xff;  // a NaN in every floating-point type
   DType dtype_ = DType::f32;
   int64_t count_ = 0;
-  size_t offset_ = 0;
-  std::vector<uint8_t> bytes_;
+  size_t total_bytes_ = 0;
+  std::unique_ptr<uint8_t[], Free> bytes_;
 };
 
 // Half a unit in the last place, relative.
