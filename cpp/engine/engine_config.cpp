@@ -48,6 +48,9 @@ void check_options(const EngineOptions& options, const Device& device) {
           "kv_cache_memory_bytes and num_gpu_blocks_override must not be negative");
   require(options.long_prefill_token_threshold >= 0,
           str_cat("long_prefill_token_threshold must not be negative, got ", options.long_prefill_token_threshold));
+  require(options.enable_chunked_prefill || options.long_prefill_token_threshold == 0,
+          str_cat("long_prefill_token_threshold=", options.long_prefill_token_threshold,
+                  " spreads prompts over steps, which enable_chunked_prefill=false forbids; drop one of the two"));
 }
 
 SchedulerOptions scheduler_options(const ModelConfig& model, const EngineOptions& options) {
