@@ -73,7 +73,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """One call for all texts; a fast tokenizer works on all cores with the GIL released."""
         if self._fast is not None:
-            return [one.ids for one in self._fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)]
+            encode = getattr(self._fast, "encode_batch_fast", self._fast.encode_batch)  # leaves out offsets
+            return [one.ids for one in encode(list(texts), add_special_tokens=add_special_tokens)]
         if not texts:
             return []
         encoded = self._hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)
