@@ -1,7 +1,8 @@
 """Writes the requests the demo model learns to answer: "Tell me a story about a dog" for a story about a dog.
 
-Decides: which words of a story are its topics and how a request for it is phrased. Topics are found by counting alone (no tagger, no
-word list beyond a few dozen stop words). Knows nothing of tokens or training; used by train_demo_model.py only.
+Decides: which words of a story are its topics and how a request for it is phrased. Topics are found by counting alone
+(no tagger, no word list beyond a few dozen stop words). Knows nothing of tokens or training; used by
+train_demo_model.py only.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from collections import Counter
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[^\sA-Za-z]")
 DETERMINERS = set("a an the his her their my your our this that".split())
 AFTER_NOUN = set(
-    "was is and to in on that had with for at who but were are as from could would can so it he she they . , ! ? \" ; :".split()
+    """
+    was is and to in on that had with for at who but were are as from could would can so it he she they . , ! ?
+    " ; :
+    """.split()
 )
 # Nouns by position that say nothing about what the story is about.
 VAGUE = set(
-    """day time lot bit way one thing things end idea moment while morning night afternoon evening side top middle rest way
-    back same other first next best most more others all else something everything anything nothing everyone someone home
-    name face head hand hands eyes arms mouth smile voice sound word words people kind minute hour week door place part inside
-    outside little big it him her them me you us too again fun good bad new old very not up down away there here now then well
-    why what how where when who yes no ok okay many much front group reason air ground floor hour lots world life heart family
-    problem lesson story friend friends turn look help piece lots question wish matter bottom corner edge mess noise pain""".split()
+    """
+    day time lot bit way one thing things end idea moment while morning night afternoon evening side top middle
+    rest back same other first next best most more others all else something everything anything nothing
+    everyone someone home name face head hand hands eyes arms mouth smile voice sound word words people kind
+    minute hour week door place part inside outside little big it him her them me you us too again fun good bad
+    new old very not up down away there here now then well why what how where when who yes no ok okay many much
+    front group reason air ground floor lots world life heart family problem lesson story friend friends turn
+    look help piece question wish matter bottom corner edge mess noise pain
+    """.split()
 )
 ASKS = [
     "Tell me a story about {}",
@@ -106,11 +113,11 @@ class PromptWriter:
 
 
 def find_nouns(stories: list[list[str]]) -> dict[str, bool]:
-    """Words that mostly follow a determiner or an adjective and precede what can follow a noun; True if countable ("a X")."""
+    """Words that mostly follow a determiner or adjective and precede what can follow a noun; True if "a X" occurs."""
     total, noun_like, article, last = Counter(), Counter(), Counter(), Counter()
     adjective = Counter()
     for words in stories:
-        for before, word, after in zip(words, words[1:], words[2:]):
+        for before, word, after in zip(words, words[1:], words[2:], strict=False):
             if word.islower() and len(word) > 2:
                 last[word] += after.lower() in AFTER_NOUN
                 total[word] += 1
@@ -118,7 +125,7 @@ def find_nouns(stories: list[list[str]]) -> dict[str, bool]:
     adjectives = {w for w, n in adjective.items() if n > 0.3 * total[w] and last[w] < 0.6 * total[w]}
     adjectives |= {"big", "little", "small", "old", "new", "red"}
     for words in stories:
-        for first, before, word in zip(["."] + words, words, words[1:]):
+        for first, before, word in zip(["."] + words, words, words[1:], strict=False):
             if not word.islower():
                 continue
             before, first = before.lower(), first.lower()
