@@ -19,9 +19,10 @@ foreach(entry IN LISTS package_entries)
   file(CREATE_LINK ${PROJECT_SOURCE_DIR}/python/quire/${entry} ${staged_package}/${entry} SYMBOLIC)
 endforeach()
 
+# NO_EXTRAS: link-time optimisation of glue costs build time and buys nothing; the wheel is stripped anyway.
 file(GLOB bind_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/python/bind/*.cpp)
 if(bind_sources)
-  pybind11_add_module(_quire ${bind_sources})
+  pybind11_add_module(_quire NO_EXTRAS ${bind_sources})
   # Header-only internals (field lists, error types); symbols come from libquire alone.
   target_include_directories(_quire PRIVATE ${PROJECT_SOURCE_DIR}/python ${PROJECT_SOURCE_DIR}/cpp)
   target_link_libraries(_quire PRIVATE quire quire_options)
@@ -34,7 +35,7 @@ endif()
 # Hooks into the internals for the Python tests: linked with the layers themselves, never installed.
 file(GLOB testing_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/python/bind/testing/*.cpp)
 if(QUIRE_BUILD_TESTS AND testing_sources)
-  pybind11_add_module(_quire_testing ${testing_sources})
+  pybind11_add_module(_quire_testing NO_EXTRAS ${testing_sources})
   target_include_directories(_quire_testing PRIVATE ${PROJECT_SOURCE_DIR}/python)
   quire_link_layers(_quire_testing api)
   set_target_properties(_quire_testing PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/testing)

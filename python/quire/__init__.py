@@ -7,6 +7,7 @@ neither numpy nor transformers nor torch. Called from any thread.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,7 +72,13 @@ __all__ = [
     "ValidationError",
     "__version__",
     "__version_tuple__",
+    "get_cmake_dir",
 ]
+
+
+def get_cmake_dir() -> str:
+    """The folder to name in CMAKE_PREFIX_PATH, so that find_package(quire) in a C++ project finds this installation."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib", "cmake", "quire")
 
 
 def __getattr__(name: str) -> Any:
