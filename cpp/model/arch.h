@@ -33,7 +33,7 @@ enum class RopeScaling : uint8_t { none, linear, dynamic, llama3, yarn, longrope
 
 // Rotary embedding; turned into a table of cosines and sines by rope_table.h.
 struct RopeSpec {
-  int32_t rotary_dim = 0;    // 0: no rotation
+  int32_t rotary_dim = 0;  // 0: no rotation
   double theta = 10000.0;
   bool interleaved = false;
   RopeScaling scaling = RopeScaling::none;
@@ -99,7 +99,7 @@ struct ArchSpec {
   bool lm_head_bias = false;
   float logits_scale = 1.0f;
   float logits_softcap = 0.0f;
-  int64_t max_positions = 0;  // 0: nothing in the configuration limits the context
+  int64_t max_positions = 0;      // 0: nothing in the configuration limits the context
   std::string max_positions_key;  // the config.json key max_positions came from, for messages
   WeightRules weights;
 

@@ -16,8 +16,8 @@ struct Batch {
   std::vector<int32_t> slot_mapping;  // block_id * block_size + offset: where the token's key and value go
 
   // One entry a sequence.
-  std::vector<int32_t> query_start;  // num_seqs + 1 entries, the first is 0
-  std::vector<int32_t> kv_lens;      // keys after this step
+  std::vector<int32_t> query_start;   // num_seqs + 1 entries, the first is 0
+  std::vector<int32_t> kv_lens;       // keys after this step
   std::vector<int32_t> block_tables;  // [num_seqs, block_table_stride]; entries past a sequence's blocks are -1
   int32_t block_table_stride = 0;
 

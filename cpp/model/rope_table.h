@@ -1,7 +1,8 @@
 // The table of cosines and sines of a RopeSpec.
 //
-// Positions beyond the trained context are handled by the spec's scaling with max_model_len as the one length it depends on,
-// never the length of a request: a token's rotation is a function of its position alone (constitution, rule 8).
+// Positions beyond the trained context are handled by the spec's scaling with max_model_len as the one length it
+// depends on, never the length of a request: a token's rotation is a function of its position alone (constitution, rule
+// 8).
 #pragma once
 
 #include <vector>

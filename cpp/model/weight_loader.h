@@ -33,15 +33,18 @@ class Checkpoint {
 };
 
 // Opens the safetensors of a model directory: model.safetensors, or the shards that model.safetensors.index.json names.
-// Throws InvalidArgument: no such file (naming what was looked for, and .bin files if these are there), header length beyond the file, not JSON,
-// unknown dtype, offsets out of bounds or overlapping or of the wrong size, duplicate names, shards missing.
+// Throws InvalidArgument: no such file (naming what was looked for, and .bin files if these are there), header length
+// beyond the file, not JSON, unknown dtype, offsets out of bounds or overlapping or of the wrong size, duplicate names,
+// shards missing.
 std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_dir);
 // Tensors the caller keeps alive during the load (checkpoints read by torch, weights built in memory).
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
 // Throws InvalidArgument that lists ALL missing, unexpected and misshaped tensors (both shapes) at once.
-void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, const KernelTable& kernels, Stream stream, Weights& weights);
-// load_format="dummy": every matrix and norm uniform in [-1e-3, 1e-3], a fixed seed per slot, the same for every dtype before rounding.
+void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, const KernelTable& kernels, Stream stream,
+                  Weights& weights);
+// load_format="dummy": every matrix and norm uniform in [-1e-3, 1e-3], a fixed seed per slot, the same for every dtype
+// before rounding.
 void load_dummy_weights(const ArchSpec& arch, const KernelTable& kernels, Stream stream, Weights& weights);
 
 }  // namespace quire

@@ -1,7 +1,7 @@
 // Which tensor of a checkpoint goes where: a list of rules, part of an ArchSpec.
 //
-// Decides: names, slots, symbolic shapes. Does not know: files, memory layouts. The loader (weight_loader.h) expands "{i}",
-// checks the shapes, fuses (q, k, v) and (gate, up), and reports all missing and unexpected names at once.
+// Decides: names, slots, symbolic shapes. Does not know: files, memory layouts. The loader (weight_loader.h) expands
+// "{i}", checks the shapes, fuses (q, k, v) and (gate, up), and reports all missing and unexpected names at once.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,60 @@
 
 namespace quire {
 
-// Destinations. The per-layer ones start at attn_norm. q, k, v and qkv all end in one packed matrix, so do gate, up and gate_up.
+// Destinations. The per-layer ones start at attn_norm. q, k, v and qkv all end in one packed matrix, so do gate, up and
+// gate_up.
 enum class Slot : uint8_t {
-  embedding, position_embedding, embed_proj, out_proj, final_norm, final_norm_bias, lm_head, lm_head_bias,
-  attn_norm, attn_norm_bias, q, k, v, qkv, q_bias, k_bias, v_bias, qkv_bias, q_norm, k_norm, o, o_bias, sinks,
-  attn_post_norm, ffn_norm, ffn_norm_bias, gate, up, gate_up, gate_bias, up_bias, gate_up_bias, down, down_bias, ffn_post_norm,
+  embedding,
+  position_embedding,
+  embed_proj,
+  out_proj,
+  final_norm,
+  final_norm_bias,
+  lm_head,
+  lm_head_bias,
+  attn_norm,
+  attn_norm_bias,
+  q,
+  k,
+  v,
+  qkv,
+  q_bias,
+  k_bias,
+  v_bias,
+  qkv_bias,
+  q_norm,
+  k_norm,
+  o,
+  o_bias,
+  sinks,
+  attn_post_norm,
+  ffn_norm,
+  ffn_norm_bias,
+  gate,
+  up,
+  gate_up,
+  gate_bias,
+  up_bias,
+  gate_up_bias,
+  down,
+  down_bias,
+  ffn_post_norm,
 };
 
 struct WeightRule {
-  std::string name;                // "model.layers.{i}.self_attn.q_proj.weight"
+  std::string name;  // "model.layers.{i}.self_attn.q_proj.weight"
   Slot slot = Slot::embedding;
-  std::vector<std::string> shape;  // as stored; symbols of weight_loader.cpp: "vocab", "hidden", "q_dim", "kv_dim", "qkv_dim", "head_dim", "ffn", "2ffn", ...
+  std::vector<std::string> shape;  // as stored; symbols of weight_loader.cpp: "vocab", "hidden", "q_dim", "kv_dim",
+                                   // "qkv_dim", "head_dim", "ffn", "2ffn", ...
   bool transposed = false;         // stored [inputs, outputs] (GPT-2's Conv1D)
   bool optional = false;           // absence is fine (a tied lm_head)
 };
 
 struct WeightRules {
   std::vector<WeightRule> rules;
-  std::vector<std::string> ignored;   // names or "{i}" patterns that may be there and are not needed (rotary inv_freq, causal masks)
-  std::string optional_prefix;        // "model." / "transformer.": checkpoints saved from the bare model lack it
+  std::vector<std::string>
+      ignored;  // names or "{i}" patterns that may be there and are not needed (rotary inv_freq, causal masks)
+  std::string optional_prefix;  // "model." / "transformer.": checkpoints saved from the bare model lack it
 
   WeightRules& operator+=(const WeightRules& other) {
     rules.insert(rules.end(), other.rules.begin(), other.rules.end());

@@ -14,30 +14,30 @@
 namespace quire {
 
 struct LayerWeights {
-  float *attn_norm = nullptr, *attn_norm_bias = nullptr;            // [hidden]
-  PackedWeight qkv;                                                 // [qkv_dim, hidden]
-  float* qkv_bias = nullptr;                                        // [qkv_dim]
-  float *q_norm = nullptr, *k_norm = nullptr;                       // [head_dim]
-  PackedWeight o;                                                   // [hidden, q_dim]
-  float* o_bias = nullptr;                                          // [hidden]
-  float* sinks = nullptr;                                           // [num_heads]
-  float* attn_post_norm = nullptr;                                  // [hidden]
-  float *ffn_norm = nullptr, *ffn_norm_bias = nullptr;              // [hidden]
-  PackedWeight up;                                                  // [width or 2 * width (gated), hidden]
-  float* up_bias = nullptr;                                         // [width or 2 * width]
-  PackedWeight down;                                                // [hidden, width]
-  float* down_bias = nullptr;                                       // [hidden]
-  float* ffn_post_norm = nullptr;                                   // [hidden]
+  float *attn_norm = nullptr, *attn_norm_bias = nullptr;  // [hidden]
+  PackedWeight qkv;                                       // [qkv_dim, hidden]
+  float* qkv_bias = nullptr;                              // [qkv_dim]
+  float *q_norm = nullptr, *k_norm = nullptr;             // [head_dim]
+  PackedWeight o;                                         // [hidden, q_dim]
+  float* o_bias = nullptr;                                // [hidden]
+  float* sinks = nullptr;                                 // [num_heads]
+  float* attn_post_norm = nullptr;                        // [hidden]
+  float *ffn_norm = nullptr, *ffn_norm_bias = nullptr;    // [hidden]
+  PackedWeight up;                                        // [width or 2 * width (gated), hidden]
+  float* up_bias = nullptr;                               // [width or 2 * width]
+  PackedWeight down;                                      // [hidden, width]
+  float* down_bias = nullptr;                             // [hidden]
+  float* ffn_post_norm = nullptr;                         // [hidden]
 };
 
 struct Weights {
-  PackedWeight embedding;           // [vocab, embed_dim]
-  PackedWeight position_embedding;  // [max_positions + offset, hidden]
-  PackedWeight embed_proj;          // [hidden, embed_dim], only when they differ
-  PackedWeight out_proj;            // [embed_dim, hidden], likewise
+  PackedWeight embedding;                                   // [vocab, embed_dim]
+  PackedWeight position_embedding;                          // [max_positions + offset, hidden]
+  PackedWeight embed_proj;                                  // [hidden, embed_dim], only when they differ
+  PackedWeight out_proj;                                    // [embed_dim, hidden], likewise
   float *final_norm = nullptr, *final_norm_bias = nullptr;  // [hidden]
-  PackedWeight head;                // [vocab, embed_dim]; the embedding itself when tied
-  float* head_bias = nullptr;       // [vocab]
+  PackedWeight head;                                        // [vocab, embed_dim]; the embedding itself when tied
+  float* head_bias = nullptr;                               // [vocab]
   std::vector<LayerWeights> layers;
 };
 
