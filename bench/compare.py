@@ -159,10 +159,8 @@ def main() -> None:
                     figures[engine].append(run_once(engine, model, workload, run))
             ours, theirs = (statistics.median(figures[engine]) for engine in ("quire", "transformers"))
             unit, ratio = ("s", theirs / ours) if workload == "start" else ("tok/s", ours / theirs)
-            print(
-                f"{arguments.shape} {workload:8} quire {ours:9.2f}  transformers {theirs:9.2f} {unit:5}  {ratio:.2f} times",
-                flush=True,
-            )
+            figures_text = f"quire {ours:9.2f}  transformers {theirs:9.2f} {unit:5}"
+            print(f"{arguments.shape} {workload:8} {figures_text}  {ratio:.2f} times", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"shape": arguments.shape, "runs": results}, indent=1) + "\n")
 
