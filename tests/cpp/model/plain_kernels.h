@@ -1,0 +1,87 @@
+// A kernel table whose packed weights are plain row-major matrices (a gated one: gate's rows, then up's), and small
+// configurations. Lets the tests of loading read back what was packed without knowing a backend's layout.
+#pragma once
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "base/check.h"
+#include "base/json.h"
+#include "params/kernel_table.h"
+
+namespace quire::test {
+
+inline float element(const void* data, DType dtype, int64_t index) {
+  if (dtype == DType::f32) return static_cast<const float*>(data)[index];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return dtype == DType::bf16 ? bf16_to_float(bits) : f16_to_float(bits);
+}
+
+inline void set_element(void* data, DType dtype, int64_t index, float value) {
+  if (dtype == DType::f32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] = dtype == DType::bf16 ? float_to_bf16(value) : float_to_f16(value);
+  }
+}
+
+inline const KernelTable& plain_kernels() {
+  static const KernelTable table = [] {
+    KernelTable kernels;
+    kernels.name = "plain";
+    kernels.packed_weight_bytes = [](int64_t rows, int64_t cols, DType dtype, bool) {
+      return static_cast<size_t>(rows * cols) * dtype_bytes(dtype);
+    };
+    kernels.pack_weight = [](const PackWeightParams& p, Stream) {
+      QUIRE_CHECK((p.part == PackPart::whole) != p.weight.gated);
+      QUIRE_CHECK(reinterpret_cast<uintptr_t>(p.source) % dtype_bytes(p.source_dtype) == 0);
+      QUIRE_CHECK(p.cols == p.weight.cols);
+      const int64_t first = p.row_begin + (p.part == PackPart::up ? p.weight.rows / 2 : 0);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        for (int64_t c = 0; c < p.cols; ++c) {
+          set_element(p.weight.data, p.weight.dtype, (first + r) * p.cols + c,
+                      element(p.source, p.source_dtype, r * p.row_stride + c * p.col_stride));
+        }
+      }
+    };
+    return kernels;
+  }();
+  return table;
+}
+
+inline float at(const PackedWeight& weight, int64_t row, int64_t col) {
+  return element(weight.data, weight.dtype, row * weight.cols + col);
+}
+
+// A directory that is gone when the test is over.
+class TestFolder {
+ public:
+  TestFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "quire_test_XXXXXX").string();
+    QUIRE_CHECK(mkdtemp(name.data()) != nullptr);
+    path_ = name;
+  }
+  ~TestFolder() { std::filesystem::remove_all(path_); }
+  const std::filesystem::path& path() const { return path_; }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(path_ / name, std::ios::binary) << bytes;
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+inline Json tiny_llama() {
+  return Json::parse(R"({"architectures": ["LlamaForCausalLM"], "vocab_size": 11, "hidden_size": 6,
+    "intermediate_size": 5, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 4,
+    "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 2})");
+}
+
+inline Json tiny_gpt2() {
+  return Json::parse(R"({"architectures": ["GPT2LMHeadModel"], "vocab_size": 11, "n_embd": 6, "n_head": 2, "n_layer": 2,
+    "n_positions": 9, "n_inner": 5})");
+}
+
+}  // namespace quire::test
