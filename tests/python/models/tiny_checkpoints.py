@@ -203,7 +203,7 @@ CASES: list[Case] = [
         {**LLAMA, "head_dim": 14, "query_pre_attn_scalar": 11, "sliding_window": 6},
         {
             "plain": {},
-            "small-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+            "small-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 12.0},
             "no-caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None},
             "untied": {"tie_word_embeddings": False},
             "attention-bias": {"attention_bias": True},
