@@ -1,27 +1,11 @@
 // The public class on the embedded model: what it promises natively, bit for bit where it promises bits.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <filesystem>
-#include <new>
 #include <thread>
 
 #include "quire/quire.h"
-
-// Counts heap allocations of the whole process while `counting` is on.
-namespace {
-std::atomic<bool> counting{false};
-std::atomic<int64_t> num_allocations{0};
-}  // namespace
-
-void* operator new(size_t size) {
-  if (counting) ++num_allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#include "support/allocation_counter.h"
 
 namespace quire {
 namespace {
@@ -188,11 +172,9 @@ TEST(Llm, SteadyDecodeAllocatesNothing) {
                Notify::finished);
   }
   for (int i = 0; i < 40; ++i) llm.step();  // the prompts, and the first use of every buffer
-  num_allocations = 0;
-  counting = true;
+  const int64_t before = testing::num_allocations();
   for (int i = 0; i < 200; ++i) llm.step();
-  counting = false;
-  EXPECT_EQ(num_allocations.load(), 0);
+  EXPECT_EQ(testing::num_allocations(), before);
 }
 
 }  // namespace

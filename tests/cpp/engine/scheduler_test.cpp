@@ -1,8 +1,8 @@
 // What scenarios cannot say: the arrays of a batch, refusals, abandoned plans, allocations and many waiting requests.
 #include "engine/scheduler.h"
 
-#include "engine/allocation_counter.h"
 #include "engine/harness.h"
+#include "support/allocation_counter.h"
 
 namespace quire::testing {
 namespace {

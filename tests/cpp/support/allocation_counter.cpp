@@ -1,5 +1,5 @@
 // See allocation_counter.h. The array forms call these; over-aligned memory is not counted.
-#include "engine/allocation_counter.h"
+#include "support/allocation_counter.h"
 
 #include <atomic>
 #include <cstdlib>
