@@ -275,9 +275,10 @@ class LLM(UnavailableMethods):
         refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs)
         requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
         self._ensure_vocabulary(requests)
-        waiting = runner.Waiting(self._engine)  # not entered: what it holds stays queued
         names = [str(next(self.request_counter)) for _ in requests]
-        self._queued.update(zip(waiting.submit(requests), zip(requests, names, strict=True), strict=True))
+        with runner.Waiting(self._engine) as waiting:
+            self._queued.update(zip(waiting.submit(requests), zip(requests, names, strict=True), strict=True))
+            waiting.release()
         return names
 
     def wait_for_completion(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quire._logging import logger
 from quire.detokenizer import StreamedText, final_text
@@ -32,12 +32,15 @@ class Waiting:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pending: dict[int, None] = {}
+        # What the core returned for a submission that has not reached _pending. A signal may raise between any two
+        # bytecodes, so results are put here by C code alone: extend() of a map() that calls the core.
+        self._returned: list[Any] = []
 
     def __enter__(self) -> Waiting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pending:
+        if self._pending or self._returned:
             self._abandon()
 
     def __len__(self) -> int:
@@ -49,15 +52,27 @@ class Waiting:
             return []
         params = [request.params.engine for request in requests if request.params is not None]
         same = all(one is params[0] for one in params)
-        ids = self._engine.submit_many([request.token_ids for request in requests], params[0] if same else params)
-        self._pending.update(dict.fromkeys(ids))
+        prompts = [request.token_ids for request in requests]
+        self._returned.extend(map(self._engine.submit_many, (prompts,), (params[0] if same else params,)))
+        ids: list[int] = self._returned[0]
+        self._take_returned()
         return ids
 
     def submit_streamed(self, request: Request) -> int:
         assert request.params is not None
-        request_id = self._engine.submit(request.token_ids, request.params.engine, stream=True)
-        self._pending[request_id] = None
+        self._returned.extend(map(self._engine.submit, (request.token_ids,), (request.params.engine,), (True,)))
+        request_id: int = self._returned[0]
+        self._take_returned()
         return request_id
+
+    def _take_returned(self) -> None:
+        for returned in self._returned:
+            self._pending.update(dict.fromkeys([returned] if isinstance(returned, int) else returned))
+        self._returned.clear()
+
+    def release(self) -> None:
+        """Lets go of requests that shall stay queued after the context."""
+        self._pending.clear()
 
     def adopt(self, request_ids: Iterable[int]) -> None:
         """Takes over requests that were queued before."""
@@ -79,14 +94,18 @@ class Waiting:
 
     def _abandon(self) -> None:
         """Cancels what is left and takes its outputs away, so that the next call finds an empty engine."""
+        self._take_returned()
         try:
             for request_id in self._pending:
                 self._engine.cancel(request_id)
-            while self._pending:
-                before = len(self._pending)
-                self.run()
-                if len(self._pending) == before:  # cancelled requests finish at once
-                    break
+            num_before = -1
+            while self._pending and len(self._pending) != num_before:  # cancelled requests finish at once
+                num_before = len(self._pending)
+                left = list(self._pending)
+                for begin in range(0, len(left), _WINDOW):
+                    outputs, _ = self._engine.run(left[begin : begin + _WINDOW], 0)
+                    for output in outputs:
+                        self._pending.pop(output.request_id, None)
         except RuntimeError as error:  # the device failed, or the engine was closed: what led here matters more
             logger.debug("abandoning requests failed: %s", error)
         self._pending.clear()
