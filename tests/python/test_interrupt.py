@@ -52,5 +52,5 @@ def test_sigint(tiny_model: Path, mode: str, after_ms: int) -> None:
             out, err = process.communicate(timeout=20)  # a hang shows here; how quick it is depends on the machine
         finally:
             process.kill()
-    assert process.returncode == 0, err
+    assert process.returncode == 0, (process.returncode, out, err)
     assert json.loads(out) == {"running": 0, "waiting": 0, "same": True}
