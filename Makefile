@@ -1,5 +1,6 @@
 # make demo   from a fresh clone to generated text: system packages, .venv, build, install, `quire demo`
 # make test   the same set-up plus test tools, then the C++ tests (ctest) and the Python tests (pytest)
+# make sanitize   the C++ tests again under the address, undefined-behaviour and thread sanitizers
 # make lint   formatting and types        make bench   the C++ benchmarks        make clean   forget the build
 # Each step leaves a stamp, so a second run does only what changed. One build tree, build/dev, serves wheel and tests.
 SHELL := bash
@@ -16,9 +17,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := CMakeLists.txt pyproject.toml README.md \
   $(shell find cmake cpp kernels python -type f -not -path '*/__pycache__/*' 2>/dev/null | grep -v ' ')
-CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.inl')
+TEST_SOURCES := $(shell find tests -type f -not -path '*/__pycache__/*' | grep -v ' ')
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh')
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test sanitize lint bench wheel clean
 demo: $(VENV)/.installed
 	quire demo
 
@@ -29,9 +31,23 @@ test: $(VENV)/.ready-dev $(VENV)/.installed
 	failed=0; ctest --test-dir $(BUILD) --output-on-failure || failed=1; \
 	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing python -m pytest || failed=1; exit $$failed
 
+sanitize: build/.sanitize-address build/.sanitize-thread
+
+# Layers that run without threads, or whose threads only meet in the pool, are left out of the slower thread sanitizer.
+build/.sanitize-address: SANITIZERS := address,undefined
+build/.sanitize-address: SANITIZED := .*
+build/.sanitize-thread: SANITIZERS := thread
+build/.sanitize-thread: SANITIZED := test_(base|api)
+build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
+	mkdir -p build
+	cmake -G Ninja -S . -B build/$* -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
+	cmake --build build/$* -j $(JOBS)
+	ctest --test-dir build/$* --output-on-failure -R '^($(SANITIZED))$$'
+	touch $@
+
 lint: $(VENV)/.ready-dev
 	python tests/layers.py
-	clang-format --dry-run --Werror $(CXX_FILES)
+	@clang-format --dry-run --Werror $(CXX_FILES)
 	ruff check .
 	ruff format --check .
 	mypy

@@ -2,7 +2,8 @@
 """Times quire against Hugging Face transformers on the same random checkpoint, in alternating runs.
 
 Decides the workloads and how they are counted; needs torch and transformers. Each engine runs in a process of its own,
-one after the other, `--rounds` times; medians are printed as a table and, with --json, as JSON.
+one after the other, `--rounds` times; medians are printed, and every run goes into a JSON record with --json.
+bench/plot_compare.py draws the records of bench/results/.
 
   decode    one prompt of 128 tokens, 128 new tokens: 127 / (t(128 new) - t(1 new))
   prefill   one prompt of 1,024 tokens, 1 new token: 1024 / t
@@ -15,8 +16,12 @@ usage: python bench/compare.py [--shape S|M] [--rounds 3] [--workloads decode,pr
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
 import json
+import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -134,6 +139,19 @@ def run_once(engine: str, model: str, workload: str, run: int) -> float:
     return wall if workload == "start" else float(done.stdout.split()[-1])
 
 
+def machine() -> dict[str, Any]:
+    """What the figures were taken on, for the record."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    return {
+        "cpu": cpu[1] if cpu else "unknown",
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        "date": datetime.date.today().isoformat(),
+        **versions,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="S")
@@ -151,6 +169,7 @@ def main() -> None:
         model = arguments.model or folder
         if not arguments.model:
             make_checkpoint(arguments.shape, Path(folder))
+        record = {"shape": arguments.shape, "dtype": "bfloat16", "threads": 2, "machine": machine()}
         results: dict[str, dict[str, list[float]]] = {}
         for workload in arguments.workloads.split(","):
             figures = results.setdefault(workload, {"quire": [], "transformers": []})
@@ -162,7 +181,7 @@ def main() -> None:
             figures_text = f"quire {ours:9.2f}  transformers {theirs:9.2f} {unit:5}"
             print(f"{arguments.shape} {workload:8} {figures_text}  {ratio:.2f} times", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"shape": arguments.shape, "runs": results}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**record, "runs": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,19 @@ struct LLM::Impl {
   Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
       : description(describe(config, *device)), engine(std::move(config), std::move(device), checkpoint) {}
 
+  // The configuration is resolved, and so checked, before the checkpoint is opened.
+  template <typename OpenCheckpoint>
+  static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
+                                    const OpenCheckpoint& open) {
+    const auto start = std::chrono::steady_clock::now();
+    std::unique_ptr<Device> device = make_device(options);
+    EngineConfig config = resolve_engine_config(model_dir, options, *device);
+    const std::unique_ptr<Checkpoint> checkpoint = open();
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+    impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return impl;
+  }
+
   std::recursive_mutex mutex;
   ModelInfo description;
   Engine engine;
@@ -43,23 +56,11 @@ std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& wei
 
 }  // namespace
 
-LLM::LLM(const std::string& model_dir, const EngineOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
-  std::unique_ptr<Device> device = make_device(options);
-  EngineConfig config = resolve_engine_config(model_dir, options, *device);
-  const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(model_dir, options);
-  impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
-  impl_->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+LLM::LLM(const std::string& model_dir, const EngineOptions& options)
+    : impl_(Impl::load(model_dir, options, [&] { return open_checkpoint(model_dir, options); })) {}
 
-LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::vector<ExternalTensor>& weights) {
-  const auto start = std::chrono::steady_clock::now();
-  std::unique_ptr<Device> device = make_device(options);
-  EngineConfig config = resolve_engine_config(model_dir, options, *device);
-  const std::unique_ptr<Checkpoint> checkpoint = adopt_tensors(weights);
-  impl_ = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
-  impl_->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::vector<ExternalTensor>& weights)
+    : impl_(Impl::load(model_dir, options, [&] { return adopt_tensors(weights); })) {}
 
 LLM::~LLM() = default;
 LLM::LLM(LLM&&) noexcept = default;

@@ -1,5 +1,6 @@
-// The thread pool; see threads.h. generation_ (release/acquire) publishes a loop, num_running_ (release/acquire)
-// returns its results; every worker takes part in every loop, if only to report that nothing was left.
+// The thread pool; see threads.h. num_unclaimed_ (release/acquire) publishes a loop and counts down as tasks are
+// claimed, num_unfinished_ (release/acquire) returns the results. A claim keeps the loop alive, so a late worker that
+// finds the count of a newer loop simply claims a task of that one.
 #include "base/threads.h"
 
 #include <sched.h>
@@ -79,49 +80,52 @@ void ThreadPool::run(int64_t num_tasks, TaskFunction function, const void* conte
   function_ = function;
   context_ = context;
   num_tasks_ = num_tasks;
-  next_task_.store(0, std::memory_order_relaxed);
-  num_running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  num_unfinished_.store(num_tasks, std::memory_order_relaxed);
   bool wake = false;
   {
-    // The bump happens under the lock so that a worker about to sleep either sees it or is counted as sleeping.
+    // Published under the lock so that a worker about to sleep either sees it or is counted as sleeping.
     const std::lock_guard lock(mutex_);
-    generation_.fetch_add(1, std::memory_order_release);
+    num_unclaimed_.store(num_tasks, std::memory_order_release);
     wake = num_sleeping_ > 0;
   }
   if (wake) wake_.notify_all();
-  drain();
+  while (run_one_task()) {
+  }
   int spins = 0;
-  while (num_running_.load(std::memory_order_acquire) != 0) {
+  while (num_unfinished_.load(std::memory_order_acquire) != 0) {
     spin_pause();
     // On an oversubscribed machine the worker we wait for may need this very core.
     if (++spins % 4096 == 0) std::this_thread::yield();
   }
 }
 
-void ThreadPool::drain() {
-  for (;;) {
-    const int64_t i = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= num_tasks_) return;
-    function_(context_, i);
-  }
+// Claims the next task of the current loop and runs it; false when none is left.
+bool ThreadPool::run_one_task() {
+  int64_t unclaimed = num_unclaimed_.load(std::memory_order_relaxed);
+  do {
+    if (unclaimed == 0) return false;
+  } while (!num_unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
+                                                 std::memory_order_relaxed));
+  function_(context_, num_tasks_ - unclaimed);
+  num_unfinished_.fetch_sub(1, std::memory_order_release);
+  return true;
 }
 
 void ThreadPool::worker_loop() {
-  uint64_t seen = 0;
+  const auto has_work = [this] { return num_unclaimed_.load(std::memory_order_relaxed) != 0; };
   for (;;) {
+    while (run_one_task()) {
+    }
     const auto spin_end = std::chrono::steady_clock::now() + kSpinTime;
-    while (generation_.load(std::memory_order_acquire) == seen) {
-      for (int i = 0; i < kPausesPerClockRead && generation_.load(std::memory_order_acquire) == seen; ++i) spin_pause();
+    while (!has_work()) {
+      for (int i = 0; i < kPausesPerClockRead && !has_work(); ++i) spin_pause();
       if (std::chrono::steady_clock::now() < spin_end) continue;
       std::unique_lock lock(mutex_);
       ++num_sleeping_;
-      wake_.wait(lock, [&] { return stop_ || generation_.load(std::memory_order_acquire) != seen; });
+      wake_.wait(lock, [&] { return stop_ || has_work(); });
       --num_sleeping_;
       if (stop_) return;
     }
-    seen = generation_.load(std::memory_order_acquire);
-    drain();
-    num_running_.fetch_sub(1, std::memory_order_release);
   }
 }
 

@@ -1,7 +1,8 @@
 // A pool of threads for data-parallel loops.
 //
 // parallel_for splits [0, num_tasks) dynamically; which thread runs a task is not fixed, so a task's result must not
-// depend on it. The calling thread works too. One parallel_for at a time per pool (the caller holds the engine).
+// depend on it. The calling thread works too, and waits only for tasks that a worker has begun: on a busy machine a
+// worker that has no core costs nothing. One parallel_for at a time per pool (the caller holds the engine).
 // Workers spin for a short while after a loop (a step has hundreds of loops a few tens of microseconds apart) and
 // then sleep, so an idle engine costs nothing.
 #pragma once
@@ -45,20 +46,19 @@ class ThreadPool {
   using TaskFunction = void (*)(const void*, int64_t);
   void run(int64_t num_tasks, TaskFunction function, const void* context);
   void worker_loop();
-  void drain();
+  bool run_one_task();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;     // guarded by mutex_
   int num_sleeping_ = 0;  // guarded by mutex_
-  // The current loop. Written by the caller before generation_ is bumped, read by workers after they saw the bump.
+  // The current loop. Written by the caller while no task is unfinished; read only by a thread that has claimed a task.
   TaskFunction function_ = nullptr;
   const void* context_ = nullptr;
   int64_t num_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint64_t> generation_{0};
-  alignas(64) std::atomic<int> num_running_{0};
+  alignas(64) std::atomic<int64_t> num_unclaimed_{0};
+  alignas(64) std::atomic<int64_t> num_unfinished_{0};
 };
 
 }  // namespace quire

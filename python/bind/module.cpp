@@ -1,6 +1,6 @@
 // The Python module _quire: the public API of libquire, nothing else.
-#include "base/check.h"
 #include "bind/engine_binding.h"
+#include "bind/errors.h"
 
 namespace {
 
@@ -24,17 +24,7 @@ void set_log_callback(const py::object& callback) {
 
 PYBIND11_MODULE(_quire, module) {
   module.doc() = "The C++ core of quire.";
-  // InvalidArgument is a std::invalid_argument, which pybind11 turns into ValueError by itself.
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const quire::NotSupported& unsupported) {
-      PyErr_SetString(PyExc_NotImplementedError, unsupported.what());
-    } catch (const quire::InternalError& bug) {
-      PyErr_SetString(PyExc_RuntimeError, bug.what());
-    }
-  });
-
+  quire::bind::register_errors();
   quire::bind::bind_outputs(module);
   py::class_<PyEngine>(module, "Engine")
       .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),

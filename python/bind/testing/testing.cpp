@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bind/errors.h"
 #include "engine/worker.h"
 
 namespace {
@@ -81,13 +82,7 @@ py::array_t<float> logits(const std::string& model_dir, const std::string& dtype
 }  // namespace
 
 PYBIND11_MODULE(_quire_testing, module) {
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const NotSupported& unsupported) {
-      PyErr_SetString(PyExc_NotImplementedError, unsupported.what());
-    }
-  });
+  quire::bind::register_errors();
   module.def("logits", &logits, py::arg("model_dir"), py::arg("dtype"), py::arg("token_ids"), py::arg("isa") = "",
              py::arg("num_threads") = 0, py::arg("chunk") = 0, py::arg("config_overrides") = "",
              "Logits of every position, float32 [num_tokens, vocab_size].");
