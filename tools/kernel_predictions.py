@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Predicts the time of every kernel of a decode step from its bytes, its flops and the launches.
 
-The model: a kernel takes max(bytes / bandwidth, flops / rate), plus the gap between two dependent launches. Constants: what
-one H200 is known to reach (4.3 TB/s of reads, 790 TFLOP/s of dense bf16) and a 1.3 us gap between kernels that are
-replayed from a graph; with programmatic dependent launch most of the gap hides, so the gap column is an upper bound.
+The model: a kernel takes max(bytes / bandwidth, flops / rate), plus the gap between two dependent launches. The
+constants are what one H200 is known to reach (4.3 TB/s of reads, 790 TFLOP/s of dense bf16) and a 1.3 us gap between
+kernels replayed from a graph; programmatic dependent launch hides most of the gap, so the gap row is an upper bound.
 These are predictions. No figure here was measured.
 
 usage: python tools/kernel_predictions.py [--check]   writes the tables into docs/kernels.md, or compares
@@ -106,8 +106,8 @@ def table(s: Shape) -> list[str]:
         left = us - sums[BATCHES.index(batch)]
         lines += [
             "",
-            f"Goal at batch {batch}: {us:,.0f} us. The kernels alone need {us - left:,.0f} us, so at most {left:,.0f} us "
-            f"may go to gaps and imperfect kernels: {left / launches:.2f} us a launch.",
+            f"Goal at batch {batch}: {us:,.0f} us. The kernels alone need {us - left:,.0f} us, so at most "
+            f"{left:,.0f} us may go to gaps and imperfect kernels: {left / launches:.2f} us a launch.",
         ]
     return lines
 
