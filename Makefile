@@ -40,7 +40,8 @@ build/.sanitize-thread: SANITIZERS := thread
 build/.sanitize-thread: SANITIZED := test_(base|api)
 build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	mkdir -p build
-	cmake -G Ninja -S . -B build/$* -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
+	cmake -G Ninja -S . -B build/$* -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \
+	  -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
 	cmake --build build/$* -j $(JOBS)
 	ctest --test-dir build/$* --output-on-failure -R '^($(SANITIZED))$$'
 	touch $@
