@@ -7,7 +7,9 @@
 #include <cstdint>
 
 #include "params/attention.h"
+#include "params/copy_blocks.h"
 #include "params/gemm.h"
+#include "params/prepare_batch.h"
 #include "params/sampling.h"
 #include "params/stream.h"
 
@@ -15,6 +17,9 @@ namespace quire::cpu {
 
 size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
 void pack_weight(const PackWeightParams& params, Stream stream);
+
+void prepare_batch(const PrepareBatchParams& params, Stream stream);
+void copy_blocks(const CopyBlocksParams& params, Stream stream);
 
 // Attention: keys of a chunk share one pass of the online softmax; keys of a split make one partial state. Both are cut
 // at fixed positions.

@@ -11,5 +11,7 @@ static constexpr KernelTable kTable = {
     .attention_workspace_bytes = attention_workspace_bytes,
     .sample = sample,
     .sampling_workspace_bytes = sampling_workspace_bytes,
+    .prepare_batch = prepare_batch,
+    .copy_blocks = copy_blocks,
     .block_size_multiple = kTileTokens,
 };

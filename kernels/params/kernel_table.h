@@ -8,9 +8,11 @@
 #include <cstdint>
 
 #include "params/attention.h"
+#include "params/copy_blocks.h"
 #include "params/embedding.h"
 #include "params/gemm.h"
 #include "params/norm.h"
+#include "params/prepare_batch.h"
 #include "params/rope.h"
 #include "params/sampling.h"
 #include "params/stream.h"
@@ -37,6 +39,10 @@ struct KernelTable {
   // sample
   void (*sample)(const SamplingParamsBlock&, Stream) = nullptr;
   size_t (*sampling_workspace_bytes)(int64_t max_rows, int64_t vocab_size, int num_threads) = nullptr;
+
+  // around a step
+  void (*prepare_batch)(const PrepareBatchParams&, Stream) = nullptr;
+  void (*copy_blocks)(const CopyBlocksParams&, Stream) = nullptr;
 
   int32_t block_size_multiple = 1;  // a page must hold a multiple of this many tokens
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cases/attention_cases.h"
+#include "kernels/cases/batch_cases.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
 
@@ -14,6 +15,7 @@ inline std::vector<CaseEntry> all_cases() {
   add_norm_cases(cases);
   add_embedding_cases(cases);
   add_rope_cases(cases);
+  add_batch_cases(cases);
   return cases;
 }
 

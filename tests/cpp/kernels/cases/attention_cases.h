@@ -98,6 +98,8 @@ class AttentionCase : public KernelCase {
     table.paged_attention(p, stream);
   }
 
+  std::vector<const Buffer*> outputs() const override { return {&out_}; }
+
   std::string check() const override {
     if (!workspace_.guards_hold()) return "wrote outside of the workspace";
     std::string problem;

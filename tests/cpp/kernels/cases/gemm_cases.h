@@ -88,6 +88,8 @@ class GemmCase : public KernelCase {
 
   void run(const KernelTable& table, Stream stream) override { table.gemm(params(), stream); }
 
+  std::vector<const Buffer*> outputs() const override { return {&out_}; }
+
   std::string check() const override {
     if (!packed_.guards_hold()) return "pack_weight wrote outside of the weight";
     const double relative = 1e-5 + (spec_.rounds_output ? rounding_of(spec_.dtype) : 0.0);

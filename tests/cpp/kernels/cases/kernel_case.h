@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +25,8 @@
 
 namespace quire::cases {
 
+class Buffer;
+
 class KernelCase {
  public:
   virtual ~KernelCase() = default;
@@ -32,6 +35,8 @@ class KernelCase {
   virtual void run(const KernelTable& table, Stream stream) = 0;
   // "" when the outputs of one run after reset() are right, else the first mistake.
   virtual std::string check() const = 0;
+  // What a run writes, for comparing the bits of two runs.
+  virtual std::vector<const Buffer*> outputs() const = 0;
 
   double bytes = 0;  // read and written once
   double flops = 0;

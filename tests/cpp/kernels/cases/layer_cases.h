@@ -1,8 +1,8 @@
 // Cases of norm, embedding and rope_kv_write.
 #pragma once
 
-#include "cpu/layout.h"
 #include "kernels/cases/kernel_case.h"
+#include "kernels/cases/kv_layout.h"
 
 namespace quire::cases {
 
@@ -11,14 +11,15 @@ struct NormSpec {
   DType out_dtype = DType::f32;
   int64_t rows = 3, dim = 16;
   bool has_weight = true, has_bias = false, has_row_ids = false, accumulate = false, in_place = false;
+  int64_t padding = 3;  // elements between rows
 };
 
 class NormCase : public KernelCase {
  public:
   explicit NormCase(const NormSpec& spec)
       : spec_(spec),
-        x_(DType::f32, kSourceRows * stride()),
-        original_(DType::f32, kSourceRows * stride()),
+        x_(DType::f32, num_source_rows() * stride()),
+        original_(DType::f32, num_source_rows() * stride()),
         weight_(DType::f32, spec.dim),
         bias_(DType::f32, spec.dim),
         out_(spec.out_dtype, spec.rows * stride()) {
@@ -27,7 +28,7 @@ class NormCase : public KernelCase {
     for (int64_t i = 0; i < original_.count(); ++i) original_.set(i, original_.get(i) + 0.5);
     weight_.fill_uniform(random, 2.0);
     bias_.fill_uniform(random, 1.0);
-    for (int64_t r = 0; r < spec.rows; ++r) row_ids_.push_back(static_cast<int32_t>((r * 5 + 2) % kSourceRows));
+    for (int64_t r = 0; r < spec.rows; ++r) row_ids_.push_back(static_cast<int32_t>((r * 5 + 2) % num_source_rows()));
     bytes = static_cast<double>(spec.rows * spec.dim) * (4.0 + static_cast<double>(dtype_bytes(spec.out_dtype)));
     NormCase::reset();
   }
@@ -58,6 +59,8 @@ class NormCase : public KernelCase {
     table.norm(p, stream);
   }
 
+  std::vector<const Buffer*> outputs() const override { return {&out_, &x_}; }
+
   std::string check() const override {
     std::vector<double> expected;
     for (int64_t r = 0; r < spec_.rows; ++r) reference_row(r, expected);
@@ -74,17 +77,18 @@ class NormCase : public KernelCase {
   }
 
  private:
-  static constexpr int64_t kSourceRows = 1100;
   static constexpr float kEps = 1e-5f;
-  int64_t stride() const { return spec_.dim + 3; }
+  int64_t num_source_rows() const { return spec_.rows + 76; }
+  int64_t stride() const { return spec_.dim + spec_.padding; }
 
   void reference_row(int64_t r, std::vector<double>& expected) const {
     const int64_t from = (spec_.has_row_ids ? row_ids_[static_cast<size_t>(r)] : r) * stride();
     double mean = 0.0, square = 0.0;
     for (int64_t i = 0; i < spec_.dim; ++i) mean += original_.get(from + i) / static_cast<double>(spec_.dim);
-    if (spec_.kind == NormKind::rms) mean = 0.0;
+    if (spec_.kind != NormKind::layer) mean = 0.0;
     for (int64_t i = 0; i < spec_.dim; ++i) square += std::pow(original_.get(from + i) - mean, 2);
-    const double factor = 1.0 / std::sqrt(square / static_cast<double>(spec_.dim) + kEps);
+    double factor = 1.0 / std::sqrt(square / static_cast<double>(spec_.dim) + kEps);
+    if (spec_.kind == NormKind::none) factor = 1.0;
     for (int64_t i = 0; i < spec_.dim; ++i) {
       const double y = (original_.get(from + i) - mean) * factor * (spec_.has_weight ? weight_.get(i) : 1.0) +
                        (spec_.has_bias ? bias_.get(i) : 0.0);
@@ -145,6 +149,8 @@ class EmbeddingCase : public KernelCase {
     table.embedding(p, stream);
   }
 
+  std::vector<const Buffer*> outputs() const override { return {&out_}; }
+
   std::string check() const override {
     const double relative = 1e-6 + (spec_.rounds_output ? rounding_of(spec_.dtype) : 0.0);
     return compare_rows(out_, spec_.num_tokens, spec_.dim, spec_.dim + 1, 1e-6, relative, [&](int64_t t, int64_t i) {
@@ -182,12 +188,14 @@ struct RopeSpec {
   int32_t num_heads = 3, num_kv_heads = 1, head_dim = 16, rotary_dim = 16, block_size = 16;
   int64_t num_tokens = 20;
   bool interleaved = false, has_norms = false;
+  int64_t padding = 0;  // elements between tokens
 };
 
 class RopeCase : public KernelCase {
  public:
-  explicit RopeCase(const RopeSpec& spec)
+  RopeCase(const RopeSpec& spec, const KernelTable& table)
       : spec_(spec),
+        layout_(layout_of(table)),
         qkv_(spec.dtype, spec.num_tokens * stride()),
         original_(spec.dtype, spec.num_tokens * stride()),
         q_norm_(DType::f32, spec.head_dim),
@@ -239,6 +247,8 @@ class RopeCase : public KernelCase {
     table.rope_kv_write(p, stream);
   }
 
+  std::vector<const Buffer*> outputs() const override { return {&qkv_, &k_cache_, &v_cache_}; }
+
   std::string check() const override {
     if (!qkv_.guards_hold() || !k_cache_.guards_hold() || !v_cache_.guards_hold()) return "wrote outside";
     const double relative = 1e-5 + rounding_of(spec_.dtype);
@@ -270,18 +280,15 @@ class RopeCase : public KernelCase {
   static constexpr int32_t kMaxPositions = 90;
   static constexpr int64_t kNumBlocks = 7;
   int64_t num_slots() const { return kNumBlocks * spec_.block_size; }
-  int64_t stride() const { return int64_t{spec_.num_heads + 2 * spec_.num_kv_heads} * spec_.head_dim; }
+  int64_t stride() const { return int64_t{spec_.num_heads + 2 * spec_.num_kv_heads} * spec_.head_dim + spec_.padding; }
   int64_t cache_elements() const { return num_slots() * spec_.num_kv_heads * spec_.head_dim; }
   KvCacheView view() {
     return {k_cache_.data(), v_cache_.data(), spec_.dtype, spec_.block_size, spec_.num_kv_heads, spec_.head_dim};
   }
 
-  // The layout of the cpu tables; another backend's case would bring its own.
   int64_t cache_index(int64_t slot, int32_t kv_head, int32_t d, bool is_key) const {
-    KvCacheView kv{nullptr, nullptr, spec_.dtype, spec_.block_size, spec_.num_kv_heads, spec_.head_dim};
-    const int64_t offset = slot % spec_.block_size, lane = offset % cpu::kTileTokens;
-    const int64_t tile = cpu::tile_offset(kv, slot / spec_.block_size, kv_head, offset - lane);
-    return tile + (is_key ? cpu::key_offset(d, lane, spec_.head_dim, spec_.dtype) : lane * spec_.head_dim + d);
+    const KvCacheView kv{nullptr, nullptr, spec_.dtype, spec_.block_size, spec_.num_kv_heads, spec_.head_dim};
+    return kv_element(layout_, kv, slot, kv_head, d, is_key);
   }
   double cached(int64_t t, int32_t h, int32_t d) const {
     const int32_t kv_head = h - spec_.num_heads;
@@ -323,6 +330,7 @@ class RopeCase : public KernelCase {
   }
 
   RopeSpec spec_;
+  KvLayout layout_;
   Buffer qkv_, original_, q_norm_, k_norm_, cos_sin_, k_cache_, v_cache_;
   std::vector<int32_t> positions_, slots_;
 };
@@ -346,6 +354,25 @@ inline void add_norm_cases(std::vector<CaseEntry>& cases) {
           NormSpec{.kind = kind, .out_dtype = dtype, .rows = 50, .dim = 96, .has_weight = false, .has_row_ids = true});
     }
   }
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    // Rows whose start allows wide loads, and enough of them for every way of sharing a row between threads.
+    for (const int64_t dim : {4, 256, 1024, 1028, 4096, 8196}) {
+      for (const NormKind kind : {NormKind::rms, NormKind::layer}) {
+        add_plain<NormCase>(
+            cases, str_cat("norm_", kind == NormKind::rms ? "rms_" : "layer_", dtype_name(dtype), "_wide_", dim),
+            NormSpec{.kind = kind, .out_dtype = dtype, .dim = dim, .padding = 4});
+      }
+    }
+    add_plain<NormCase>(cases, str_cat("norm_none_", dtype_name(dtype)),
+                        NormSpec{.kind = NormKind::none,
+                                 .out_dtype = dtype,
+                                 .rows = 6,
+                                 .dim = 1101,
+                                 .has_weight = false,
+                                 .has_row_ids = true});
+  }
+  add_plain<NormCase>(cases, "norm_add_wide", NormSpec{.rows = 4, .dim = 2048, .accumulate = true, .padding = 0});
+  add_plain<NormCase>(cases, "norm_in_place_wide", NormSpec{.rows = 4, .dim = 9000, .in_place = true, .padding = 0});
   add_plain<NormCase>(cases, "norm_add", NormSpec{.rows = 4, .dim = 90, .accumulate = true});
   add_plain<NormCase>(cases, "norm_in_place", NormSpec{.rows = 4, .dim = 90, .in_place = true});
   add_plain<NormCase>(cases, "norm_rms_bench", NormSpec{.out_dtype = DType::bf16, .rows = 1024, .dim = 576}, true);
@@ -373,23 +400,38 @@ inline void add_embedding_cases(std::vector<CaseEntry>& cases) {
 }
 
 inline void add_rope_cases(std::vector<CaseEntry>& cases) {
+  const auto add = [&](const std::string& name, const RopeSpec& spec) {
+    cases.push_back(
+        {name, false, [spec](const KernelTable& table, Stream) { return std::make_unique<RopeCase>(spec, table); }});
+  };
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const bool interleaved : {false, true}) {
       for (const bool has_norms : {false, true}) {
         const std::string what =
             str_cat("rope_", dtype_name(dtype), interleaved ? "_interleaved" : "", has_norms ? "_norms" : "", "_");
         RopeSpec spec = {.dtype = dtype, .interleaved = interleaved, .has_norms = has_norms};
-        add_plain<RopeCase>(cases, what + "full", spec);
+        add(what + "full", spec);
         spec.rotary_dim = 6;
         spec.num_kv_heads = 3;
         spec.head_dim = 21;
-        add_plain<RopeCase>(cases, what + "partial_odd", spec);
+        add(what + "partial_odd", spec);
         spec.head_dim = 128;
         spec.rotary_dim = 128;
         spec.block_size = 48;
-        add_plain<RopeCase>(cases, what + "128", spec);
+        add(what + "128", spec);
+        spec.padding = 5;
+        spec.num_tokens = 3;
+        add(what + "128_unaligned", spec);
+        spec.padding = 8;
+        spec.head_dim = 80;
+        spec.rotary_dim = 32;
+        add(what + "80_partial", spec);
+        spec.head_dim = 576;
+        add(what + "576_partial", spec);
+        spec.head_dim = 128;
+        spec.num_tokens = 20;
         spec.rotary_dim = 0;
-        add_plain<RopeCase>(cases, what + "none", spec);
+        add(what + "none", spec);
       }
     }
   }
