@@ -1,0 +1,111 @@
+// The nvcc side of simt.h: launch, shared memory and the few wrappers of inline assembly. Included by simt.h alone.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "base/check.h"
+#include "params/stream.h"
+
+namespace quire::simt {
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  Stream stream;
+  bool pdl = false;  // may start when the previous kernel of the stream calls grid_dependency_launch
+};
+
+inline void check_cuda(cudaError_t error, const char* call) {
+  if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());
+  throw DeviceError(str_cat(call, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
+}
+
+// Whether the current device knows programmatic dependent launch (compute capability 9.0 and up); asked once a device.
+inline bool device_has_pdl(int device) {
+  static std::atomic<uint64_t> known{0}, has{0};
+  const uint64_t bit = uint64_t{1} << (device & 63);
+  if (!(known.load(std::memory_order_acquire) & bit)) {
+    int major = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+    if (major >= 9) has.fetch_or(bit);
+    known.fetch_or(bit, std::memory_order_release);
+  }
+  return has.load() & bit;
+}
+
+template <auto Kernel, typename Args>
+void launch(const LaunchConfig& config, const Args& args) {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  if (config.shared_bytes > 48 << 10) {  // more must be asked for, once a kernel and device
+    static std::atomic<uint64_t> raised{0};
+    const uint64_t bit = uint64_t{1} << (device & 63);
+    if (!(raised.load() & bit)) {
+      int limit = 0;
+      check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                 "cudaDeviceGetAttribute");
+      check_cuda(cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
+                 "cudaFuncSetAttribute");
+      raised.fetch_or(bit);
+    }
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch_config{};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.shared_bytes;
+  launch_config.stream = static_cast<cudaStream_t>(config.stream.handle);
+  launch_config.attrs = &attribute;
+  launch_config.numAttrs = config.pdl && device_has_pdl(device) ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&launch_config, Kernel, args), "cudaLaunchKernelEx");
+}
+
+// The dynamic shared memory of the block, as one struct. Not initialised.
+template <typename T>
+__device__ __forceinline__ T& block_shared() {
+  extern __shared__ __align__(1024) unsigned char quire_dynamic_shared[];
+  return *reinterpret_cast<T*>(quire_dynamic_shared);
+}
+
+// Barrier `id` (1 to 15) among `threads` threads, a multiple of 32.
+__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Before the first read of what the previous kernel of the stream wrote.
+__device__ __forceinline__ void grid_dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel of the stream may start; it still waits for this one's end before it reads what was written.
+__device__ __forceinline__ void grid_dependency_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// 16 bytes that are read once: not kept in L1, first to leave L2.
+__device__ __forceinline__ uint4 load_streaming(const uint4* address) {
+  uint64_t policy;
+  uint4 value;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address), "l"(policy));
+  return value;
+}
+
+}  // namespace quire::simt
