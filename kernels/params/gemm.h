@@ -53,6 +53,9 @@ struct GemmParams {
   DType out_dtype = DType::f32;  // f32, or weight.dtype
   int64_t out_stride = 0;
   bool accumulate = false;  // out += result; out_dtype f32 only (the residual stream)
+  // cuda: optional, lets the blocks of narrow weights share a sum; see KernelTable::gemm_workspace_bytes.
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
 };
 
 }  // namespace quire

@@ -342,6 +342,11 @@ T __ldg(const T* address, QUIRE_SIMT_LOC) {
   return *address;
 }
 template <typename T>
+T __ldcg(const T* address, QUIRE_SIMT_LOC) {
+  quire::simt::check_aligned(address, alignof(T), "__ldcg", loc);
+  return *address;
+}
+template <typename T>
 T atomicAdd(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
   return quire::simt::atomic_update(address, [=](T old) { return static_cast<T>(old + value); }, loc);
 }
