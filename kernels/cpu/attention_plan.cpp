@@ -38,4 +38,8 @@ size_t attention_workspace_bytes(int64_t max_tokens, int64_t max_seqs, int64_t m
   return index + static_cast<size_t>(lesser(kMaxStateBytes, tiles * splits * floats * 4));
 }
 
+// Tasks are shared out by the launch itself: its arrays are at hand.
+size_t attention_plan_bytes(int64_t, int64_t, int32_t) { return 0; }
+void plan_attention(const PagedAttentionParams&, Stream) {}
+
 }  // namespace quire::cpu

@@ -43,6 +43,8 @@ constexpr size_t attention_index_bytes(int64_t num_seqs) {
 }
 size_t attention_workspace_bytes(int64_t max_tokens, int64_t max_seqs, int64_t max_kv_len, int32_t num_heads,
                                  int32_t head_dim, int num_threads);
+size_t attention_plan_bytes(int64_t max_tokens, int64_t max_seqs, int32_t num_heads);
+void plan_attention(const PagedAttentionParams& params, Stream stream);
 
 // What sampling asks of an instruction set. x is a row of n logits without NaN, unless said otherwise.
 struct SamplingPrimitives {

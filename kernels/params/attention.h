@@ -33,6 +33,13 @@ struct PagedAttentionParams {
   int64_t out_stride = 0;
   void* workspace = nullptr;  // attention_workspace_bytes(...) bytes, 64-byte aligned, contents meaningless
   size_t workspace_bytes = 0;
+  // Bounds that a launcher may use without reading device memory; the arrays above hold the truth. Unused on the cpu.
+  int64_t num_tokens = 0;  // at least query_start[num_seqs]
+  int32_t max_kv_len = 0;  // at least every kv_lens[s]
+  // What plan_attention made of the arrays above, or null: then each launch plans for itself. A plan serves all
+  // launches of a step with the same sequences, heads, head_dim, window, causal and workspace_bytes.
+  void* plan = nullptr;  // attention_plan_bytes(...) bytes, 64-byte aligned
+  size_t plan_bytes = 0;
 };
 
 }  // namespace quire

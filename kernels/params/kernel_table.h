@@ -35,6 +35,10 @@ struct KernelTable {
   // Enough for any launch with at most max_tokens queries of max_seqs sequences.
   size_t (*attention_workspace_bytes)(int64_t max_tokens, int64_t max_seqs, int64_t max_kv_len, int32_t num_heads,
                                       int32_t head_dim, int num_threads) = nullptr;
+  // Shares the work of the step's attention out once, for the launches of all layers. 0 bytes: there is nothing to
+  // plan, and plan_attention does nothing.
+  size_t (*attention_plan_bytes)(int64_t max_tokens, int64_t max_seqs, int32_t num_heads) = nullptr;
+  void (*plan_attention)(const PagedAttentionParams&, Stream) = nullptr;
 
   // sample
   void (*sample)(const SamplingParamsBlock&, Stream) = nullptr;

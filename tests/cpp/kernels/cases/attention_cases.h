@@ -62,6 +62,8 @@ class AttentionCase : public KernelCase {
     place_pages(random);
     write_cache(table, stream);
     hide_unused_blocks();
+    plan_ = Buffer(DType::u8, static_cast<int64_t>(table.attention_plan_bytes(
+                                  num_tokens_, static_cast<int64_t>(spec.seqs.size()), spec.num_heads)));
     workspace_ =
         Buffer(DType::u8,
                static_cast<int64_t>(table.attention_workspace_bytes(num_tokens_, static_cast<int64_t>(spec.seqs.size()),
@@ -95,6 +97,13 @@ class AttentionCase : public KernelCase {
     p.out_stride = q_stride_;
     p.workspace = workspace_.data();
     p.workspace_bytes = workspace_.size_bytes();
+    p.num_tokens = num_tokens_;
+    p.max_kv_len = max_kv_len_;
+    if (plan_.count() > 0) {
+      p.plan = plan_.data();
+      p.plan_bytes = plan_.size_bytes();
+      table.plan_attention(p, stream);
+    }
     table.paged_attention(p, stream);
   }
 
@@ -102,6 +111,7 @@ class AttentionCase : public KernelCase {
 
   std::string check() const override {
     if (!workspace_.guards_hold()) return "wrote outside of the workspace";
+    if (!plan_.guards_hold()) return "wrote outside of the plan";
     std::string problem;
     std::vector<double> expected(static_cast<size_t>(num_tokens_ * spec_.num_heads * head_dim_));
     for (size_t s = 0; s < spec_.seqs.size(); ++s) {
@@ -228,7 +238,7 @@ class AttentionCase : public KernelCase {
   int32_t table_stride_ = 0;
   std::vector<int32_t> query_start_, kv_lens_, block_tables_;
   std::vector<int64_t> kv_start_;
-  Buffer q_, out_, qkv_, slopes_, sinks_, k_cache_, v_cache_, workspace_;
+  Buffer q_, out_, qkv_, slopes_, sinks_, k_cache_, v_cache_, workspace_, plan_;
 };
 
 inline void add_attention(std::vector<CaseEntry>& cases, const std::string& what, const AttentionSpec& spec,
