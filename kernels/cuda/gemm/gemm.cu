@@ -1,0 +1,133 @@
+// Chooses the tile of a product and launches it.
+//
+// The tile follows m, the cut of k follows the weight (weight_layout.h), whether ranges of k run side by side follows
+// the workspace and the grid: only the second one decides bits. f32 goes to the CUDA cores.
+#include "cuda/gemm/gemm.h"
+
+#include "base/check.h"
+#include "cuda/gemm/f32_gemm.cuh"
+#include "cuda/gemm/stream_gemm.cuh"
+#include "cuda/gemm/weight_layout.h"
+
+namespace quire::cuda {
+namespace {
+
+constexpr int64_t kCounterBytes = kWantedBlocks * int64_t{sizeof(uint32_t)};  // fewer strips than that are split
+constexpr int64_t kMaxSplitTokens = 64;
+constexpr int64_t kMaxGridY = 65535;
+
+bool starts_at(const void* address, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
+
+void check_contract(const GemmParams& g) {
+  QUIRE_CHECK(g.out_dtype == DType::f32 || g.out_dtype == g.weight.dtype);
+  QUIRE_CHECK(!g.accumulate || g.out_dtype == DType::f32);
+  QUIRE_CHECK(!g.weight.gated || g.weight.rows % 2 == 0, "rows ", g.weight.rows);
+  QUIRE_CHECK(starts_at(g.weight.data, 16), "a packed weight starts at 16 bytes");
+  QUIRE_CHECK(g.m < INT32_MAX && g.weight.rows < INT32_MAX / 2 && g.weight.cols < INT32_MAX / 2, "m ", g.m, ", rows ",
+              g.weight.rows, ", cols ", g.weight.cols);
+}
+
+GemmArgs args_of(const GemmParams& g) {
+  const auto element_bytes = static_cast<int64_t>(dtype_bytes(g.weight.dtype));
+  const int64_t group = 16 / element_bytes;
+  GemmArgs args = {};
+  args.a = g.a;
+  args.a_stride = g.a_stride;
+  args.weight = g.weight.data;
+  args.bias = g.bias;
+  args.out = g.out;
+  args.out_stride = g.out_stride;
+  args.scale = g.scale;
+  args.softcap = g.softcap;
+  args.m = static_cast<int32_t>(g.m);
+  args.outputs = static_cast<int32_t>(num_outputs(g.weight));
+  args.cols = static_cast<int32_t>(g.weight.cols);
+  args.padded_cols = static_cast<int32_t>(padded_cols(g.weight.cols));
+  args.num_chunks = static_cast<int32_t>(num_chunks(g.weight.cols));
+  args.num_splits = static_cast<int32_t>(num_splits(g.weight.rows, g.weight.cols));
+  args.activation = g.activation;
+  args.gated = g.weight.gated;
+  args.accumulate = g.accumulate;
+  args.rounds = g.out_dtype != DType::f32;
+  args.a_aligned = starts_at(g.a, 16) && g.a_stride % group == 0 && g.weight.cols % group == 0;
+  return args;
+}
+
+// Rows of tiles that hold outputs.
+int64_t rows_in_use(const PackedWeight& weight) {
+  return weight.gated ? ceil_div(weight.rows / 2, kGatedGroup) * 2 * kGatedGroup : weight.rows;
+}
+
+template <typename Element, int kRowTiles, int kTokenTiles>
+void launch_tile(const GemmParams& g, Stream stream) {
+  using Tile = GemmTile<kRowTiles, kTokenTiles>;
+  GemmArgs args = args_of(g);
+  const int64_t strips = ceil_div(rows_in_use(g.weight), Tile::kRows);
+  const int64_t token_blocks = ceil_div(g.m, Tile::kTokens);
+  QUIRE_CHECK(strips <= kMaxGridY, "rows ", g.weight.rows);
+  const auto needed_bytes =
+      static_cast<size_t>(kCounterBytes + args.num_splits * strips * Tile::kTiles * 128 * int64_t{sizeof(float)});
+  if (g.workspace != nullptr && g.workspace_bytes >= needed_bytes && args.num_splits > 1 && token_blocks == 1 &&
+      strips < kWantedBlocks) {
+    QUIRE_CHECK(starts_at(g.workspace, 16), "a workspace starts at 16 bytes");
+    args.counters = static_cast<uint32_t*>(g.workspace);
+    args.partials = reinterpret_cast<float*>(static_cast<uint8_t*>(g.workspace) + kCounterBytes);
+  }
+  const auto splits = static_cast<uint32_t>(args.partials != nullptr ? args.num_splits : 1);
+  simt::launch<stream_gemm_kernel<Element, kRowTiles, kTokenTiles>>(
+      simt::LaunchConfig{.grid = dim3(static_cast<uint32_t>(token_blocks), static_cast<uint32_t>(strips), splits),
+                         .block = dim3(32 * kGemmWarps),
+                         .shared_bytes = sizeof(GemmShared<Tile>),
+                         .stream = stream,
+                         .pdl = true},
+      args);
+}
+
+// Strips grow with m, so that the activations, read once a strip, stay below the weight's bytes.
+template <typename Element>
+void launch_streaming(const GemmParams& g, Stream stream) {
+  if (g.m <= 4) return launch_tile<Element, 1, 1>(g, stream);
+  if (g.m <= 8) return launch_tile<Element, 2, 1>(g, stream);
+  if (g.m <= 16) return launch_tile<Element, 4, 2>(g, stream);
+  if (g.m <= 32) return launch_tile<Element, 4, 4>(g, stream);
+  launch_tile<Element, 4, 8>(g, stream);
+}
+
+void launch_f32(const GemmParams& g, Stream stream) {
+  const int64_t strips = ceil_div(rows_in_use(g.weight), kF32Rows);
+  QUIRE_CHECK(strips <= kMaxGridY, "rows ", g.weight.rows);
+  const int64_t token_blocks = ceil_div(g.m, kF32Tokens);
+  simt::launch<f32_gemm_kernel>(
+      simt::LaunchConfig{.grid = dim3(static_cast<uint32_t>(token_blocks), static_cast<uint32_t>(strips)),
+                         .block = dim3(kF32Threads),
+                         .shared_bytes = 0,
+                         .stream = stream,
+                         .pdl = true},
+      args_of(g));
+}
+
+}  // namespace
+
+void gemm(const GemmParams& g, Stream stream) {
+  if (g.m <= 0 || g.weight.rows <= 0) return;
+  check_contract(g);
+  switch (g.weight.dtype) {
+    case DType::bf16:
+      return launch_streaming<__nv_bfloat16>(g, stream);
+    case DType::f16:
+      return launch_streaming<__half>(g, stream);
+    case DType::f32:
+      return launch_f32(g, stream);
+    default:
+      throw NotSupported(
+          str_cat("gemm with weights of ", dtype_name(g.weight.dtype), " on CUDA; use bfloat16, float16 or float32"));
+  }
+}
+
+size_t gemm_workspace_bytes(int64_t rows, int64_t cols, DType dtype) {
+  if (dtype == DType::f32 || num_splits(rows, cols) == 1) return 0;
+  return static_cast<size_t>(kCounterBytes +
+                             num_splits(rows, cols) * padded_rows(rows) * kMaxSplitTokens * int64_t{sizeof(float)});
+}
+
+}  // namespace quire::cuda
