@@ -13,11 +13,13 @@
 
 namespace quire::simt {
 
+inline constexpr const char* kBackendName = "cuda";
+
 struct LaunchConfig {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
-  Stream stream;
+  Stream stream = {};
   bool pdl = false;  // may start when the previous kernel of the stream calls grid_dependency_launch
 };
 

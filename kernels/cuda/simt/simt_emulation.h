@@ -138,11 +138,13 @@ inline __half __ushort_as_half(unsigned short bits) { return std::bit_cast<__hal
 
 namespace quire::simt {
 
+inline constexpr const char* kBackendName = "simt";
+
 struct LaunchConfig {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
-  Stream stream;
+  Stream stream = {};
   bool pdl = false;
 };
 
