@@ -1,0 +1,17 @@
+// Launchers of the small kernels of a step. Asynchronous on the stream; they check contracts and allocate nothing.
+#pragma once
+
+#include "params/copy_blocks.h"
+#include "params/norm.h"
+#include "params/prepare_batch.h"
+#include "params/rope.h"
+#include "params/stream.h"
+
+namespace quire::cuda {
+
+void norm(const NormParams& params, Stream stream);
+void rope_kv_write(const RopeKvWriteParams& params, Stream stream);
+void copy_blocks(const CopyBlocksParams& params, Stream stream);
+void prepare_batch(const PrepareBatchParams& params, Stream stream);
+
+}  // namespace quire::cuda

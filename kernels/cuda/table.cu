@@ -1,0 +1,42 @@
+// The table of the CUDA backend. Knows the launchers of all families, and no kernel.
+#include "base/check.h"
+#include "cuda/cuda_kernels.h"
+#include "cuda/embedding/embedding.h"
+#include "cuda/gemm/gemm.h"
+#include "cuda/layer/layer.h"
+#include "cuda/simt/simt.h"
+
+namespace quire::cuda {
+namespace {
+
+[[noreturn]] void fail_missing(const char* family) {
+  throw NotSupported(str_cat("the ", simt::kBackendName, " backend has no ", family, " yet"));
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable table = {
+      .name = simt::kBackendName,
+      .packed_weight_bytes = packed_weight_bytes,
+      .pack_weight = pack_weight,
+      .embedding = embedding,
+      .norm = norm,
+      .gemm = gemm,
+      .rope_kv_write = rope_kv_write,
+      .paged_attention = [](const PagedAttentionParams&, Stream) { fail_missing("paged_attention"); },
+      .attention_workspace_bytes = [](int64_t, int64_t, int64_t, int32_t, int32_t, int) -> size_t {
+        fail_missing("paged_attention");
+      },
+      .attention_plan_bytes = [](int64_t, int64_t, int32_t) -> size_t { fail_missing("paged_attention"); },
+      .plan_attention = [](const PagedAttentionParams&, Stream) { fail_missing("paged_attention"); },
+      .sample = [](const SamplingParamsBlock&, Stream) { fail_missing("sample"); },
+      .sampling_workspace_bytes = [](int64_t, int64_t, int) -> size_t { fail_missing("sample"); },
+      .prepare_batch = prepare_batch,
+      .copy_blocks = copy_blocks,
+      .block_size_multiple = 16,
+  };
+  return table;
+}
+
+}  // namespace quire::cuda
