@@ -23,6 +23,7 @@ const KernelTable& kernels() {
       .embedding = embedding,
       .norm = norm,
       .gemm = gemm,
+      .gemm_workspace_bytes = gemm_workspace_bytes,
       .rope_kv_write = rope_kv_write,
       .paged_attention = [](const PagedAttentionParams&, Stream) { fail_missing("paged_attention"); },
       .attention_workspace_bytes = [](int64_t, int64_t, int64_t, int32_t, int32_t, int) -> size_t {

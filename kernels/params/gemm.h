@@ -53,7 +53,7 @@ struct GemmParams {
   DType out_dtype = DType::f32;  // f32, or weight.dtype
   int64_t out_stride = 0;
   bool accumulate = false;  // out += result; out_dtype f32 only (the residual stream)
-  // cuda: optional, lets the blocks of narrow weights share a sum; see KernelTable::gemm_workspace_bytes.
+  // Optional: lets several blocks share the sums of a narrow weight (KernelTable::gemm_workspace_bytes); same bits.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
 };

@@ -30,6 +30,8 @@ struct KernelTable {
   void (*embedding)(const EmbeddingParams&, Stream) = nullptr;
   void (*norm)(const NormParams&, Stream) = nullptr;
   void (*gemm)(const GemmParams&, Stream) = nullptr;
+  // What GemmParams::workspace of any row count can use, zero before the first launch. Null: none is ever used.
+  size_t (*gemm_workspace_bytes)(int64_t rows, int64_t cols, DType dtype) = nullptr;
   void (*rope_kv_write)(const RopeKvWriteParams&, Stream) = nullptr;
   void (*paged_attention)(const PagedAttentionParams&, Stream) = nullptr;
   // Enough for any launch with at most max_tokens queries of max_seqs sequences.

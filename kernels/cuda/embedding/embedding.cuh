@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kEmbeddingThreads) embedding_kernel(const __gr
   const int64_t token = blockIdx.x;
   const int k = static_cast<int>(blockIdx.y * kEmbeddingThreads + threadIdx.x) * kEmbeddingElements;
   if (k >= p.dim) return;
-  simt::grid_dependency_wait();
   simt::grid_dependency_launch();
+  simt::grid_dependency_wait();
   const int64_t row = static_cast<int64_t>(p.token_ids[token]) + p.token_id_offset;
   float x[kEmbeddingElements];
   unpack(static_cast<const Element*>(p.table) + row * p.padded_dim + k, x);

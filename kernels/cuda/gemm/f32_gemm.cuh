@@ -68,13 +68,13 @@ __device__ __forceinline__ void multiply_row_pair(const GemmArgs& p, const float
 __global__ void __launch_bounds__(kF32Threads) f32_gemm_kernel(const __grid_constant__ GemmArgs p) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int tile_row = static_cast<int>(blockIdx.y) * kF32Rows;
+  simt::grid_dependency_launch();
   simt::grid_dependency_wait();
 #pragma unroll 1
   for (int g = 2 * warp; g < 2 * warp + 2; ++g) {
     const float* weight = static_cast<const float*>(p.weight) + static_cast<int64_t>(tile_row + g) * p.padded_cols;
     multiply_row_pair(p, weight, tile_row, g, static_cast<int>(blockIdx.x) * kF32Tokens, lane);
   }
-  simt::grid_dependency_launch();
 }
 
 }  // namespace quire::cuda

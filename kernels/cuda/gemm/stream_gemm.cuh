@@ -11,7 +11,8 @@
 //   the one barrier of a pass orders this pass's reads after its writes and the writes of the next but one pass after
 //   this pass's reads.
 // With a workspace the last block of a strip adds the ranges, in their order, whichever block that is.
-// Programmatic dependent launch: weights of the first stages are asked for before the wait, activations after it.
+// Programmatic dependent launch: weights of the first stages are asked for before the wait, activations after it. So
+//   the kernel before must not be the one that wrote the weights, unless it lets this one start at its end only.
 //
 // Bytes: padded_rows x padded_cols x 2 once, plus the activations once a strip: from the second-level cache, m / kRows
 // of the weight's bytes, which is why kRows grows with m (at most a quarter up to m = 16). Flops: 2 m rows cols.
@@ -273,6 +274,7 @@ __device__ __forceinline__ void sum_ranges(const GemmArgs& p, GemmShared<Tile>& 
       if (!ahead.at_end()) ahead.advance(p);
     }
   }
+  simt::grid_dependency_launch();  // once every block is here, the next product may ask for its first weights
   simt::grid_dependency_wait();
   for (int stage = 0; stage < kGemmStages - 1; ++stage) {
     own.load_activations(p, next, stage);
@@ -321,7 +323,6 @@ __global__ void __launch_bounds__(32 * kGemmWarps, GemmTile<kRowTiles, kTokenTil
   const int split_begin = is_split ? static_cast<int>(blockIdx.z) : 0;
   float total[Tile::kPasses][4];
   sum_ranges<Element, Tile>(p, s, own, split_begin, is_split ? split_begin + 1 : p.num_splits, total);
-  simt::grid_dependency_launch();
   if (is_split && !add_ranges<Tile>(p, total, warp, lane)) return;
   if (warp >= Tile::kPassTiles) return;
 #pragma unroll
