@@ -42,6 +42,14 @@ inline bool device_has_pdl(int device) {
   return has.load() & bit;
 }
 
+// How many blocks that fill a multiprocessor run at once.
+inline int num_multiprocessors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
 template <auto Kernel, typename Args>
 void launch(const LaunchConfig& config, const Args& args) {
   int device = 0;
@@ -97,6 +105,13 @@ __device__ __forceinline__ void grid_dependency_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// 2^x to about 2 units in the last place; exactly 1 for 0, 0 for -infinity.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
 
 // 16 bytes that are read once: not kept in L1, first to leave L2.
