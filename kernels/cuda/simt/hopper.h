@@ -60,6 +60,18 @@ inline void check_tensor_map(const TensorMapSpec& spec) {
   }
 }
 
+// Whether the current device has what is in this file: compute capability 9.0, and no later one.
+#ifdef __CUDACC__
+inline bool device_has_wgmma() {
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return major == 9;
+}
+#else
+inline bool device_has_wgmma() { return true; }
+#endif
+
 #ifdef __CUDACC__
 inline CUtensorMapDataType tensor_map_type(DType dtype) {
   switch (dtype) {
