@@ -59,12 +59,13 @@ __device__ inline void store_run(const float (&values)[4], int run, int dim, boo
   }
 }
 
-// The same on every thread of the row.
+// The same on every thread of the row. shared is null where a row has one warp.
 template <int kRowThreads>
-__device__ inline float sum_over_row(float x, float* warp_sums) {
+__device__ inline float sum_over_row(float x, NormShared* shared, int reduction) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   if constexpr (kRowThreads > 32) {
+    float* warp_sums = shared->sums[reduction];
     if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
     __syncthreads();
     x = 0.0f;
@@ -133,7 +134,7 @@ __device__ inline RowStatistics row_statistics(RowShare<kRowThreads>& share, con
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] += x[i];
     });
-    result.mean = sum_over_row<kRowThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), shared->sums[0]) * inv_dim;
+    result.mean = sum_over_row<kRowThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), shared, 0) * inv_dim;
     sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
   }
   share.for_each_run([&](int run, const float (&x)[4], int) {
@@ -143,7 +144,7 @@ __device__ inline RowStatistics row_statistics(RowShare<kRowThreads>& share, con
       sum[i] += deviation * deviation;
     }
   });
-  const float square = sum_over_row<kRowThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), shared->sums[1]) * inv_dim;
+  const float square = sum_over_row<kRowThreads>((sum[0] + sum[1]) + (sum[2] + sum[3]), shared, 1) * inv_dim;
   result.factor = rsqrtf(square + p.eps);
   return result;
 }
