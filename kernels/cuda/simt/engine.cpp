@@ -240,12 +240,12 @@ uint32_t Engine::random() {
 
 bool Engine::land_one() {
   if (deferred.empty()) return false;
+  const Quiet quiet;
   const size_t count = deferred.size();
   const size_t chosen = order == Order::forward ? 0 : order == Order::reverse ? count - 1 : random() % count;
   const std::function<void()> work = std::move(deferred[chosen]);
   deferred.erase(deferred.begin() + static_cast<std::ptrdiff_t>(chosen));
   idle_yields_ = 0;
-  const Quiet quiet;
   work();
   return true;
 }
@@ -624,7 +624,10 @@ void warpgroup_collective(const char* name, void* record, Collective run, Loc lo
 void wait_for(const void* key, const char* name, Loc loc) { engine().wait_for(key, name, loc); }
 void wake(const void* key) { engine().wake(key); }
 void yield(Loc) { engine().yield(); }
-void defer(std::function<void()> work) { engine().deferred.push_back(std::move(work)); }
+void defer(std::function<void()> work) {
+  const Quiet quiet;
+  engine().deferred.push_back(std::move(work));
+}
 
 unsigned thread_index() { return engine().current->index; }
 uint64_t block_serial() { return engine().serial; }
