@@ -1,5 +1,6 @@
 // The table of the CUDA backend. Knows the launchers of all families, and no kernel.
 #include "base/check.h"
+#include "cuda/attention/attention.h"
 #include "cuda/cuda_kernels.h"
 #include "cuda/embedding/embedding.h"
 #include "cuda/gemm/gemm.h"
@@ -25,12 +26,10 @@ const KernelTable& kernels() {
       .gemm = gemm,
       .gemm_workspace_bytes = gemm_workspace_bytes,
       .rope_kv_write = rope_kv_write,
-      .paged_attention = [](const PagedAttentionParams&, Stream) { fail_missing("paged_attention"); },
-      .attention_workspace_bytes = [](int64_t, int64_t, int64_t, int32_t, int32_t, int) -> size_t {
-        fail_missing("paged_attention");
-      },
-      .attention_plan_bytes = [](int64_t, int64_t, int32_t) -> size_t { fail_missing("paged_attention"); },
-      .plan_attention = [](const PagedAttentionParams&, Stream) { fail_missing("paged_attention"); },
+      .paged_attention = paged_attention,
+      .attention_workspace_bytes = attention_workspace_bytes,
+      .attention_plan_bytes = attention_plan_bytes,
+      .plan_attention = plan_attention,
       .sample = [](const SamplingParamsBlock&, Stream) { fail_missing("sample"); },
       .sampling_workspace_bytes = [](int64_t, int64_t, int) -> size_t { fail_missing("sample"); },
       .prepare_batch = prepare_batch,
