@@ -54,10 +54,10 @@ template <typename C>
 void launch_prefill(const PagedAttentionParams& p, Stream stream) {
   const int group = p.num_heads / p.kv.num_kv_heads, tokens_per_tile = C::kBlockM / group;
   PrefillArgs args{};
-  args.box_tokens = std::gcd(p.kv.block_size, C::kBlockN);
+  const int box_tokens = std::gcd(p.kv.block_size, C::kBlockN);
   args.q = query_map(p, group, tokens_per_tile);
-  args.k = key_map(p, p.kv.k, args.box_tokens);
-  args.v = key_map(p, p.kv.v, args.box_tokens);
+  args.k = key_map(p, p.kv.k, box_tokens);
+  args.v = key_map(p, p.kv.v, box_tokens);
   args.query_start = p.query_start;
   args.kv_lens = p.kv_lens;
   args.block_tables = p.block_tables;
@@ -68,8 +68,9 @@ void launch_prefill(const PagedAttentionParams& p, Stream stream) {
   args.num_seqs = p.num_seqs;
   args.num_kv_heads = p.kv.num_kv_heads;
   args.group = group;
-  args.tokens_per_tile = tokens_per_tile;
-  args.block_size = p.kv.block_size;
+  args.tokens_per_tile = Divider(tokens_per_tile);
+  args.block_size = Divider(p.kv.block_size);
+  args.box_tokens = Divider(box_tokens);
   args.window = p.window;
   args.scale_log2 = p.scale * 1.44269504f;
   args.causal = p.causal;

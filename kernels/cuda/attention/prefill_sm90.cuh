@@ -43,8 +43,8 @@ struct PrefillConfig {
   static constexpr int kStages = 2;
   static constexpr int kConsumers = kBlockM / 64;  // warpgroups
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 56;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 224;
   using Shared = PrefillShared<kHeadDim, kBlockM, kBlockN, kStages>;
   using Producer = PrefillProducer<kHeadDim, kBlockM, kBlockN, kStages>;
 };

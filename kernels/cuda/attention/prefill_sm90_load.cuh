@@ -19,6 +19,21 @@
 
 namespace quire::cuda {
 
+// Division by a number the host knows, as a multiplication: exact for dividends below 2^32 / divisor (2^25 tokens with
+// pages of 128). Divisors are at least 2.
+struct Divider {
+  int32_t divisor;
+  uint32_t reciprocal;
+  explicit constexpr Divider(int32_t d = 2)
+      : divisor(d),
+        reciprocal(
+            static_cast<uint32_t>(((uint64_t{1} << 32) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d))) {}
+  __device__ __forceinline__ int floor(int dividend) const {
+    return static_cast<int>(__umulhi(static_cast<uint32_t>(dividend), reciprocal));
+  }
+  __device__ __forceinline__ int ceil(int dividend) const { return floor(dividend + divisor - 1); }
+};
+
 struct PrefillArgs {
   simt::TensorMap q, k, v;
   const int32_t* query_start;
@@ -29,8 +44,7 @@ struct PrefillArgs {
   void* out;
   int64_t out_stride;
   int32_t num_seqs, num_kv_heads, group;
-  int32_t tokens_per_tile;
-  int32_t block_size, box_tokens;
+  Divider tokens_per_tile, block_size, box_tokens;
   int32_t window;
   float scale_log2;  // scale * log2(e)
   bool causal;
@@ -80,35 +94,41 @@ struct RingPlace {
 };
 
 __device__ __forceinline__ int num_tile_slots(const PrefillArgs& p) {
-  return p.query_start[p.num_seqs] / p.tokens_per_tile + p.num_seqs;
+  return p.tokens_per_tile.floor(p.query_start[p.num_seqs]) + p.num_seqs;
 }
 
-// False if the slot is empty.
-__device__ __forceinline__ bool find_tile(const PrefillArgs& p, int slots, int piece, PrefillTile* tile) {
-  const int slot = piece % slots;
+// Which tile a slot is.
+struct TilePlace {
+  int sequence;
+  int first;  // query of the sequence; negative: the slot is empty
+};
+
+__device__ __forceinline__ TilePlace find_tile(const PrefillArgs& p, int slot) {
   int low = 0, high = p.num_seqs - 1;  // the last sequence whose slots begin at or before this one
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (p.query_start[middle] / p.tokens_per_tile + middle <= slot) {
+    if (p.tokens_per_tile.floor(p.query_start[middle]) + middle <= slot) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
   const int begin = p.query_start[low], num_queries = p.query_start[low + 1] - begin;
-  const int num_tiles = (num_queries + p.tokens_per_tile - 1) / p.tokens_per_tile;
-  const int from_last = slot - (begin / p.tokens_per_tile + low);
-  if (from_last >= num_tiles) return false;
-  const int first = (num_tiles - 1 - from_last) * p.tokens_per_tile;
-  tile->num_tokens = min(p.tokens_per_tile, num_queries - first);
-  tile->first_token = begin + first;
-  tile->kv_len = p.kv_lens[low];
-  tile->first_position = tile->kv_len - num_queries + first;
-  tile->kv_head = piece / slots;
+  const int num_tiles = p.tokens_per_tile.ceil(num_queries);
+  const int from_last = slot - (p.tokens_per_tile.floor(begin) + low);
+  return {low, (num_tiles - 1 - from_last) * p.tokens_per_tile.divisor};
+}
+
+__device__ __forceinline__ void describe_tile(const PrefillArgs& p, TilePlace place, int kv_head, PrefillTile* tile) {
+  const int begin = p.query_start[place.sequence], num_queries = p.query_start[place.sequence + 1] - begin;
+  tile->num_tokens = min(p.tokens_per_tile.divisor, num_queries - place.first);
+  tile->first_token = begin + place.first;
+  tile->kv_len = p.kv_lens[place.sequence];
+  tile->first_position = tile->kv_len - num_queries + place.first;
+  tile->kv_head = kv_head;
   tile->key_begin = p.window > 0 ? max(0, tile->first_position - p.window + 1) : 0;
   tile->key_end = p.causal ? tile->first_position + tile->num_tokens : tile->kv_len;
-  tile->sequence = low;
-  return true;
+  tile->sequence = place.sequence;
 }
 
 // The boxes of a K or V tile that have keys to load.
@@ -118,8 +138,8 @@ struct BoxRange {
 
 template <int kBlockN>
 __device__ __forceinline__ BoxRange boxes_of(const PrefillArgs& p, const PrefillTile& tile, int first_key) {
-  const int begin = max(0, tile.key_begin - first_key) / p.box_tokens;
-  const int end = (min(kBlockN, tile.kv_len - first_key) + p.box_tokens - 1) / p.box_tokens;
+  const int begin = p.box_tokens.floor(max(0, tile.key_begin - first_key));
+  const int end = p.box_tokens.ceil(min(kBlockN, tile.kv_len - first_key));
   return {begin, end};
 }
 
@@ -146,86 +166,98 @@ class PrefillProducer {
   __device__ __forceinline__ PrefillProducer(const PrefillArgs& p, Shared& s) : p_(p), s_(s) {}
 
   __device__ __forceinline__ void run() {
-    const int slots = num_tile_slots(p_), pieces = slots * p_.num_kv_heads, grid = static_cast<int>(gridDim.x);
-    const int block = static_cast<int>(blockIdx.x);
-    bool back = false;
-    for (int first = 0; first < pieces; first += grid, back = !back) {
-      const int piece = first + (back ? grid - 1 - block : block);
-      PrefillTile tile;
-      if (piece >= pieces || !find_tile(p_, slots, piece, &tile)) continue;
-      load_queries(tile);
-      const int last = (tile.key_end - 1) / kBlockN, count = last - tile.key_begin / kBlockN + 1;
-      // K one tile ahead of V, as the consumers want them. One place that loads: the warp has few registers.
 #pragma unroll 1
-      for (int i = 0; i < 2 * count + 2; ++i) {
-        const int which = i & 1, from_last = i / 2 - which;
-        if (from_last >= 0 && from_last < count) load_keys(tile, which, (last - from_last) * kBlockN);
-      }
+    for (int turn = 0;; ++turn) {
+      const int slots = num_tile_slots(p_), grid = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+      const int piece = turn * grid + (turn & 1 ? grid - 1 - block : block);
+      if (turn * grid >= slots * p_.num_kv_heads) break;
+      if (piece >= slots * p_.num_kv_heads) continue;
+      const int kv_head = piece / slots;
+      const TilePlace place = find_tile(p_, piece - kv_head * slots);
+      if (place.first < 0) continue;
+      wait_for_queries();
+      if (threadIdx.x % 32 == 0) load_queries(place, kv_head);
+      __syncwarp(0xffffffffu);
+      load_all_keys();
     }
-    load_queries(PrefillTile{});
+    wait_for_queries();
+    if (threadIdx.x % 32 != 0) return;
+    s_.tile.num_tokens = 0;  // ends the consumers' loop
+    simt::mbarrier_arrive(s_.q_full);
   }
 
  private:
-  // Also hands the tile's description over; an empty one ends the consumers' loop.
-  __device__ __forceinline__ void load_queries(const PrefillTile& tile) {
+  // Until the consumers have done with the queries and the description of the last tile.
+  __device__ __forceinline__ void wait_for_queries() {
+    simt::mbarrier_wait(s_.q_empty, (parities_ & 1) ^ 1);
+    parities_ ^= 1;
+  }
+
+  // One lane. Also hands the tile's description over, to the consumers and to the rest of this warp.
+  __device__ __forceinline__ void load_queries(TilePlace place, int kv_head) {
     using Tile = SharedTile<kHeadDim, kBlockM>;
-    simt::mbarrier_wait(s_.q_empty, q_parity_ ^ 1);
-    q_parity_ ^= 1;
-    if (threadIdx.x % 32 != 0) return;
-    s_.tile = tile;
-    if (tile.num_tokens == 0) {
-      simt::mbarrier_arrive(s_.q_full);
-      return;
-    }
+    describe_tile(p_, place, kv_head, &s_.tile);
     // A box is always whole: rows past the sequence's end are of no use to anybody, and those past the tensor's zeros.
-    const int bytes = p_.tokens_per_tile * p_.group * Tile::kPanels * kLineBytes;
+    const int bytes = p_.tokens_per_tile.divisor * p_.group * Tile::kPanels * kLineBytes;
     simt::mbarrier_arrive_expect_tx(s_.q_full, static_cast<uint32_t>(bytes));
 #pragma unroll 1
     for (int panel = 0; panel < Tile::kPanels; ++panel) {
       simt::tma_load(s_.q.bytes + panel * Tile::kPanelBytes, p_.q, s_.q_full,
-                     {panel * kPanelColumns, 0, tile.kv_head, tile.first_token});
+                     {panel * kPanelColumns, 0, kv_head, s_.tile.first_token});
     }
+  }
+
+  // K one tile ahead of V, as the consumers want them. One place that loads: the warp has few registers.
+  __device__ __forceinline__ void load_all_keys() {
+    const auto first_tile = [this] { return s_.tile.key_begin / kBlockN; };
+    const auto last_tile = [this] { return (s_.tile.key_end - 1) / kBlockN; };
+#pragma unroll 1
+    for (int k_tile = last_tile(); k_tile >= first_tile() - 1; --k_tile) {
+#pragma unroll 1
+      for (int which = kK; which <= kV; ++which) {
+        const int tile = k_tile + which;
+        if (tile >= first_tile() && tile <= last_tile()) load_keys(which, num_loaded_ - which, tile * kBlockN);
+      }
+      if (k_tile >= first_tile()) ++num_loaded_;
+    }
+    __syncwarp(0xffffffffu);  // nobody reads the description any more
   }
 
   // One tile of K or V. Where rows of V must be zeroed its bytes are announced to this warp alone, and "full" is said
   // by hand.
-  __device__ __forceinline__ void load_keys(const PrefillTile& tile, int which, int first_key) {
-    const int stage = which == kK ? k_.stage : v_.stage;
+  __device__ __forceinline__ void load_keys(int which, int place, int first_key) {
+    const int stage = place % kStages;
+    const PrefillTile& tile = s_.tile;
     const BoxRange boxes = boxes_of<kBlockN>(p_, tile, first_key);
-    const int skipped = boxes.begin * p_.box_tokens, known = min(tile.kv_len - first_key, kBlockN);
+    const int skipped = boxes.begin * p_.box_tokens.divisor, known = min(tile.kv_len - first_key, kBlockN);
     const bool has_gaps = which == kV && (skipped > 0 || known < kBlockN);
-    simt::mbarrier_wait(s_.empty[which][stage], (which == kK ? k_.parity : v_.parity) ^ 1);
-    issue_boxes(tile, which, first_key, boxes, s_.kv[which][stage], has_gaps ? s_.landed : s_.full[which][stage]);
+    simt::mbarrier_wait(s_.empty[which][stage], (place / kStages & 1) ^ 1);
+    issue_boxes(which, first_key, boxes, s_.kv[which][stage], has_gaps ? s_.landed : s_.full[which][stage]);
     if (has_gaps) {
-      simt::mbarrier_wait(s_.landed, landed_parity_);
-      landed_parity_ ^= 1;
+      simt::mbarrier_wait(s_.landed, parities_ >> 1);
+      parities_ ^= 2;
       zero_rows(s_.kv[kV][stage], 0, skipped);
       zero_rows(s_.kv[kV][stage], known, kBlockN);
       simt::fence_proxy_async();
       __syncwarp(0xffffffffu);
       if (threadIdx.x % 32 == 0) simt::mbarrier_arrive(s_.full[kV][stage]);
     }
-    if (which == kK) {
-      k_.advance();
-    } else {
-      v_.advance();
-    }
   }
 
-  __device__ __forceinline__ void issue_boxes(const PrefillTile& tile, int which, int first_key, BoxRange boxes,
+  __device__ __forceinline__ void issue_boxes(int which, int first_key, BoxRange boxes,
                                               SharedTile<kHeadDim, kBlockN>& to, simt::Mbarrier& landed) {
     using Tile = SharedTile<kHeadDim, kBlockN>;
     const int lane = static_cast<int>(threadIdx.x % 32);
-    const int count = (boxes.end - boxes.begin) * Tile::kPanels, box_bytes = p_.box_tokens * kLineBytes;
+    const int count = (boxes.end - boxes.begin) * Tile::kPanels, box_bytes = p_.box_tokens.divisor * kLineBytes;
     if (lane == 0) simt::mbarrier_arrive_expect_tx(landed, static_cast<uint32_t>(count * box_bytes));
     __syncwarp(0xffffffffu);
-    const int32_t* table = p_.block_tables + tile.sequence * p_.block_table_stride;
+    const int32_t* table = p_.block_tables + s_.tile.sequence * p_.block_table_stride;
 #pragma unroll 1
     for (int i = lane; i < count; i += 32) {
       const int box = boxes.begin + i / Tile::kPanels, panel = i % Tile::kPanels;
-      const int page = (first_key + box * p_.box_tokens) / p_.block_size;
-      const int token = first_key + box * p_.box_tokens - page * p_.block_size;
-      const int row = (table[page] * p_.num_kv_heads + tile.kv_head) * p_.block_size + token;
+      const int page = p_.block_size.floor(first_key + box * p_.box_tokens.divisor);
+      const int token = first_key + box * p_.box_tokens.divisor - page * p_.block_size.divisor;
+      const int row = (table[page] * p_.num_kv_heads + s_.tile.kv_head) * p_.block_size.divisor + token;
       simt::tma_load(to.bytes + panel * Tile::kPanelBytes + box * box_bytes, which == kK ? p_.k : p_.v, landed,
                      {panel * kPanelColumns, row});
     }
@@ -233,8 +265,8 @@ class PrefillProducer {
 
   const PrefillArgs& p_;
   Shared& s_;
-  RingPlace<kStages> k_, v_;
-  uint32_t q_parity_ = 0, landed_parity_ = 0;
+  int num_loaded_ = 0;  // tiles of K so far
+  uint32_t parities_ = 0;  // of the next phases of q_empty (bit 0) and landed (bit 1)
 };
 
 }  // namespace quire::cuda
