@@ -10,7 +10,7 @@
 
 namespace quire::cuda {
 
-__global__ void __launch_bounds__(kSamplingThreads) sampling_draw_kernel(const __grid_constant__ SamplingArgs args) {
+__global__ void __launch_bounds__(kSamplingThreads, 3) sampling_draw_kernel(const __grid_constant__ SamplingArgs args) {
   SelectShared& shared = simt::block_shared<SelectShared>();
   const auto row_index = static_cast<int32_t>(blockIdx.y), slice = static_cast<int32_t>(blockIdx.x);
   simt::grid_dependency_wait();

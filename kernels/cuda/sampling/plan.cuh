@@ -100,7 +100,7 @@ __device__ inline void plan_filters(const SamplingArgs& args, const SamplingRow&
   }
 }
 
-__global__ void __launch_bounds__(kSamplingThreads) sampling_plan_kernel(const __grid_constant__ SamplingArgs args) {
+__global__ void __launch_bounds__(kSamplingThreads, 3) sampling_plan_kernel(const __grid_constant__ SamplingArgs args) {
   PlanShared& shared = simt::block_shared<PlanShared>();
   const auto row_index = static_cast<int32_t>(blockIdx.x);
   simt::grid_dependency_wait();

@@ -75,7 +75,8 @@ __device__ inline void find_cut(const SamplingArgs& args, const SamplingRow& row
   state.phase = num_cut <= kMaxListed ? RowPhase::draw : RowPhase::exact;
 }
 
-__global__ void __launch_bounds__(kSamplingThreads) sampling_select_kernel(const __grid_constant__ SamplingArgs args) {
+__global__ void __launch_bounds__(kSamplingThreads, 3)
+    sampling_select_kernel(const __grid_constant__ SamplingArgs args) {
   SelectShared& shared = simt::block_shared<SelectShared>();
   // Backwards: the end of what the first pass read is still in L2.
   const auto row_index = static_cast<int32_t>(gridDim.y - 1 - blockIdx.y);
