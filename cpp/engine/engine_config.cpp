@@ -142,7 +142,8 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
       static_cast<int64_t>(measure_arena(model, config.scheduler, device.kernels(), device.num_threads()));
   memory.workspace_bytes =
       memory.arena_bytes + static_cast<int64_t>(place_rope_tables(model, nullptr, rope) +
-                                                place_batch_buffers(config.scheduler, nullptr, buffers));
+                                                place_batch_buffers(config.scheduler, nullptr, buffers) +
+                                                gemm_scratch_bytes(weights, device.kernels()));
   memory.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
   plan_kv_cache(config, device.memory());
   config.scheduler.num_blocks = static_cast<int32_t>(memory.num_blocks);

@@ -63,6 +63,12 @@ size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacemen
   return placer.used();
 }
 
+size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels) {
+  Placer placer(nullptr);
+  placer.take<std::byte>(static_cast<int64_t>(gemm_workspace_bytes(weights, kernels)));
+  return placer.used();
+}
+
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
                      int num_threads) {
   Weights weights;

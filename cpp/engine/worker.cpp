@@ -24,6 +24,8 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   std::byte* base = workspace_region_->data();
   base += place_rope_tables(model, base, rope_);
   base += place_batch_buffers(config.scheduler, base, buffers_);
+  place_gemm_scratch(base);
+  base += gemm_scratch_bytes(weights_, device_->kernels());
   QUIRE_CHECK(base + memory.arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
   arena_.bind(base, static_cast<size_t>(memory.arena_bytes));
@@ -31,6 +33,14 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
     const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
     device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
   }
+}
+
+void Worker::place_gemm_scratch(std::byte* base) {
+  const size_t num_bytes = gemm_workspace_bytes(weights_, device_->kernels());
+  if (num_bytes == 0) return;
+  const std::vector<std::byte> zeros(num_bytes);
+  device_->copy_to_device(base, zeros.data(), num_bytes);
+  ops_.set_gemm_workspace(base, num_bytes);
 }
 
 void Worker::load(const Checkpoint* checkpoint) {

@@ -41,6 +41,8 @@ class Worker {
   const Device& device() const { return *device_; }
 
  private:
+  void place_gemm_scratch(std::byte* base);
+
   const EngineConfig& config_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, kv_region_, workspace_region_;

@@ -1,14 +1,44 @@
 // The forward pass; see decoder.h. Scratch of a half layer is given back before the next half starts.
 #include "model/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace quire {
 
+namespace {
+
+bool same_plan(const AttnSpec& a, const AttnSpec& b) {
+  return a.num_heads == b.num_heads && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
+         a.window == b.window && a.causal == b.causal;
+}
+
+}  // namespace
+
 Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const {
   const Tensor x = embed(batch, ops);
-  for (size_t i = 0; i < arch_.layers.size(); ++i) layer(i, batch, cache.layers[i], x, ops);
+  // Plans lie above x in the arena and go when the layers are done.
+  const Arena::Scope scope(ops.arena());
+  Step step{batch, cache, ops};
+  plan(step);
+  for (size_t i = 0; i < arch_.layers.size(); ++i) layer(i, x, step);
   return x;
+}
+
+void Decoder::plan(Step& step) const {
+  size_t num_plans = 0;
+  for (size_t i = 0; i < arch_.layers.size(); ++i) {
+    const AttnSpec& spec = arch_.layers[i].attn;
+    const size_t num_bytes =
+        step.ops.kernels().attention_plan_bytes(step.batch.num_tokens, step.batch.num_seqs, spec.num_heads);
+    if (num_bytes == 0) return;
+    const auto known = std::find_if(step.plans.begin(), step.plans.begin() + static_cast<ptrdiff_t>(num_plans),
+                                    [&](const AttentionPlan& plan) { return same_plan(*plan.spec, spec); });
+    if (known != step.plans.begin() + static_cast<ptrdiff_t>(num_plans)) continue;
+    if (num_plans == step.plans.size()) return;  // the launches of further kinds plan for themselves
+    step.plans[num_plans++] = {&spec, step.ops.arena().allocate_bytes(num_bytes), num_bytes};
+    step.ops.plan_attention(attention_params(i, step));
+  }
 }
 
 Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
@@ -46,8 +76,8 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
   return x;
 }
 
-void Decoder::layer(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& x,
-                    const Ops& ops) const {
+void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
+  const Ops& ops = step.ops;
   const LayerSpec& spec = arch_.layers[index];
   const LayerWeights& weights = weights_.layers[index];
   const auto half = [&](const NormWeights& before, const float* after, const auto& body) {
@@ -64,20 +94,48 @@ void Decoder::layer(size_t index, const DeviceBatch& batch, const KvCacheView& k
     body(input, true, x);
     if (spec.place == NormPlace::post) ops.norm(x, &spec.norm, before, nullptr, false, x);
   };
-  half({weights.attn_norm, weights.attn_norm_bias}, weights.attn_post_norm,
-       [&](const Tensor& input, bool accumulate, const Tensor& out) {
-         attention(index, batch, kv, input, accumulate, out, ops);
-       });
+  half(
+      {weights.attn_norm, weights.attn_norm_bias}, weights.attn_post_norm,
+      [&](const Tensor& input, bool accumulate, const Tensor& out) { attention(index, input, accumulate, out, step); });
   half({weights.ffn_norm, weights.ffn_norm_bias}, weights.ffn_post_norm,
        [&](const Tensor& input, bool accumulate, const Tensor& out) {
          feed_forward(index, input, accumulate, out, ops);
        });
 }
 
-void Decoder::attention(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& input,
-                        bool accumulate, const Tensor& out, const Ops& ops) const {
+PagedAttentionParams Decoder::attention_params(size_t index, const Step& step) const {
+  const AttnSpec& spec = arch_.layers[index].attn;
+  const DeviceBatch& batch = step.batch;
+  PagedAttentionParams params = {.dtype = dtype_,
+                                 .num_heads = spec.num_heads,
+                                 .kv = step.cache.layers[index],
+                                 .num_seqs = static_cast<int32_t>(batch.num_seqs),
+                                 .query_start = batch.query_start,
+                                 .kv_lens = batch.kv_lens,
+                                 .block_tables = batch.block_tables,
+                                 .block_table_stride = batch.block_table_stride,
+                                 .scale = spec.scale,
+                                 .softcap = spec.softcap,
+                                 .window = spec.window,
+                                 .sinks = weights_.layers[index].sinks,
+                                 .causal = spec.causal,
+                                 .num_tokens = batch.num_tokens,
+                                 .max_kv_len = static_cast<int32_t>(batch.max_kv_len)};
+  params.workspace_bytes = step.ops.kernels().attention_workspace_bytes(
+      batch.num_tokens, batch.num_seqs, batch.max_kv_len, spec.num_heads, spec.head_dim, num_threads_);
+  for (const AttentionPlan& plan : step.plans) {
+    if (plan.spec == nullptr || !same_plan(*plan.spec, spec)) continue;
+    params.plan = plan.data;
+    params.plan_bytes = plan.num_bytes;
+  }
+  return params;
+}
+
+void Decoder::attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Step& step) const {
   const AttnSpec& spec = arch_.layers[index].attn;
   const LayerWeights& weights = weights_.layers[index];
+  const DeviceBatch& batch = step.batch;
+  const Ops& ops = step.ops;
   const Tensor qkv = ops.scratch(dtype_, batch.num_tokens, spec.qkv_dim());
   ops.gemm(input, weights.qkv, {.bias = weights.qkv_bias}, qkv);
   ops.rope_kv_write({.qkv = qkv.data,
@@ -93,29 +151,15 @@ void Decoder::attention(size_t index, const DeviceBatch& batch, const KvCacheVie
                      .rotary_dim = spec.rope.rotary_dim,
                      .interleaved = spec.rope.interleaved,
                      .slot_mapping = batch.slot_mapping,
-                     .kv = kv});
+                     .kv = step.cache.layers[index]});
   const Tensor context = ops.scratch(dtype_, batch.num_tokens, spec.q_dim());
-  const size_t workspace_bytes = ops.kernels().attention_workspace_bytes(
-      batch.num_tokens, batch.num_seqs, batch.max_kv_len, spec.num_heads, spec.head_dim, num_threads_);
-  ops.paged_attention({.q = qkv.data,
-                       .q_stride = qkv.row_stride(),
-                       .dtype = dtype_,
-                       .num_heads = spec.num_heads,
-                       .kv = kv,
-                       .num_seqs = static_cast<int32_t>(batch.num_seqs),
-                       .query_start = batch.query_start,
-                       .kv_lens = batch.kv_lens,
-                       .block_tables = batch.block_tables,
-                       .block_table_stride = batch.block_table_stride,
-                       .scale = spec.scale,
-                       .softcap = spec.softcap,
-                       .window = spec.window,
-                       .sinks = weights.sinks,
-                       .causal = spec.causal,
-                       .out = context.data,
-                       .out_stride = context.row_stride(),
-                       .workspace = ops.arena().allocate_bytes(workspace_bytes),
-                       .workspace_bytes = workspace_bytes});
+  PagedAttentionParams params = attention_params(index, step);
+  params.q = qkv.data;
+  params.q_stride = qkv.row_stride();
+  params.out = context.data;
+  params.out_stride = context.row_stride();
+  params.workspace = ops.arena().allocate_bytes(params.workspace_bytes);
+  ops.paged_attention(params);
   ops.gemm(context, weights.o, {.bias = weights.o_bias, .accumulate = accumulate}, out);
 }
 

@@ -4,6 +4,7 @@
 // residual stream is float32 in every dtype, so that the precision of a bf16 model is that of its matrix products.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -47,12 +48,28 @@ class Decoder {
   Tensor logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
 
  private:
+  // How a step's attention is shared out, for all layers that see the same keys with the same heads.
+  struct AttentionPlan {
+    const AttnSpec* spec = nullptr;
+    void* data = nullptr;
+    size_t num_bytes = 0;
+  };
+  // One forward pass.
+  struct Step {
+    const DeviceBatch& batch;
+    const KvCache& cache;
+    const Ops& ops;
+    std::array<AttentionPlan, 4> plans = {};
+  };
+
   Tensor embed(const DeviceBatch& batch, const Ops& ops) const;
-  void layer(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& x, const Ops& ops) const;
+  void plan(Step& step) const;
+  void layer(size_t index, const Tensor& x, const Step& step) const;
   // The attention half: input [tokens, hidden] in the model's dtype; adds to or writes `out` (float32).
-  void attention(size_t index, const DeviceBatch& batch, const KvCacheView& kv, const Tensor& input, bool accumulate,
-                 const Tensor& out, const Ops& ops) const;
+  void attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Step& step) const;
   void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Ops& ops) const;
+  // Everything but queries, output, workspace and plan.
+  PagedAttentionParams attention_params(size_t index, const Step& step) const;
 
   const ArchSpec& arch_;
   DType dtype_;

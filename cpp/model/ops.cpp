@@ -29,7 +29,9 @@ void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& 
                  .out = out.data,
                  .out_dtype = out.dtype,
                  .out_stride = out.row_stride(),
-                 .accumulate = epilogue.accumulate},
+                 .accumulate = epilogue.accumulate,
+                 .workspace = gemm_workspace_,
+                 .workspace_bytes = gemm_workspace_bytes_},
                 stream_);
 }
 
@@ -70,6 +72,10 @@ void Ops::rope_kv_write(const RopeKvWriteParams& params) const {
   QUIRE_CHECK(params.rotary_dim <= params.kv.head_dim && params.rotary_dim % 2 == 0, "rotary_dim ", params.rotary_dim,
               " of head_dim ", params.kv.head_dim);
   if (!dry()) kernels_.rope_kv_write(params, stream_);
+}
+
+void Ops::plan_attention(const PagedAttentionParams& params) const {
+  if (!dry()) kernels_.plan_attention(params, stream_);
 }
 
 void Ops::paged_attention(const PagedAttentionParams& params) const {

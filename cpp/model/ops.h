@@ -29,6 +29,12 @@ class Ops {
  public:
   Ops(const KernelTable& kernels, Stream stream, Arena& arena) : kernels_(kernels), stream_(stream), arena_(arena) {}
 
+  // What products may share sums through: zeros now, the same between steps. None: they do without.
+  void set_gemm_workspace(void* workspace, size_t num_bytes) {
+    gemm_workspace_ = workspace;
+    gemm_workspace_bytes_ = num_bytes;
+  }
+
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }
   bool dry() const { return arena_.measuring(); }
@@ -43,12 +49,15 @@ class Ops {
             const Tensor& out) const;
   void embedding(EmbeddingParams params, const Tensor& out) const;
   void rope_kv_write(const RopeKvWriteParams& params) const;
+  void plan_attention(const PagedAttentionParams& params) const;
   void paged_attention(const PagedAttentionParams& params) const;
 
  private:
   const KernelTable& kernels_;
   Stream stream_;
   Arena& arena_;
+  void* gemm_workspace_ = nullptr;
+  size_t gemm_workspace_bytes_ = 0;
 };
 
 }  // namespace quire

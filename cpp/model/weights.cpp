@@ -1,6 +1,8 @@
 // Which slots an architecture has and where they lie in a region; see weights.h and weight_slots.h.
 #include "model/weights.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "model/weight_slots.h"
 
@@ -109,6 +111,19 @@ size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kerne
   }
   if (arch.tie_word_embeddings) weights.head = weights.embedding;
   return offset;
+}
+
+size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels) {
+  size_t most = 0;
+  if (kernels.gemm_workspace_bytes == nullptr) return most;
+  const auto consider = [&](const PackedWeight& weight) {
+    if (weight.rows > 0) most = std::max(most, kernels.gemm_workspace_bytes(weight.rows, weight.cols, weight.dtype));
+  };
+  for (const LayerWeights& layer : weights.layers) {
+    for (const PackedWeight* weight : {&layer.qkv, &layer.o, &layer.up, &layer.down}) consider(*weight);
+  }
+  for (const PackedWeight* weight : {&weights.embed_proj, &weights.out_proj, &weights.head}) consider(*weight);
+  return most;
 }
 
 int64_t num_parameters(const ArchSpec& arch) {

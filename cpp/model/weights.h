@@ -45,6 +45,9 @@ struct Weights {
 // their total size in bytes. The same arch, dtype and backend give the same layout.
 size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights);
 
+// The largest gemm workspace that a product with one of these weights can use.
+size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels);
+
 // Elements of all slots; a tied head counts once.
 int64_t num_parameters(const ArchSpec& arch);
 
