@@ -32,4 +32,12 @@ if(QUIRE_CUDA STREQUAL "ON" AND cuda_sources)
     # Host code: the same rules of arithmetic as everywhere; -Xptxas -v writes registers and spills into the log.
     target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Xcompiler=-Wall,-ffp-contract=off -Xptxas=-v)
   endforeach()
+
+  # quire_link_cuda(<target>): links the kernels that nvcc compiled, and the CUDA runtime statically.
+  find_package(CUDAToolkit REQUIRED)
+  set(quire_cuda_targets ${cuda_targets})
+  function(quire_link_cuda target)
+    target_link_libraries(${target} PRIVATE ${quire_cuda_targets} CUDA::cudart_static)
+    set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX)
+  endfunction()
 endif()

@@ -10,11 +10,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -128,15 +128,17 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(uint8_t* bytes) const { std::free(bytes); }
+    std::align_val_t alignment{64};
+    void operator()(uint8_t* bytes) const { ::operator delete(bytes, alignment); }
   };
-  // Large ones on huge pages, as the regions of a device are; the TLB would decide the benchmarks otherwise.
+  // Large ones on huge pages, as the regions of a device are; the TLB would decide the benchmarks otherwise. By
+  // operator new, which the tests of a GPU replace.
   void allocate() {
     constexpr size_t kHugePage = size_t{2} << 20;
     const size_t alignment = total_bytes_ > 2 * kHugePage ? kHugePage : 64;
     const size_t size = (total_bytes_ + alignment - 1) / alignment * alignment;
-    bytes_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, size)));
-    if (bytes_ == nullptr) throw std::bad_alloc();
+    const auto aligned = static_cast<std::align_val_t>(alignment);
+    bytes_ = std::unique_ptr<uint8_t[], Free>(static_cast<uint8_t*>(::operator new(size, aligned)), Free{aligned});
 #if defined(__linux__)
     if (alignment == kHugePage) madvise(bytes_.get(), size, MADV_HUGEPAGE);
 #endif

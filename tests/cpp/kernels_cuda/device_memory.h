@@ -1,0 +1,27 @@
+// Host memory that the GPU can read: what operator new gives out once start() has run, so that cases written for the
+// CPU (vectors, Buffer) run on a device unchanged.
+//
+// One region of page-locked memory, or of managed memory with QUIRE_TEST_MEMORY=managed; cut into blocks of powers of
+// two. Memory from before start() stays where malloc put it.
+#pragma once
+
+#include <string>
+
+namespace quire::device_memory {
+
+// "" or why there is no device to test on.
+std::string start();
+
+const char* kind();
+
+// While one lives, each allocation of this thread is one of the CUDA runtime of exactly its size, so that
+// compute-sanitizer sees what lies outside of it; with QUIRE_TEST_EXACT=1, else it does nothing.
+class Exact {
+ public:
+  Exact();
+  ~Exact();
+  Exact(const Exact&) = delete;
+  Exact& operator=(const Exact&) = delete;
+};
+
+}  // namespace quire::device_memory
