@@ -6,8 +6,8 @@
 // Mapping. Persistent blocks, one a multiprocessor. A tile is kBlockM rows (token, head of one KV head's group), so
 // that a chunk of few tokens still fills it and the causal edge wastes little; work and loads are in
 // prefill_sm90_load.cuh. Warpgroup 0 gives its registers away; one warp of it is the producer. Each other warpgroup
-// owns 64 rows; thread t has two of them, 16 * (t / 32) + t % 32 / 4 (+ 8), and of each 16 columns the pairs at t % 4 *
-// 2 and 8 more. For each tile of kBlockN keys, from the last visible one down:
+// owns 64 rows. Its thread t has two of them, 16 * (t / 32) + t % 32 / 4 and the one 8 below, and of each 8 columns the
+// two from t % 4 * 2 on. For each tile of kBlockN keys, from the last visible one down:
 //   S  = Q K^T      wgmma, both operands in shared memory
 //   P  = exp2(scale_log2 * (S - max))  in registers; S of the next keys is already being computed, and P V of these
 //   O += P V        wgmma, P from registers, V as it lies (MN-major)
@@ -20,12 +20,14 @@
 // tile in which it sees nothing leaves it as it was (the correction is exactly 1, or it has nothing yet). So its bits
 // depend on its position, query and keys, not on chunking, batch or grid.
 //
-// Work, d128 causal at length L: 4 * 128 * L^2 / 2 flops a head; 989 TFLOP/s is the limit of the tensor cores on
-// H100/H200. Per tile of 128 x 128 a block does 8.4 Mflop (1,120 cycles of the tensor cores at 4,096 dense bf16
-// flops a cycle and multiprocessor, two products of 64 rows in 2 x 2 x 128 cycles of wgmma each, rounded up to 1,024 +
-// issue) and 16,384 exp2 (1,024 cycles at 16 a cycle), which must hide under the other warpgroup's products. It reads
-// 64 KiB of K and V from L2, whose lines all blocks of a KV head share: 600 TFLOP/s are 4.6 TB/s of L2 reads. From
-// memory, 4 * L * 128 * 2 bytes a KV head and as much for q and out: at 4k less than 2% of the time.
+// Work. A tile of 128 x 128 at d128 is 4 * 128 * 128 * 128 = 8.4 Mflop, 2,048 cycles of a multiprocessor's tensor
+// cores (4,096 dense 16-bit flops a cycle), and 16,384 exp2, 1,024 cycles at 16 a cycle, with about 600 more to scale,
+// add and round: they hide under the other warpgroup's products. At d64 exp2 takes as long as the products (1,536
+// cycles each a tile of 192 x 128); at d256 a quarter. Per tile 64 KiB of K and V come from L2, where the blocks of a
+// KV head meet: 4.7 TB/s at 600 TFLOP/s. From memory, at 4k less than 2% of the time. Causal edges waste about
+// (kBlockM / group + kBlockN) / 2 keys a row: 4% at 4k with groups of 4.
+// Predicted, not measured: 560 to 580 TFLOP/s at d128 causal and 4k on an H200. The kernel this follows is published
+// with 579 on an H100, keys and values contiguous; a box of 64 tokens or more should cost little against that.
 #pragma once
 
 #include <cstdint>
@@ -271,7 +273,7 @@ class PrefillConsumer {
     return mine / fmaf(sum, mine, simt::exp2_approx(sink - top));
   }
 
-  // Transposes a 4 x 4 matrix of which each of four lanes holds a row... in two butterflies.
+  // Transposes a 4 x 4 matrix of which each of four lanes holds a column, in two butterflies.
   __device__ static __forceinline__ void exchange(uint32_t (&piece)[4], int member) {
 #pragma unroll
     for (int bit = 1; bit < 4; bit *= 2) {

@@ -24,7 +24,7 @@ namespace quire::cuda {
 struct Divider {
   int32_t divisor;
   uint32_t reciprocal;
-  explicit constexpr Divider(int32_t d = 2)
+  constexpr Divider(int32_t d = 2)  // NOLINT: an argument block is made by {}
       : divisor(d),
         reciprocal(
             static_cast<uint32_t>(((uint64_t{1} << 32) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d))) {}
@@ -265,7 +265,7 @@ class PrefillProducer {
 
   const PrefillArgs& p_;
   Shared& s_;
-  int num_loaded_ = 0;  // tiles of K so far
+  int num_loaded_ = 0;     // tiles of K so far
   uint32_t parities_ = 0;  // of the next phases of q_empty (bit 0) and landed (bit 1)
 };
 
