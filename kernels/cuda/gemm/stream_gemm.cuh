@@ -7,9 +7,8 @@
 //   (weight_layout.h has the order). Lane (g, t) = (lane / 4, lane % 4) holds rows g, g + 8 and token g of each tile,
 //   elements 8 t .. 8 t + 7 of a step of 32 k's; two products eat a step.
 // Shared: `ring`, kStages stages of 16-byte slots, each written (cp.async) and read by the same lane: no barrier guards
-//   it, only the lane's own wait. `sums`, where the warps hand over their accumulators; two buffers in turn, so that
-//   the one barrier of a pass orders this pass's reads after its writes and the writes of the next but one pass after
-//   this pass's reads.
+//   it, only the lane's own wait. `sums`, where the warps hand over their accumulators, four tiles at a time: a barrier
+//   before it is written again (all have read the last ones), a barrier after (all are there).
 // With a workspace the last block of a strip adds the ranges, in their order, whichever block that is.
 // Programmatic dependent launch: weights of the first stages are asked for before the wait, activations after it. So
 //   the kernel before must not be the one that wrote the weights, unless it lets this one start at its end only.
@@ -33,6 +32,7 @@
 namespace quire::cuda {
 
 constexpr int kGemmStages = 3;
+constexpr size_t kProcessorSharedBytes = 228 << 10;  // of an H100; a block takes 1 KB more than it asks for
 constexpr int kStepCols = 32;
 
 template <typename Element>
@@ -64,7 +64,7 @@ struct GemmTile {
 template <typename Tile>
 struct GemmShared {
   uint4 ring[kGemmStages][kGemmWarps][Tile::kSteps * Tile::kStepSlots][32];
-  float4 sums[2][kGemmWarps][Tile::kPassTiles][32];
+  float4 sums[kGemmWarps][Tile::kPassTiles][32];
 };
 
 // The steps of one warp in one range of k.
@@ -200,18 +200,18 @@ __device__ __forceinline__ void add_warps(GemmShared<Tile>& s, const float (&acc
                                           float (&total)[Tile::kPasses][4], int range, int warp, int lane) {
 #pragma unroll
   for (int pass = 0; pass < Tile::kPasses; ++pass) {
-    auto& sums = s.sums[(range * Tile::kPasses + pass) % 2];
+    if (range + pass > 0) __syncthreads();
 #pragma unroll
     for (int i = 0; i < Tile::kPassTiles; ++i) {
       const float(&x)[4] = acc[pass * Tile::kPassTiles + i];
-      sums[warp][i][lane] = make_float4(x[0], x[1], x[2], x[3]);
+      s.sums[warp][i][lane] = make_float4(x[0], x[1], x[2], x[3]);
     }
     __syncthreads();
     if (warp >= Tile::kPassTiles) continue;
-    float4 sum = sums[0][warp][lane];
+    float4 sum = s.sums[0][warp][lane];
 #pragma unroll
     for (int w = 1; w < kGemmWarps; ++w) {
-      const float4 x = sums[w][warp][lane];
+      const float4 x = s.sums[w][warp][lane];
       sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
     }
     const float values[4] = {sum.x, sum.y, sum.z, sum.w};
@@ -306,6 +306,7 @@ template <typename Element, int kRowTiles, int kTokenTiles>
 __global__ void __launch_bounds__(32 * kGemmWarps, GemmTile<kRowTiles, kTokenTiles>::kBlocksPerProcessor)
     stream_gemm_kernel(const __grid_constant__ GemmArgs p) {
   using Tile = GemmTile<kRowTiles, kTokenTiles>;
+  static_assert((sizeof(GemmShared<Tile>) + 1024) * Tile::kBlocksPerProcessor <= kProcessorSharedBytes);
   auto& s = simt::block_shared<GemmShared<Tile>>();
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int g = lane / 4, t = lane % 4;
