@@ -128,7 +128,10 @@ class Buffer {
 
  private:
   struct Free {
-    std::align_val_t alignment{64};
+    // Constructors written out: gcc 12 does not see a default initializer until the enclosing class is complete.
+    Free() : alignment(std::align_val_t{64}) {}
+    explicit Free(std::align_val_t alignment_) : alignment(alignment_) {}
+    std::align_val_t alignment;
     void operator()(uint8_t* bytes) const { ::operator delete(bytes, alignment); }
   };
   // Large ones on huge pages, as the regions of a device are; the TLB would decide the benchmarks otherwise. By
