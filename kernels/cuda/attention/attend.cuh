@@ -6,8 +6,9 @@
 // of
 // 64. For a chunk the four warps share the *keys* for q k^T (16 keys each, all rows) and the *columns* of the head for
 // p v (head_dim / 4 each, all rows and keys); between the two, row maxima and p (16-bit) go through shared memory. So
-// each byte of K and V leaves shared memory once, and a row tile is 16 rows (decode, kRowTiles = 1) or 32 (prefill, 2)
-// with the same code: the rows of a tile share every load of K and V.
+// each byte of K and V leaves shared memory once, and a row tile is 16 rows (decode, kRowTiles = 1) or 32 (prefill, 2;
+// not for head_dim 256, where registers do not suffice) with the same code: the rows of a tile share every load of K
+// and V.
 //
 // Exactness. For one row every sum runs in an order that its position alone decides: head_dim in steps of 16, keys in
 // steps of 16 inside a chunk, chunks inside a split, splits from left to right (softmax_state.cuh); the sums of p in 16
@@ -39,8 +40,8 @@ namespace quire::cuda {
 template <int kHeadDim>
 struct AttendShape {
   static constexpr int kRing = kHeadDim <= 80 ? 4 : kHeadDim <= 128 ? 3 : 2;
-  static constexpr int kTall = kTallRows / 16;
-  static constexpr int kBlocks = kHeadDim <= 64 ? 3 : kHeadDim <= 128 ? 2 : 1;
+  static constexpr int kTall = tile_rows(kHeadDim) / 16;
+  static constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;
 };
 
 template <int kHeadDim>
@@ -59,7 +60,7 @@ struct AttendShared {
 
 // Row `i` of an accumulator of this lane: accumulators hold rows lane / 4 and that + 8 of each 16.
 __device__ __forceinline__ int lane_row(int row_tile, int half) {
-  return row_tile * 16 + half * 8 + static_cast<int>(threadIdx.x) % 32 / 4;
+  return row_tile * 16 + half * 8 + static_cast<int>(threadIdx.x % 32 / 4);
 }
 
 template <typename T, int kHeadDim, int kRowTiles>
@@ -201,8 +202,8 @@ class PieceAttention {
  private:
   using Scores = float[kRowTiles][2][4];
 
-  __device__ static __forceinline__ int lane_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
-  __device__ static __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ static __forceinline__ int lane_column() { return static_cast<int>(threadIdx.x % 4 * 2); }
+  __device__ static __forceinline__ int warp() { return static_cast<int>(threadIdx.x / 32); }
   __device__ static __forceinline__ int own_tile(int n) { return warp() * kOwnTiles + n; }
 
   __device__ __forceinline__ void attend_chunk(int chunk, State& state) {
@@ -226,7 +227,7 @@ class PieceAttention {
   __device__ __forceinline__ void multiply_keys(const uint4* keys, Scores& scores) {
 #pragma unroll
     for (int i = 0; i < kRowTiles * 8; ++i) scores[i / 8][i / 4 % 2][i % 4] = 0.0f;
-#pragma unroll
+#pragma unroll 4  // more would hold too many registers
     for (int k = 0; k < kHeadDim / 16; ++k) {
       uint32_t b[4];
       Rows::load_keys(keys, warp() * 16, k, b);
@@ -255,7 +256,7 @@ class PieceAttention {
         }
         const int row = lane_row(m, i % 4 / 2), column = key + i / 4 * 8 + lane_column() + i % 2;
         x = __fmul_rn(x, p_.scale);
-        if (p_.softcap > 0.0f) x = __fmul_rn(p_.softcap, tanhf(x / p_.softcap));
+        if (p_.softcap > 0.0f) x = soft_cap(x, p_.softcap);
         x = __fmul_rn(fmaf(s_.slope[row], static_cast<float>(column - s_.position[row]), x), kLog2e);
       }
     }
@@ -322,7 +323,7 @@ class PieceAttention {
   }
 
   __device__ __forceinline__ void add_values(const uint4* values, State& state) {
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kChunkKeys / 32; ++k) {
       uint32_t a[kRowTiles][2][4];
 #pragma unroll

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kAttendThreads, AttendShape<kHeadDim>::kBlocks
     KvStream<T, kHeadDim, Shape::kRing> stream(p, walker, s.ring);
     Piece piece;
     while (walker.next(p, piece)) {
-      if (piece.tile.num_rows <= kShortRows) {
+      if (Shape::kTall == 1 || piece.tile.num_rows <= kShortRows) {
         attend_piece<T, kHeadDim, 1>(p, s, stream, piece, slot);
       } else {
         attend_piece<T, kHeadDim, Shape::kTall>(p, s, stream, piece, slot);

@@ -4,7 +4,7 @@
 namespace quire::cuda {
 
 int32_t blocks_per_multiprocessor(int32_t head_dim) {
-  return head_dim <= 64 ? AttendShape<64>::kBlocks : head_dim <= 128 ? AttendShape<128>::kBlocks : 1;
+  return head_dim <= 128 ? AttendShape<128>::kBlocks : AttendShape<256>::kBlocks;
 }
 
 void attend_bf16(const PagedAttentionParams& p, const PlanView& plan, float* states, int32_t num_blocks,

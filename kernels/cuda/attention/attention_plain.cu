@@ -66,7 +66,7 @@ __device__ float score(const PagedAttentionParams& p, const PlainShared& s, cons
   float dot = 0.0f;
   for (int d = 0; d < p.kv.head_dim; ++d) dot = fmaf(s.query[d], to_float(k[d]), dot);
   float x = __fmul_rn(dot, p.scale);
-  if (p.softcap > 0.0f) x = __fmul_rn(p.softcap, tanhf(x / p.softcap));
+  if (p.softcap > 0.0f) x = soft_cap(x, p.softcap);
   if (p.alibi_slopes != nullptr) x = fmaf(p.alibi_slopes[row.head], static_cast<float>(key - row.position), x);
   return __fmul_rn(x, kLog2e);
 }

@@ -136,10 +136,11 @@ class KvStream {
     const int in_page = slice_key() % p_.block_size;
     const int64_t slice = kv_offset(page_, head_, in_page, p_.num_kv_heads, p_.block_size, kHeadDim);
     uint4* const chunk = ring_ + put_ * (2 * kTilePieces);
-#pragma unroll
+#pragma unroll 4  // all of them would hold too many registers
     for (int i = 0; i < Rows::kPieces / 2; ++i) {
-      const int at = i * kAttendThreads + static_cast<int>(threadIdx.x);
-      const int row = at / Rows::kPieces, column = at % Rows::kPieces, key = chunk_ * kChunkKeys + row;
+      const unsigned at = i * kAttendThreads + threadIdx.x;
+      const int row = static_cast<int>(at / Rows::kPieces), column = static_cast<int>(at % Rows::kPieces);
+      const int key = chunk_ * kChunkKeys + row;
       const int64_t start = __shfl_sync(~0u, slice, row / kKvSliceTokens);
       const bool is_seen = key >= low_ && key < high_;
       const int64_t offset = is_seen ? start + row % kKvSliceTokens * kHeadDim + column * 8 : 0;

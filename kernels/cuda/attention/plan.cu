@@ -40,6 +40,7 @@ void launch_plan(const PagedAttentionParams& p, const PlanView& view, int32_t ma
   args.num_seqs = p.num_seqs;
   args.group = p.num_heads / p.kv.num_kv_heads;
   args.num_kv_heads = p.kv.num_kv_heads;
+  args.tile_rows = tile_rows(p.kv.head_dim);
   args.window = p.window;
   args.causal = p.causal;
   args.max_slots = max_slots;

@@ -22,6 +22,7 @@ struct PlanArgs {
   int32_t num_seqs;
   int32_t group;  // query heads a KV head
   int32_t num_kv_heads;
+  int32_t tile_rows;
   int32_t window;
   bool causal;
   int32_t max_slots;
@@ -59,8 +60,8 @@ __device__ inline RowTile make_tile(const PlanArgs& p, int seq, int index) {
   const int num_tokens = p.query_start[seq + 1] - tile.first_token, num_rows = num_tokens * p.group;
   tile.kv_len = p.kv_lens[seq];
   tile.first_position = tile.kv_len - num_tokens;
-  tile.row_begin = index * kTallRows;
-  tile.num_rows = min(kTallRows, num_rows - tile.row_begin);
+  tile.row_begin = index * p.tile_rows;
+  tile.num_rows = min(p.tile_rows, num_rows - tile.row_begin);
   const int first = tile.first_position + tile.row_begin / p.group;
   const int last = tile.first_position + (tile.row_begin + tile.num_rows - 1) / p.group;
   const int low = p.window > 0 ? max(0, first - p.window + 1) : 0;
@@ -79,7 +80,7 @@ __device__ inline int plan_tiles(const PlanArgs& p, PlanShared& s) {
     int num_tiles = 0;
     if (seq < p.num_seqs) {
       const int num_rows = (p.query_start[seq + 1] - p.query_start[seq]) * p.group;
-      num_tiles = (num_rows + kTallRows - 1) / kTallRows;
+      num_tiles = (num_rows + p.tile_rows - 1) / p.tile_rows;
     }
     int64_t total = 0;
     const int first = static_cast<int>(begin + exclusive_scan(s, num_tiles, &total));

@@ -1,7 +1,7 @@
 // The plan of a step's attention: who computes what, made on the device once and read by the launches of all layers.
 //
 // Query rows are (token, head of the group) pairs of one sequence and one KV head, token-major, cut into row tiles of
-// at most kTallRows rows. Keys are cut into splits of kSplitKeys at fixed positions. A *unit* is one split of one row
+// at most tile_rows rows. Keys are cut into splits of kSplitKeys at fixed positions. A *unit* is one split of one row
 // tile of one KV head; units are numbered tile by tile, head by head, split by split, and dealt out in equal contiguous
 // ranges to `num_slots` slots, one block each: no block has more than one unit more than another, whatever the mix of
 // lengths. Where a range ends inside a (tile, head), the blocks that share it leave states in memory and the last one
@@ -18,9 +18,11 @@ namespace quire::cuda {
 
 constexpr int kChunkKeys = 64;   // keys of one pass of the online softmax
 constexpr int kSplitKeys = 256;  // keys of one partial state
-constexpr int kShortRows = 16;   // rows of the two tile shapes
-constexpr int kTallRows = 32;
+constexpr int kShortRows = 16;   // rows of the smaller tile shape
 constexpr int kMaxSlots = 1024;
+
+// Rows of a row tile.
+constexpr int tile_rows(int head_dim) { return head_dim <= 128 ? 32 : kShortRows; }
 
 struct alignas(16) RowTile {
   int32_t seq;
@@ -62,7 +64,7 @@ constexpr int32_t slot_of_unit(const PlanHeader& header, int32_t unit) {
 }
 
 constexpr int64_t max_row_tiles(int64_t max_tokens, int64_t max_seqs, int32_t num_heads) {
-  return max_seqs + max_tokens * num_heads / kTallRows;
+  return max_seqs + max_tokens * num_heads / kShortRows;
 }
 
 }  // namespace quire::cuda

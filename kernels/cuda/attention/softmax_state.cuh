@@ -28,6 +28,12 @@ __device__ __forceinline__ float merge(const MergeFactors& factors, float left, 
   return fmaf(left, factors.left, __fmul_rn(right, factors.right));
 }
 
+// cap * tanh(x / cap) to about 1e-7 of the cap, by one exponential.
+__device__ __forceinline__ float soft_cap(float x, float cap) {
+  const float power = simt::exp2_approx(__fmul_rn(__fdividef(x, cap), 2.0f * kLog2e));
+  return fmaf(-2.0f * cap, __fdividef(1.0f, power + 1.0f), cap);
+}
+
 // What `out` is multiplied with at last: 1 / sum, a key without a value (the sink) included. 0 for a row that sees
 // nothing.
 __device__ __forceinline__ float final_factor(float max, float sum, bool has_sink, float sink) {
