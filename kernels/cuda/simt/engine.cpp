@@ -97,6 +97,7 @@ struct Fiber {
   Loc loc;
   std::vector<AsyncCopy> copies;
   int groups = 0;
+  int quiet = 0;  // how many Quiet objects live on it
 
   unsigned warp() const { return index / 32; }
   uint32_t bit() const { return 1u << (index % 32); }
@@ -153,6 +154,12 @@ struct Warp {
 struct Warpgroup {
   unsigned arrived = 0;
 };
+
+// Ends one AnnotateIgnore*Begin of ThreadSanitizer.
+void look_again() {
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+}
 
 bool same_place(const Loc& a, const Loc& b) {
   return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
@@ -509,13 +516,18 @@ void Engine::prepare(unsigned threads) {
 void Engine::abandon_fibers() {
   for (auto& fiber : fibers_) {
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(fiber->stack, stack_bytes_);
-    if (__tsan_create_fiber) {
+    if (__tsan_create_fiber) {  // in its name, say that all it did happened before what follows
+      __tsan_switch_to_fiber(fiber->tsan, kSwitchWithoutOrder);
+      for (; fiber->quiet; fiber->quiet--) look_again();
+      release(&block_end_);
+      __tsan_switch_to_fiber(main_.tsan, kSwitchWithoutOrder);
       __tsan_destroy_fiber(fiber->tsan);
       fiber->tsan = __tsan_create_fiber(0);
     }
     fiber->fake_stack = nullptr;
     seed_context(&fiber->context, fiber->stack, stack_bytes_, &Engine::entry);
   }
+  acquire(&block_end_);
 }
 
 void Engine::start_block(const dim3& block) {
@@ -673,11 +685,12 @@ Quiet::Quiet() {
   if (!AnnotateIgnoreReadsBegin) return;
   AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
   AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  if (engine().current) ++engine().current->quiet;
 }
 Quiet::~Quiet() {
   if (!AnnotateIgnoreReadsEnd) return;
-  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  look_again();
+  if (engine().current) --engine().current->quiet;
 }
 
 }  // namespace quire::simt

@@ -33,7 +33,7 @@ struct OrderArgs {
   unsigned* next;
 };
 
-__global__ void order_kernel(const __grid_constant__ OrderArgs p) { p.seen[(*p.next)++] = threadIdx.x; }
+__global__ void order_kernel(const __grid_constant__ OrderArgs p) { p.seen[atomicAdd(p.next, 1u)] = threadIdx.x; }
 
 TEST(Block, OrdersAreWhatTheySay) {
   const auto run = [](Order order, uint64_t seed) {
