@@ -101,9 +101,7 @@ __device__ inline Crossing find_crossing(int size, uint64_t target, const Weight
     scratch.result[1] = before;
   }
   __syncthreads();
-  const Crossing crossing = {static_cast<int>(scratch.result[0]), scratch.result[1]};
-  __syncthreads();
-  return crossing;
+  return {static_cast<int>(scratch.result[0]), scratch.result[1]};  // the next scan's barriers protect it
 }
 
 // Sorts keys[0, count), largest first (bitonic); keys has room for the next power of two. A barrier before and after.

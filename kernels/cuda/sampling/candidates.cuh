@@ -60,9 +60,8 @@ __device__ inline uint32_t list_tokens(const Tile& tile, int32_t slice, const Be
   const auto total = static_cast<uint32_t>(scan.total);
   if (total == 0) return 0;
   if (threadIdx.x == 0) shared.first_listed = atomicAdd(num_listed, total);
-  __syncthreads();  // the place in the list is known
+  __syncthreads();  // the place in the list is known; the next scan's barriers protect it
   uint32_t at = shared.first_listed + static_cast<uint32_t>(scan.before);
-  __syncthreads();  // and may be overwritten
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
@@ -98,12 +97,11 @@ struct Before {
 };
 
 // The token drawn from a list that has everything the filters can cut. Sorts it; then top_k is an index (and the ties
-// of its value), top_p a prefix of the masses.
+// of its value), top_p a prefix of the masses. Called after is_last_block, whose barriers end all use of shared memory.
 __device__ inline int32_t draw_from_list(const SamplingRow& row, bool has_k, const uint64_t* listed, uint32_t count,
                                          float max, const Before& before, SelectShared& shared) {
   uint64_t* keys = shared.keys;
   const auto n = static_cast<int>(count), thread = static_cast<int>(threadIdx.x);
-  __syncthreads();  // nobody reads what the keys overwrite
   for (int i = thread; i < n; i += kSamplingThreads) keys[i] = __ldcg(listed + i);
   sort_falling(keys, n);
   const int64_t k = has_k ? int64_t{row.top_k} - before.count : int64_t{n};

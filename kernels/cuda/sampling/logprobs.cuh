@@ -29,14 +29,12 @@ __device__ inline void write_searched(const LogprobWriter& writer, const Samplin
     if (threadIdx.x == 0) shared.first_listed = 0;
     __syncthreads();  // the list in shared memory is empty
     for_each_key(search, shared, [&](uint64_t key) { shared.keys[atomicAdd(&shared.first_listed, 1u)] = key; });
-    __syncthreads();  // it is complete
     sort_falling(shared.keys, count);
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count; i += kSamplingThreads) {
       writer.write(1 + written + i, id_of(shared.keys[i]), value_of(shared.keys[i]));
     }
     search.end_key = search.begin_key;
-    written += count;
-    __syncthreads();  // the keys may be overwritten
+    written += count;  // the keys are read until the next search's first barrier
   }
 }
 

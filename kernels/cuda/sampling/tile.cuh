@@ -130,6 +130,7 @@ __device__ inline float penalised(const SamplingRow& row, float logit, int32_t o
   return output_count > 0 ? __fsub_rn(logit, row.presence_penalty) : logit;
 }
 
+// After it shared.x is still being read: whoever writes there passes a barrier first.
 __device__ inline void edit_tile(const SamplingRow& row, int32_t slice, EditShared& shared, Tile& tile) {
   mark_slice(row, slice, shared);
   const int32_t first = slice * kSliceTokens;
@@ -156,7 +157,6 @@ __device__ inline void edit_tile(const SamplingRow& row, int32_t slice, EditShar
 #pragma unroll
     for (int i = 0; i < 4; ++i) tile.x[group][i] = shared.x[group_begin(slice, group) - first + i];
   }
-  __syncthreads();  // shared may be used again
 }
 
 __device__ inline void divide_tile(const SamplingRow& row, Tile& tile) {

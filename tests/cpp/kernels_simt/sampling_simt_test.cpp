@@ -253,7 +253,7 @@ Case make_edited(int32_t n, uint64_t seed, int32_t length) {
   for (size_t i = ids.size(); i > 1; --i) std::swap(ids[i - 1], ids[size_t(random.below(int64_t(i)))]);
   const auto take = [&](int32_t count) { return std::vector<int32_t>(ids.begin(), ids.begin() + std::min(count, n)); };
   for (const int32_t id : take(length)) c.counts.push_back({id, static_cast<int32_t>(random.below(4))});
-  std::reverse(ids.begin(), ids.end());
+  // The same tokens, so that the order of the edits shows.
   for (const int32_t id : take(length)) c.biases.push_back({id, static_cast<float>(random.uniform(-6, 6))});
   if (length > 1) c.biases.push_back(c.biases[0]), c.biases.push_back({c.biases[0].token_id, 0.123f});
   std::rotate(ids.begin(), ids.begin() + n / 3, ids.end());
