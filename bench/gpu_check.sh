@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# Proves and times the CUDA kernels on a machine with a GPU, in under nine minutes, and writes what came out to OUT
+# (default build/gpu-check): report.md, report.json, report.png, record.jsonl, log.txt.
+#
+#   bench/gpu_check.sh [OUT]
+#
+# Sections, each of which survives the failure of another: machine, build, cases (the kernel cases and the tests of the
+# emulation, compiled by nvcc), benchmark, peers (torch and FlashInfer at the same shapes), sanitizer (compute-sanitizer
+# on small cases), report. Exit status: 0 when no section failed. Without a GPU the same happens at toy sizes on the
+# emulation, as a test of this script.
+#
+#   QUIRE_GPU_PROGRAMS   a folder, or a build tree, with programs that are built already: test_kernels_cuda and
+#                        bench_cuda_kernels (without a GPU test_kernels_simt and bench_simt_kernels); else cmake builds
+#                        them in build/gpu
+#   QUIRE_GPU_SECTIONS   which sections, separated by spaces; default all
+#   QUIRE_GPU_SECONDS    when to give up what is left but the report; default 520
+#   QUIRE_CMAKE_ARGS     more arguments for cmake
+#   PYTHON               default python3
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=${1:-$root/build/gpu-check}
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
+log=$out/log.txt
+: >"$log"
+
+python=${PYTHON:-python3}
+deadline=${QUIRE_GPU_SECONDS:-520}
+chosen=${QUIRE_GPU_SECTIONS:-machine build cases benchmark peers sanitizer report}
+programs=${QUIRE_GPU_PROGRAMS:-}
+test_program='' bench_program=''
+backend=simt
+nvidia-smi -L 2>/dev/null | grep -q GPU && backend=cuda
+note=
+
+# A string for JSON.
+quoted() { printf '%s' "$1" | tr -d '\\"\000-\037' | sed 's/.*/"&"/;1q' | grep . || printf '""'; }
+
+# limited SECONDS COMMAND...: no longer than that, and than what is left of the whole.
+limited() {
+  local left=$((deadline - SECONDS)) seconds=$1
+  shift
+  ((left < 5)) && { echo "no time left for $*"; return 124; }
+  timeout -k 5 $((seconds < left ? seconds : left)) "$@"
+}
+
+# section NAME: runs section_NAME and notes how it ended. 77: skipped.
+section() {
+  local name=$1 begin=$SECONDS status=ok
+  [[ " $chosen " == *" $name "* ]] || return 0
+  note=
+  echo "== $name" | tee -a "$log"
+  "section_$name" >>"$log" 2>&1
+  case $? in 0) ;; 77) status=skipped ;; *) status=failed ;; esac
+  [[ $status == failed ]] && failed=1
+  printf '{"kind": "section", "section": "%s", "status": "%s", "seconds": %d, "note": %s}\n' \
+    "$name" "$status" $((SECONDS - begin)) "$(quoted "$note")" >>"$parts/sections.jsonl"
+  echo "   $status, $((SECONDS - begin)) s${note:+: $note}" | tee -a "$log"
+}
+
+section_machine() {
+  if [[ $backend == cuda ]]; then
+    nvidia-smi
+    local text
+    text=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader | head -1)
+    printf '{"kind": "device", "text": %s}\n' "$(quoted "$text")" >"$parts/device.jsonl"
+    note=$text
+    nvcc --version
+  else
+    note="no GPU: the emulation at toy sizes"
+  fi
+  uname -a
+  nproc
+  git -C "$root" log -1 --format='%H %s'
+  return 0
+}
+
+# The paths of the two programs, empty where they are not.
+find_programs() {
+  test_program=$(find -L "$1" -name "test_kernels_$backend" -type f -executable -print -quit)
+  bench_program=$(find -L "$1" -name "bench_${backend}_kernels" -type f -executable -print -quit)
+}
+
+section_build() {
+  if [[ -n $programs ]]; then
+    note="taken from QUIRE_GPU_PROGRAMS"
+    find_programs "$programs"
+    [[ -n $test_program && -n $bench_program ]] || { note="programs are missing in $programs"; return 1; }
+    return 0
+  fi
+  local build=$root/build/gpu cuda=ON
+  [[ $backend == simt ]] && cuda=OFF
+  # shellcheck disable=SC2086
+  limited 60 cmake -G Ninja -S "$root" -B "$build" -DQUIRE_CUDA=$cuda -DQUIRE_BUILD_TESTS=ON -DQUIRE_BUILD_PYTHON=OFF \
+    ${QUIRE_CMAKE_ARGS:-} || return
+  # Whatever can be built is built: the benchmark runs without the tests and the other way round.
+  limited 240 cmake --build "$build" --target "test_kernels_$backend" "bench_${backend}_kernels" -- -k 0
+  local status=$?
+  find_programs "$build"
+  return $status
+}
+
+# tests GROUP FILTER: one process a group, so that a broken device ends no other group.
+tests() {
+  local seconds=${3:-150}
+  limited "$seconds" "$test_program" --gtest_brief=1 --gtest_filter="$2" \
+    --gtest_output="json:$parts/cases-$1.json" >"$parts/$1.log" 2>&1
+  local status=$?
+  [[ -s $parts/cases-$1.json ]] || echo "ended with $status" >"$parts/cases-$1.json"
+  tail -n 40 "$parts/$1.log"
+  return $status
+}
+
+section_cases() {
+  if [[ $backend == simt ]]; then
+    tests simt 'SimtCases.norm_rms_float32_[137]*:SimtCases.rope_bfloat16_full:SimtCases.*prepare_batch*:PackWeight*' 40
+    return
+  fi
+  local names=(attention gemm norm embedding rope other shared) pids=() status=0 i
+  local filters=('CudaCases.attention_*' 'CudaCases.gemm_*' 'CudaCases.norm_*' 'CudaCases.embedding_*' 'CudaCases.rope_*'
+    'CudaTable.*:CudaCases.*-*.attention_*:*.gemm_*:*.norm_*:*.embedding_*:*.rope_*' '-CudaCases.*:CudaTable.*')
+  for i in "${!names[@]}"; do
+    tests "${names[i]}" "${filters[i]}" &
+    pids+=($!)
+  done
+  for i in "${!names[@]}"; do
+    wait "${pids[i]}" && continue
+    note+="${names[i]} failed; "
+    status=1
+    # Again in managed memory: tells a kernel that is wrong from memory that it does not like.
+    QUIRE_TEST_MEMORY=managed tests "${names[i]}-managed" "${filters[i]}" 60 && note+="passed in managed memory; "
+  done
+  return $status
+}
+
+section_benchmark() {
+  local status=0 family seconds
+  if [[ $backend == simt ]]; then
+    limited 30 "$bench_program" --json "$parts/bench-simt.jsonl"
+    return
+  fi
+  for family in decode:60 prefill:20 sampling:25 gemm:25 norm:8 rope_kv_write:8 plan:8; do
+    seconds=${family#*:} family=${family%:*}
+    limited $((seconds + 20)) "$bench_program" --filter "^$family/" --seconds "$seconds" \
+      --json "$parts/bench-$family.jsonl" || { note+="$family failed; "; status=1; }
+  done
+  return $status
+}
+
+section_peers() {
+  local status=0 family seconds records=("$parts"/bench-*.jsonl)
+  "$python" -c 'import torch' || { note="no torch"; return 77; }
+  [[ -e ${records[0]} ]] || records=()
+  if [[ $backend == simt ]]; then
+    CUDA_VISIBLE_DEVICES='' limited 60 "$python" "$root/bench/gpu_peers.py" "${records[@]}" --seconds 15 \
+      --json "$parts/peers-simt.jsonl"
+    return
+  fi
+  for family in gemm:20 prefill:25 sampling:25 decode:45 norm:8; do
+    seconds=${family#*:} family=${family%:*}
+    limited $((seconds + 60)) "$python" "$root/bench/gpu_peers.py" "${records[@]}" --filter "^$family/" \
+      --seconds "$seconds" --json "$parts/peers-$family.jsonl" || { note+="$family failed; "; status=1; }
+  done
+  return $status
+}
+
+# Shared memory and global memory alone: what the emulation's sanitizers see too, now of the machine code.
+section_sanitizer() {
+  [[ $backend == simt ]] && { note="the emulation has sanitizers of its own"; return 77; }
+  command -v compute-sanitizer >/dev/null || { note="no compute-sanitizer"; return 77; }
+  local small='CudaCases.attention_bfloat16_h4_kv2_d64_*mixed:CudaCases.attention_float16_h4_kv2_d128_*mixed'
+  small+=':CudaCases.attention_float32_h4_kv2_d20_*mixed:CudaCases.norm_rms_bfloat16_100:CudaCases.norm_layer_float32_wide_1028'
+  small+=':CudaCases.rope_bfloat16_norms_128*:CudaCases.embedding_bfloat16_positions_37:CudaCases.*prepare*:CudaCases.*copy*'
+  small+=':CudaCases.gemm_bfloat16_*_m1_*:CudaCases.gemm_bfloat16_*m5*:PrefillSm90.LengthsAroundTiles'
+  local status=0 tool
+  for tool in memcheck racecheck; do
+    QUIRE_TEST_EXACT=1 limited 80 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 \
+      "$test_program" --gtest_brief=1 --gtest_filter="$small" >"$parts/$tool.log" 2>&1
+    local ended=$?
+    tail -n 60 "$parts/$tool.log"
+    case $ended in
+      0) note+="$tool clean; " ;;
+      124 | 137) note+="$tool out of time; " status=1 ;;
+      *) note+="$tool found something (see log.txt); " status=1 ;;
+    esac
+  done
+  return $status
+}
+
+section_report() { "$python" "$root/bench/gpu_report.py" "$parts" "$out"; }
+
+failed=0
+for name in machine build cases benchmark peers sanitizer report; do section "$name"; done
+sed -n '/^== report/,$p' "$log"
+exit $failed
