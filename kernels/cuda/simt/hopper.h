@@ -206,11 +206,7 @@ __device__ __forceinline__ void mbarrier_wait(Mbarrier& barrier, uint32_t parity
         : "memory");
   } while (done == 0);
 #else
-  {
-    const Quiet quiet;
-    hopper::BarrierState* state = hopper::state_of(&barrier, loc);
-    while (state->phase == (parity & 1)) wait_for(state, "mbarrier_wait", loc);
-  }
+  while (!hopper::phase_is_complete(&barrier, parity, loc)) wait_for(&barrier, "mbarrier_wait", loc);
   acquire(&barrier);
 #endif
 }

@@ -60,6 +60,11 @@ inline void settle(BarrierState* state) {
   wake(state);
 }
 
+inline bool phase_is_complete(void* barrier, uint32_t parity, const Loc& loc) {
+  const Quiet quiet;
+  return state_of(barrier, loc)->phase != (parity & 1);
+}
+
 struct TmaCopy {
   TensorMap map;
   unsigned char* shared;
@@ -108,6 +113,7 @@ struct State {
 // Of the running block.
 inline State& state() {
   thread_local State s;
+  acquire(&s);  // its memory passes from fiber to fiber
   if (s.block != block_serial()) {
     s = State{};
     s.block = block_serial();
@@ -168,6 +174,7 @@ inline void issue_load(void* shared, const TensorMap& map, void* barrier, const 
   copy.barrier = state_of(barrier, loc);
   typedef uint64_t __attribute__((may_alias)) Word;
   for (uint32_t i = 0; i < map.box_bytes() / 8; ++i) static_cast<Word*>(shared)[i] = ~uint64_t{0};
+  release(barrier);  // whoever waits for the bytes comes after these writes
   const Quiet quiet;
   defer([copy] { land(copy); });
 }
@@ -328,6 +335,7 @@ inline void issue_wgmma(WgmmaRecord record) {
     op.accumulator = take_accumulator(group, records, op.columns, op.accumulate);
     ++op.accumulator->pending;
     group.ops.push_back(op);
+    release(&state());
   };
   warpgroup_collective("wgmma", &record, run, record.op.loc);
 }
@@ -353,6 +361,7 @@ inline void finish_wgmma(int pending_groups, const Loc& loc) {
       return acc->pending == 0;
     });
     group.fenced = false;
+    release(&state());
   };
   warpgroup_collective("wgmma_wait", &record, run, loc);
 }
