@@ -14,7 +14,9 @@
 namespace quire {
 namespace {
 
-// The emulation computes about a hundred million multiply-adds a second and moves as many bytes.
+// The emulation takes seconds for 71 heads a key head without tensor cores (54 Mflop): a case beyond the first limit
+// runs in random order alone, one beyond the others not at all.
+constexpr double kMaxFlopsOfThreeRuns = 5e7;
 constexpr double kMaxFlops = 1e8;
 constexpr double kMaxBytes = 4e6;
 
@@ -44,6 +46,7 @@ void run_case(const cases::CaseEntry& entry) {
   if (kernel_case->flops > kMaxFlops || kernel_case->bytes > kMaxBytes) GTEST_SKIP() << "too large for the emulation";
   std::vector<uint8_t> first;
   for (const OrderCase& each : kOrders) {
+    if (kernel_case->flops > kMaxFlopsOfThreeRuns && each.order != simt::Order::random) continue;
     simt::set_order(each.order, each.seed);
     kernel_case->reset();
     kernel_case->run(table, Stream{});
@@ -51,7 +54,7 @@ void run_case(const cases::CaseEntry& entry) {
     std::vector<uint8_t> bytes = output_bytes(*kernel_case);
     ASSERT_FALSE(bytes.empty());
     if (first.empty()) first = bytes;
-    ASSERT_TRUE(first == bytes) << each.name << " gives other bits than " << kOrders[0].name;
+    ASSERT_TRUE(first == bytes) << each.name << " gives other bits than the order before";
   }
 }
 
@@ -59,13 +62,7 @@ class SimtCase : public testing::Test {
  public:
   explicit SimtCase(cases::CaseEntry entry) : entry_(std::move(entry)) {}
   void TearDown() override { simt::set_order(simt::Order::forward); }
-  void TestBody() override {
-    try {
-      run_case(entry_);
-    } catch (const NotSupported& missing) {
-      GTEST_SKIP() << missing.what();
-    }
-  }
+  void TestBody() override { run_case(entry_); }
 
  private:
   cases::CaseEntry entry_;
@@ -85,6 +82,11 @@ TEST(SimtTable, IsNamedAndComplete) {
   const KernelTable& table = cuda::kernels();
   EXPECT_STREQ(table.name, "simt");
   EXPECT_TRUE(kRegistered);
+  EXPECT_TRUE(table.packed_weight_bytes && table.pack_weight && table.gemm_workspace_bytes && table.gemm);
+  EXPECT_TRUE(table.embedding && table.norm && table.rope_kv_write && table.prepare_batch && table.copy_blocks);
+  EXPECT_TRUE(table.paged_attention && table.attention_workspace_bytes && table.attention_plan_bytes);
+  EXPECT_TRUE(table.plan_attention && table.sample && table.sampling_workspace_bytes);
+  EXPECT_EQ(table.block_size_multiple, 16);
 }
 
 }  // namespace

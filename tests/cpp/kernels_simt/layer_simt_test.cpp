@@ -42,7 +42,7 @@ NormParams norm_params(Buffer& x, int64_t x_stride, int64_t rows, int64_t dim, B
 TEST(SimtNorm, ARowsBitsAreItsOwnAtEveryAlignment) {
   for (const DType dtype : kDTypes) {
     for (const NormKind kind : {NormKind::rms, NormKind::layer}) {
-      for (const int64_t dim : {60, 1024, 1100, 8404}) {
+      for (const int64_t dim : {60, 1024, 1100, 12300}) {
         SCOPED_TRACE(str_cat(dtype_name(dtype), " ", dim));
         constexpr int64_t kRows = 6;
         Random random(static_cast<uint64_t>(dim));
@@ -52,17 +52,20 @@ TEST(SimtNorm, ARowsBitsAreItsOwnAtEveryAlignment) {
         NormParams p = norm_params(x, dim, kRows, dim, weight, together, dtype, dim);
         p.kind = kind;
         cuda::kernels().norm(p, Stream{});
-        // Row 4 alone, starting one element past a wide address, among rows of NaN.
+        // Row 4 alone, among rows of NaN, where no address is wide: by the distance of rows, and by the first address.
         const int32_t row = 4, third = 2;
-        Buffer moved(DType::f32, 4 * (dim + 1)), alone(dtype, dim);
-        std::memcpy(moved.as<float>() + third * (dim + 1) + 1, x.as<float>() + row * dim,
-                    static_cast<size_t>(dim) * sizeof(float));
-        NormParams q = norm_params(moved, dim + 1, 1, dim, weight, alone, dtype, dim);
-        q.kind = kind;
-        q.x = moved.as<float>() + 1;
-        q.row_ids = &third;
-        cuda::kernels().norm(q, Stream{});
-        EXPECT_TRUE(same_elements(together, row * dim, alone, 0, dim, dtype));
+        for (const int64_t first : {0, 1}) {
+          const int64_t stride = first == 0 ? dim + 1 : dim;
+          Buffer moved(DType::f32, 4 * stride), alone(dtype, dim);
+          std::memcpy(moved.as<float>() + third * stride + first, x.as<float>() + row * dim,
+                      static_cast<size_t>(dim) * sizeof(float));
+          NormParams q = norm_params(moved, stride, 1, dim, weight, alone, dtype, dim);
+          q.kind = kind;
+          q.x = moved.as<float>() + first;
+          q.row_ids = &third;
+          cuda::kernels().norm(q, Stream{});
+          EXPECT_TRUE(same_elements(together, row * dim, alone, 0, dim, dtype));
+        }
       }
     }
   }

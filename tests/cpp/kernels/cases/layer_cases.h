@@ -356,7 +356,7 @@ inline void add_norm_cases(std::vector<CaseEntry>& cases) {
   }
   for (const DType dtype : {DType::f32, DType::bf16}) {
     // Rows whose start allows wide loads, and enough of them for every way of sharing a row between threads.
-    for (const int64_t dim : {4, 256, 1024, 1028, 4096, 8196}) {
+    for (const int64_t dim : {4, 256, 1024, 1028, 4096, 12300}) {
       for (const NormKind kind : {NormKind::rms, NormKind::layer}) {
         add_plain<NormCase>(
             cases, str_cat("norm_", kind == NormKind::rms ? "rms_" : "layer_", dtype_name(dtype), "_wide_", dim),
@@ -426,6 +426,14 @@ inline void add_rope_cases(std::vector<CaseEntry>& cases) {
         spec.head_dim = 80;
         spec.rotary_dim = 32;
         add(what + "80_partial", spec);
+        spec.rotary_dim = 20;  // pairs that no wide load holds
+        add(what + "80_partial20", spec);
+        spec.padding = 6;  // tokens are aligned, heads are not
+        spec.head_dim = 18;
+        spec.rotary_dim = 16;
+        add(what + "18_partial", spec);
+        spec.padding = 8;
+        spec.rotary_dim = 32;
         spec.head_dim = 576;
         add(what + "576_partial", spec);
         spec.head_dim = 128;
