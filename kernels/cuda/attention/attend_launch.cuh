@@ -9,6 +9,10 @@ namespace quire::cuda {
 
 template <typename T, int kHeadDim>
 void launch_attend(const AttendArgs& args, int32_t num_blocks, Stream stream) {
+  if (sizeof(AttendShared<kHeadDim>) > simt::max_shared_bytes()) {
+    throw NotSupported(str_cat("attention with head_dim ", kHeadDim, " needs ", sizeof(AttendShared<kHeadDim>),
+                               " bytes of shared memory a block; this device has ", simt::max_shared_bytes()));
+  }
   simt::launch<attend_kernel<T, kHeadDim>>({.grid = dim3(static_cast<unsigned>(num_blocks)),
                                             .block = dim3(kAttendThreads),
                                             .shared_bytes = sizeof(AttendShared<kHeadDim>),

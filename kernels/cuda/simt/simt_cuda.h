@@ -107,6 +107,14 @@ __device__ __forceinline__ void grid_dependency_launch() {
 #endif
 }
 
+// The most dynamic shared memory that a block may have on the current device.
+inline size_t max_shared_bytes() {
+  int device = 0, limit = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return static_cast<size_t>(limit);
+}
+
 // 2^x to about 2 units in the last place; exactly 1 for 0, 0 for -infinity.
 __device__ __forceinline__ float exp2_approx(float x) {
   float result;

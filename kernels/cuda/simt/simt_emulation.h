@@ -156,6 +156,7 @@ void launch(const LaunchConfig& config, const Args& args) {
 }
 
 inline int num_multiprocessors() { return 3; }  // few, so that persistent blocks meet several pieces of work
+inline size_t max_shared_bytes() { return size_t{227} << 10; }
 
 template <typename T>
 T& block_shared(Loc loc = Loc::current()) {
