@@ -131,7 +131,7 @@ def with_backend(backend: SDPBackend, call: Call) -> Call:
 
 
 def sdpa(device: Device, shape: Shape, backend: SDPBackend, is_decode: bool) -> Peer:
-    """Contiguous keys and values; the efficient kernel knows no groups of heads, so it gets as many heads as queries."""
+    """Contiguous keys and values; the efficient kernel gets as many heads as queries have."""
     batch, length, dim = shape["batch"], shape["length"], shape["head_dim"]
     heads, kv_heads = shape["num_heads"], shape["num_kv_heads"]
     if shape.get("mixed"):

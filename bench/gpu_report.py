@@ -300,8 +300,10 @@ def draw(record: Record, path: Path) -> None:
         each.spines[["top", "right"]].set_visible(False)
         if each.lines:
             each.set_xscale("log", base=2)
+            each.set_ylim(bottom=0)
             each.legend(frameon=False, fontsize=7)
-    sampling.set_yscale("log")
+    if sampling.lines:
+        sampling.set_yscale("log")
     name = record.machine.get("name") or "no device"
     figure.suptitle(name if record.is_measured else f"{name}: a test of the report, times without meaning")
     figure.savefig(path, dpi=110, metadata={"Software": None})

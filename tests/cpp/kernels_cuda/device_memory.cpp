@@ -1,6 +1,7 @@
 #include "kernels_cuda/device_memory.h"
 
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <array>
@@ -155,6 +156,28 @@ std::string start() {
 }
 
 const char* kind() { return state().is_managed ? "managed" : "page-locked"; }
+
+int run_within_reach(int (*body)()) {
+  struct Run {
+    int (*body)();
+    int result;
+  } run{body, -1};
+  constexpr size_t kStackBytes = size_t{16} << 20;
+  void* const stack = operator new(kStackBytes, std::align_val_t{kSlabBytes});
+  pthread_attr_t attributes;
+  pthread_t thread;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstack(&attributes, stack, kStackBytes);
+  const auto start_routine = [](void* argument) -> void* {
+    auto* const own = static_cast<Run*>(argument);
+    own->result = own->body();
+    return nullptr;
+  };
+  if (pthread_create(&thread, &attributes, start_routine, &run) == 0) pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+  operator delete(stack, std::align_val_t{kSlabBytes});
+  return run.result;
+}
 
 Exact::Exact() { ++exact_depth; }
 Exact::~Exact() { --exact_depth; }

@@ -2,7 +2,8 @@
 // CPU (vectors, Buffer) run on a device unchanged.
 //
 // One region of page-locked memory, or of managed memory with QUIRE_TEST_MEMORY=managed; cut into blocks of powers of
-// two. Memory from before start() stays where malloc put it.
+// two. Memory from before start() stays where malloc put it. Local variables are within reach too in what
+// run_within_reach() runs; statics are not.
 #pragma once
 
 #include <string>
@@ -13,6 +14,9 @@ namespace quire::device_memory {
 std::string start();
 
 const char* kind();
+
+// The result of body(), run by a thread whose stack is such memory.
+int run_within_reach(int (*body)());
 
 // While one lives, each allocation of this thread is one of the CUDA runtime of exactly its size, so that
 // compute-sanitizer sees what lies outside of it; with QUIRE_TEST_EXACT=1, else it does nothing.

@@ -39,5 +39,5 @@ int main(int argc, char** argv) {
     std::printf("test memory is %s\n", quire::device_memory::kind());
   }
   testing::UnitTest::GetInstance()->listeners().Append(new StopsWithTheDevice);
-  return RUN_ALL_TESTS();
+  return quire::device_memory::run_within_reach([] { return RUN_ALL_TESTS(); });
 }
