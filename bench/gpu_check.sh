@@ -114,7 +114,7 @@ tests() {
 
 section_cases() {
   if [[ $backend == simt ]]; then
-    tests simt 'SimtCases.norm_rms_float32_[137]*:SimtCases.rope_bfloat16_full:SimtCases.*prepare_batch*:PackWeight*' 40
+    tests simt 'SimtCases.norm_rms_float32_1*:SimtCases.norm_layer_bfloat16_37:SimtCases.rope_bfloat16_full:SimtCases.*prepare_batch*:PackWeight*' 40
     return
   fi
   local names=(attention gemm norm embedding rope other shared) pids=() status=0 i
@@ -172,18 +172,22 @@ section_sanitizer() {
   local small='CudaCases.attention_bfloat16_h4_kv2_d64_*mixed:CudaCases.attention_float16_h4_kv2_d128_*mixed'
   small+=':CudaCases.attention_float32_h4_kv2_d20_*mixed:CudaCases.norm_rms_bfloat16_100:CudaCases.norm_layer_float32_wide_1028'
   small+=':CudaCases.rope_bfloat16_norms_128*:CudaCases.embedding_bfloat16_positions_37:CudaCases.*prepare*:CudaCases.*copy*'
-  small+=':CudaCases.gemm_bfloat16_*_m1_*:CudaCases.gemm_bfloat16_*m5*:PrefillSm90.LengthsAroundTiles'
+  small+=':CudaCases.gemm_bfloat16_m5_n33_k257_*:CudaCases.gemm_bfloat16_m7_*_gated_silu_*:CudaCases.gemm_bfloat16_m130_*'
+  small+=':PrefillSm90.LengthsAroundTiles:SamplingSimt.Edits:SamplingSimt.BadLogits'
   local status=0 tool
   for tool in memcheck racecheck; do
     QUIRE_TEST_EXACT=1 limited 80 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 \
       "$test_program" --gtest_brief=1 --gtest_filter="$small" >"$parts/$tool.log" 2>&1
-    local ended=$?
+    local ended=$? found
     tail -n 60 "$parts/$tool.log"
-    case $ended in
-      0) note+="$tool clean; " ;;
-      124 | 137) note+="$tool out of time; " status=1 ;;
-      *) note+="$tool found something (see log.txt); " status=1 ;;
-    esac
+    found=$(grep -cE '^=+ (Invalid|Error|Warning|Program hit|Misaligned|Race|Uninitialized)' "$parts/$tool.log")
+    if ((ended == 124 || ended == 137)); then
+      note+="$tool out of time, $found findings so far; " status=1
+    elif ((ended != 0 || found > 0)) || ! grep -q COMPUTE-SANITIZER "$parts/$tool.log"; then
+      note+="$tool ended with $ended, $found findings (see log.txt); " status=1
+    else
+      note+="$tool clean; "
+    fi
   done
   return $status
 }

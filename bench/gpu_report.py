@@ -41,8 +41,9 @@ class Record:
         return max((line[unit] for line in self.of("ceiling") if line["name"] == name), default=0.0)
 
     def shape_key(self, case: str) -> str:
-        """Kernels of ours that work on one shape share its peers."""
-        shape = {key: value for key, value in self.cases.get(case, {}).get("shape", {}).items() if key != "kernel"}
+        """Kernels of ours that work on one shape share its peers, whatever their pages."""
+        whole = self.cases.get(case, {}).get("shape", {})
+        shape = {key: value for key, value in whole.items() if key not in ("kernel", "page")}
         return case.split("/")[0] + json.dumps(shape, sort_keys=True)
 
     def peers_of(self, case: str) -> dict[str, float]:
@@ -100,7 +101,7 @@ def decode_goal(record: Record, length: int, wanted: float) -> Line:
 
 
 def prefill_goal(record: Record) -> Line:
-    found = {kernel: record.cases.get(f"prefill/d128/l4096/{kernel}") for kernel in ("sm90", "paged")}
+    found = {kernel: record.cases.get(f"prefill/d128/l4096/{kernel}") for kernel in ("sm90", "sm90_p128", "paged")}
     rates = {kernel: line["tflop_s"] for kernel, line in found.items() if line and record.is_measured}
     best = max(rates, key=lambda kernel: rates[kernel], default=None)
     value = rates[best] if best else None
@@ -276,10 +277,10 @@ def draw(record: Record, path: Path) -> None:
             plot(decode, series(record, f"decode/d{dim}/b{batch}/", "length", "share", "uniform"), f"d{dim}, {batch}")
     decode.set(title="paged decode, uniform lengths", xlabel="keys", ylabel="% of a copy's bandwidth")
     for dim in (64, 128, 256):
-        for kernel in ("sm90", "paged"):
-            plot(prefill, series(record, f"prefill/d{dim}/", "length", "tflop_s", kernel), f"d{dim} {kernel}")
+        for kernel in ("sm90", "sm90_p128", "paged"):
+            plot(prefill, series(record, f"prefill/d{dim}/", "length", "tflop_s", f"/{kernel}"), f"d{dim} {kernel}")
     for peer in peers:
-        points = peer_series(record, "prefill/d128/", "sm90", "length", "tflop_s", peer)
+        points = peer_series(record, "prefill/d128/", "/paged", "length", "tflop_s", peer)
         plot(prefill, points, f"d128 {peer}", "x--")
     prefill.set(title="prefill, causal", xlabel="tokens of a sequence", ylabel="TFLOP/s")
     vocabularies = {line["shape"]["vocab_size"] for line in record.cases.values() if "vocab_size" in line["shape"]}

@@ -12,10 +12,11 @@
 namespace quire::bench {
 namespace {
 
-constexpr int32_t kBlockSize = 16;
+constexpr int32_t kBlockSize = 16;        // the engine's default
+constexpr int32_t kLargeBlockSize = 128;  // a tile of keys in one box of TMA
 
 struct AttentionShape {
-  int32_t num_heads, num_kv_heads, head_dim;
+  int32_t num_heads, num_kv_heads, head_dim, block_size;
   std::vector<int32_t> num_queries, kv_lens;
 };
 
@@ -53,16 +54,16 @@ void place_pages(Device& device, const AttentionShape& shape, AttentionInputs& i
   int32_t longest = 0, num_blocks = 0;
   for (const int32_t length : shape.kv_lens) {
     longest = std::max(longest, length);
-    num_blocks += (length + kBlockSize - 1) / kBlockSize;
+    num_blocks += (length + shape.block_size - 1) / shape.block_size;
   }
   std::vector<int32_t> ids(static_cast<size_t>(num_blocks));
   std::iota(ids.begin(), ids.end(), 0);
   std::shuffle(ids.begin(), ids.end(), std::mt19937(2));
-  const int32_t stride = (longest + kBlockSize - 1) / kBlockSize;
+  const int32_t stride = (longest + shape.block_size - 1) / shape.block_size;
   std::vector<int32_t> tables, query_start = {0};
   auto next = ids.begin();
   for (size_t s = 0; s < shape.kv_lens.size(); ++s) {
-    const int32_t blocks = (shape.kv_lens[s] + kBlockSize - 1) / kBlockSize;
+    const int32_t blocks = (shape.kv_lens[s] + shape.block_size - 1) / shape.block_size;
     tables.insert(tables.end(), next, next + blocks);
     tables.resize((s + 1) * static_cast<size_t>(stride), 0);
     next += blocks;
@@ -74,7 +75,7 @@ void place_pages(Device& device, const AttentionShape& shape, AttentionInputs& i
   p.block_tables = device.upload(tables);
   p.block_table_stride = stride;
   p.max_kv_len = longest;
-  inputs.cache_elements = int64_t{num_blocks} * kBlockSize * shape.num_kv_heads * shape.head_dim;
+  inputs.cache_elements = int64_t{num_blocks} * shape.block_size * shape.num_kv_heads * shape.head_dim;
 }
 
 std::shared_ptr<AttentionInputs> make_inputs(Device& device, const AttentionShape& shape, int copies) {
@@ -86,7 +87,7 @@ std::shared_ptr<AttentionInputs> make_inputs(Device& device, const AttentionShap
   p.num_heads = shape.num_heads;
   p.kv.num_kv_heads = shape.num_kv_heads;
   p.kv.head_dim = shape.head_dim;
-  p.kv.block_size = kBlockSize;
+  p.kv.block_size = shape.block_size;
   p.q_stride = p.out_stride = int64_t{shape.num_heads} * shape.head_dim;
   p.num_seqs = static_cast<int32_t>(num_seqs);
   p.num_tokens = num_tokens;
@@ -149,7 +150,11 @@ void add_decode(std::vector<BenchCase>& cases, int32_t heads, int32_t kv_heads, 
                                  {"num_heads", heads}, {"num_kv_heads", kv_heads}, {"head_dim", head_dim},
                                  {"page", kBlockSize}, {"dtype", "bfloat16"}};
   cases.push_back({name, record, [=](Device& device) {
-                     AttentionShape shape{heads, kv_heads, head_dim, std::vector<int32_t>(size_t(batch), 1),
+                     AttentionShape shape{heads,
+                                          kv_heads,
+                                          head_dim,
+                                          kBlockSize,
+                                          std::vector<int32_t>(size_t(batch), 1),
                                           std::vector<int32_t>(size_t(batch), length)};
                      if (is_mixed) shape.kv_lens = mixed_lengths(batch, length);
                      return make_work(device, shape, copies_beyond_cache(device, bytes_of(shape)), Launcher::paged);
@@ -158,19 +163,21 @@ void add_decode(std::vector<BenchCase>& cases, int32_t heads, int32_t kv_heads, 
 
 void add_prefill(std::vector<BenchCase>& cases, int32_t num_heads, int32_t num_kv_heads, int32_t head_dim,
                  int32_t num_tokens, int32_t length) {
-  for (const Launcher launcher : {Launcher::paged, Launcher::sm90}) {
-    const char* const kernel = launcher == Launcher::sm90 ? "sm90" : "paged";
-    const std::string name = str_cat("prefill/d", head_dim, "/l", length, "/", kernel);
+  const auto add = [&](const char* kernel, Launcher launcher, int32_t block_size) {
     const int32_t batch = num_tokens / length;
     const nlohmann::json record = {
         {"batch", batch},       {"length", length},   {"num_heads", num_heads}, {"num_kv_heads", num_kv_heads},
-        {"head_dim", head_dim}, {"page", kBlockSize}, {"causal", true},         {"kernel", kernel},
+        {"head_dim", head_dim}, {"page", block_size}, {"causal", true},         {"kernel", kernel},
         {"dtype", "bfloat16"}};
-    cases.push_back({name, record, [=](Device& device) {
+    cases.push_back({str_cat("prefill/d", head_dim, "/l", length, "/", kernel), record, [=](Device& device) {
                        const std::vector<int32_t> lengths(size_t(batch), length);
-                       return make_work(device, {num_heads, num_kv_heads, head_dim, lengths, lengths}, 1, launcher);
+                       return make_work(device, {num_heads, num_kv_heads, head_dim, block_size, lengths, lengths}, 1,
+                                        launcher);
                      }});
-  }
+  };
+  add("paged", Launcher::paged, kBlockSize);
+  add("sm90", Launcher::sm90, kBlockSize);
+  add("sm90_p128", Launcher::sm90, kLargeBlockSize);
 }
 
 void add_plan(std::vector<BenchCase>& cases, int32_t batch, int32_t length) {
@@ -178,8 +185,9 @@ void add_plan(std::vector<BenchCase>& cases, int32_t batch, int32_t length) {
                    {{"batch", batch}, {"length", length}, {"head_dim", 128}},
                    [=](Device& device) {
                      return make_work(
-                         device, {32, 8, 128, std::vector<int32_t>(size_t(batch), 1), mixed_lengths(batch, length)}, 1,
-                         Launcher::plan);
+                         device,
+                         {32, 8, 128, kBlockSize, std::vector<int32_t>(size_t(batch), 1), mixed_lengths(batch, length)},
+                         1, Launcher::plan);
                    }});
 }
 
