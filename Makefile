@@ -1,6 +1,7 @@
 # make demo   from a fresh clone to generated text: system packages, .venv, build, install, `quire demo`
 # make test   the same set-up plus test tools, then the C++ tests (ctest) and the Python tests (pytest)
 # make sanitize   the C++ tests again under the address, undefined-behaviour and thread sanitizers
+# make kernels   what nvcc makes of the CUDA kernels: registers, spills, instructions (skipped where there is no nvcc)
 # make lint   formatting and types        make bench   the C++ benchmarks        make clean   forget the build
 # Each step leaves a stamp, so a second run does only what changed. One build tree, build/dev, serves wheel and tests.
 SHELL := bash
@@ -20,7 +21,7 @@ SOURCES := CMakeLists.txt pyproject.toml README.md \
 TEST_SOURCES := $(shell find tests -type f -not -path '*/__pycache__/*' | grep -v ' ')
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh')
 
-.PHONY: demo test sanitize lint bench wheel clean
+.PHONY: demo test sanitize kernels lint bench wheel clean
 demo: $(VENV)/.installed
 	quire demo
 
@@ -45,6 +46,11 @@ build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	cmake --build build/$* -j $(JOBS) --target $(SANITIZED:%=test_%)
 	ctest --test-dir build/$* --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))$$'
 	touch $@
+
+kernels: $(VENV)/.ready-dev
+	if ! command -v nvcc >/dev/null; then echo "no nvcc on PATH: the CUDA kernels are not compiled"; exit 0; fi; \
+	python -m pip install --quiet --disable-pip-version-check $$(python tools/requirements.py kernels) && \
+	  python tools/kernel_predictions.py --check && python tools/kernel_report.py --check --jobs $(JOBS) >build/kernels.log
 
 lint: $(VENV)/.ready-dev
 	python tests/layers.py

@@ -3,8 +3,8 @@
 
 Decides which kernels are acceptable: none may spill registers unless docs/kernel_spills.txt lists it, a wgmma kernel
 must contain HGMMA instructions, and a hot kernel must not touch local memory. Knows nothing of what the kernels
-compute; needs nvcc but no GPU. cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm) are used when
-they are found, else the checks of the machine code are left out, which is said.
+compute; needs nvcc but no GPU. cuobjdump and nvdisasm are taken from PATH or from the wheels nvidia-cuda-cuobjdump and
+nvidia-cuda-nvdisasm (the extra quire[kernels]); without them the machine code is not looked at, which is said.
 
 usage: python tools/kernel_report.py [--check] [--only REGEX] [--jobs 2]
   writes the table between the markers in docs/kernels.md; --check compares instead of writing
@@ -31,8 +31,6 @@ ALLOWED_SPILLS = ROOT / "docs" / "kernel_spills.txt"
 BEGIN, END = "<!-- kernel table: begin -->", "<!-- kernel table: end -->"
 ARCHITECTURES = ("80", "90a")
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'cpp'}")
-# Flags of single files: cmake/cuda.cmake has the same list.
-FILE_FLAGS = {"sampling": ("-fmad=false",)}
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,18 @@ def demangle(names: list[str]) -> list[str]:
     return subprocess.run([tool, *names], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
+def find_disassembler() -> dict[str, str] | None:
+    """The environment in which cuobjdump runs and finds nvdisasm, or None."""
+    wheel = [str(Path(folder) / "nvidia" / "cu13" / "bin") for folder in sys.path if folder]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *wheel])
+    found = shutil.which("cuobjdump", path=path) and shutil.which("nvdisasm", path=path)
+    return {**os.environ, "PATH": path} if found else None
+
+
 def compile_file(nvcc: str, file: Path, arch: str, folder: Path) -> tuple[list[Kernel], list[str]]:
     name = file.relative_to(KERNELS).as_posix()
     target = folder / f"{name.replace('/', '_')}.{arch}.cubin"
-    command = [nvcc, *FLAGS, *FILE_FLAGS.get(file.parent.name, ()), "-Xptxas", "-v", "-cubin",
+    command = [nvcc, *FLAGS, "-Xptxas", "-v", "-cubin",
                f"-gencode=arch=compute_{arch},code=sm_{arch}", "-o", str(target), str(file)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -99,21 +105,30 @@ def compile_file(nvcc: str, file: Path, arch: str, folder: Path) -> tuple[list[K
 
 
 def machine_code_problems(cubin: Path, name: str) -> list[str]:
-    if "_sm90" not in name or not (shutil.which("cuobjdump") and shutil.which("nvdisasm")):
+    environment = find_disassembler()
+    if environment is None or not re.search("_sm90|attention_bf16|attention_f16|gemm/gemm", name):
         return []
-    listing = subprocess.run(["cuobjdump", "-sass", str(cubin)], check=True, capture_output=True, text=True).stdout
+    tool = shutil.which("cuobjdump", path=environment["PATH"])
+    listing = subprocess.run(
+        [str(tool), "-sass", str(cubin)], check=True, capture_output=True, text=True, env=environment
+    ).stdout
     problems = []
     for function in listing.split("Function : ")[1:]:
         kernel = short_name(demangle([function.split("\n", 1)[0].strip()])[0])
-        if "HGMMA" not in function:
+        if "_sm90" in name and "HGMMA" not in function:
             problems.append(f"{name}: {kernel} has no HGMMA instruction")
         if re.search(r"\b(LDL|STL)\b", function):
             problems.append(f"{name}: {kernel} uses local memory")
     return problems
 
 
-def table(kernels: list[Kernel]) -> str:
-    lines = ["| kernel | file | sm | registers | static shared bytes | spill bytes |", "|---|---|---|---|---|---|"]
+def table(kernels: list[Kernel], compiler: str) -> str:
+    lines = [
+        f"Compiled by nvcc {compiler}.",
+        "",
+        "| kernel | file | sm | registers | static shared bytes | spill bytes |",
+        "|---|---|---|---|---|---|",
+    ]
     for k in sorted(kernels, key=lambda k: (k.file, k.name, k.arch)):
         lines.append(f"| `{k.name}` | {k.file} | {k.arch} | {k.registers} | {k.shared_bytes} | {k.spill_bytes} |")
     return "\n".join(lines)
@@ -137,6 +152,9 @@ def update_document(text: str, check: bool) -> list[str]:
     document = DOCUMENT.read_text(encoding="utf-8")
     head, rest = document.split(BEGIN)
     old, tail = rest.split(END)
+    if check and old.strip().splitlines()[:1] != text.splitlines()[:1]:
+        print(f"the table of {DOCUMENT.name} is of another compiler and was not compared", file=sys.stderr)
+        return []
     if check:
         return [] if old.strip() == text else [f"{DOCUMENT.name} is out of date; run tools/kernel_report.py"]
     DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
@@ -169,10 +187,11 @@ def main() -> None:
             kernels += found
             problems += wrong
     problems += spill_problems(kernels)
-    text = table(kernels)
+    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    text = table(kernels, version.split("release ")[-1].split()[1].lstrip("V"))
     print(text)
     print(f"{len(kernels)} kernels of {len(files)} files in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    if not (shutil.which("cuobjdump") and shutil.which("nvdisasm")):
+    if find_disassembler() is None:
         print("cuobjdump and nvdisasm not found: the machine code was not looked at", file=sys.stderr)
     if not arguments.only:
         problems += update_document(text, arguments.check)

@@ -29,7 +29,10 @@ struct PagedAttentionParams {
   const float* alibi_slopes = nullptr;  // [num_heads] or null (Press et al. 2022)
   const float* sinks = nullptr;         // [num_heads] logits of a key without a value, or null
   bool causal = true;                   // false: every query of s sees all kv_lens[s] keys
-  void* out = nullptr;                  // [num_tokens, num_heads, head_dim], tokens out_stride elements apart
+  // false: a launch with more queries than sequences may use a faster kernel whose bits are not those of decode steps;
+  // then a row's bits depend on how its prompt was cut into launches. Ignored where there is no such kernel.
+  bool batch_invariant = true;
+  void* out = nullptr;  // [num_tokens, num_heads, head_dim], tokens out_stride elements apart
   int64_t out_stride = 0;
   void* workspace = nullptr;  // attention_workspace_bytes(...) bytes, 64-byte aligned, contents meaningless
   size_t workspace_bytes = 0;

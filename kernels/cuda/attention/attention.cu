@@ -1,7 +1,9 @@
-// The launchers of the family: contracts, the shares of the workspace, and which kernel a launch gets. The choice looks
-// at types and head sizes only, never at the batch: the two kernels do not give the same bits.
+// The launchers of the family: contracts, the shares of the workspace, and which kernel a launch gets. The kernels do
+// not give the same bits, so the choice looks at types and head sizes only, and at the batch (Hopper's prefill) only
+// where the caller gives invariance up.
 #include "base/check.h"
 #include "cuda/attention/attend_launch.h"
+#include "cuda/attention/prefill_sm90.h"
 #include "cuda/simt/simt.h"
 
 namespace quire::cuda {
@@ -74,6 +76,7 @@ void paged_attention(const PagedAttentionParams& p, Stream stream) {
   check(p);
   if (p.num_tokens == 0 || p.num_seqs == 0) return;
   if (!uses_tensor_cores(p)) return attend_plain(p, stream);
+  if (!p.batch_invariant && p.num_tokens > p.num_seqs && prefill_sm90_takes(p)) return prefill_sm90(p, stream);
   void* const plan = p.plan != nullptr ? p.plan : p.workspace;
   if (p.plan == nullptr) make_plan(p, plan, stream);
   auto* const states = reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + states_offset(p));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "cuda/attention/attention.h"
 #include "cuda/attention/kv_layout.h"
 #include "cuda/attention/prefill_sm90.h"
 #include "cuda/simt/engine.h"
@@ -66,7 +67,10 @@ class PrefillCase {
     for (size_t s = 0; s < spec.seqs.size(); ++s) next = fill_sequence(s, next);
   }
 
-  std::vector<uint16_t> run() {
+  // How a launch reaches the kernel: by its own name, or through paged_attention, which chooses.
+  enum class Through { prefill, invariant_table, free_table };
+
+  std::vector<uint16_t> run(Through through = Through::prefill) {
     std::fill(out_.begin(), out_.end(), kUntouched);
     PagedAttentionParams p;
     p.q = q_.data();
@@ -86,7 +90,17 @@ class PrefillCase {
     p.out = out_.data();
     p.num_tokens = num_tokens_;
     EXPECT_TRUE(cuda::prefill_sm90_takes(p));
-    cuda::prefill_sm90(p, Stream{});
+    if (through == Through::prefill) {
+      cuda::prefill_sm90(p, Stream{});
+      return out_;
+    }
+    std::vector<uint64_t> workspace(
+        cuda::attention_workspace_bytes(num_tokens_, p.num_seqs, 512, p.num_heads, p.kv.head_dim, 1) / 8 + 8);
+    p.max_kv_len = 512;
+    p.workspace = workspace.data() + (64 - reinterpret_cast<uintptr_t>(workspace.data()) % 64) % 64 / 8;
+    p.workspace_bytes = (workspace.size() - 8) * 8;
+    p.batch_invariant = through == Through::invariant_table;
+    cuda::paged_attention(p, Stream{});
     return out_;
   }
 
@@ -306,6 +320,21 @@ TEST(PrefillSm90, BitsDoNotDependOnChunksOrBatch) {
       }
     }
   }
+}
+
+// paged_attention keeps to the kernel whose bits are those of decode steps, unless the caller gives that up.
+TEST(PrefillSm90, IsChosenWhereInvarianceIsGivenUp) {
+  const Spec spec{.num_heads = 4, .num_kv_heads = 2, .head_dim = 128, .seqs = {{40, 300, 1}, {1, 77, 2}}};
+  PrefillCase each(spec);
+  const std::vector<uint16_t> fast = each.run();
+  EXPECT_EQ(each.run(PrefillCase::Through::free_table), fast);
+  const std::vector<uint16_t> invariant = each.run(PrefillCase::Through::invariant_table);
+  EXPECT_EQ(each.check(), "");
+  EXPECT_NE(invariant, fast);
+  Spec decode = spec;
+  decode.seqs = {{1, 300, 1}, {1, 77, 2}};
+  PrefillCase steps(decode);
+  EXPECT_EQ(steps.run(PrefillCase::Through::free_table), steps.run(PrefillCase::Through::invariant_table));
 }
 
 TEST(PrefillSm90, LeavesTheRestToOthers) {
