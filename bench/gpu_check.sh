@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves and times the CUDA kernels on a machine with a GPU, in under nine minutes, and writes what came out to OUT
-# (default build/gpu-check): report.md, report.json, report.png, record.jsonl, log.txt.
+# (default $OUT, else build/gpu-check): report.md, report.json, report.png, record.jsonl, log.txt.
 #
 #   bench/gpu_check.sh [OUT]
 #
@@ -18,7 +18,7 @@
 #   PYTHON               default python3
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-out=${1:-$root/build/gpu-check}
+out=${1:-${OUT:-$root/build/gpu-check}}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT

@@ -67,6 +67,7 @@ class Device:
     def measure(self, copies: int, call: Call) -> dict[str, Any]:
         if not self.is_cuda:
             return summary([host_us(lambda: call(0)) for _ in range(3)], 1, "host clock")
+        torch.cuda.synchronize()  # the inputs were made on another stream
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for i in range(copies):
