@@ -62,7 +62,7 @@ class Device:
         return tensor
 
     def copies(self, num_bytes: float) -> int:
-        return max(1, min(64, int(3 * self.cache_bytes / max(num_bytes, 1) + 1)))
+        return max(1, min(320, int(3 * self.cache_bytes / max(num_bytes, 1) + 1)))
 
     def measure(self, copies: int, call: Call) -> dict[str, Any]:
         if not self.is_cuda:

@@ -27,7 +27,7 @@ struct BenchCase {
 // So many inputs that one after the other comes from memory: at least three times the cache, as the layers of a model.
 inline int copies_beyond_cache(const Device& device, double bytes) {
   const double wanted = 3.0 * static_cast<double>(device.machine().cache_bytes);
-  return static_cast<int>(std::clamp(wanted / std::max(bytes, 1.0) + 1.0, 1.0, 64.0));
+  return static_cast<int>(std::clamp(wanted / std::max(bytes, 1.0) + 1.0, 1.0, 320.0));
 }
 
 // Toy: shapes that the emulation runs in a moment, one of each kind.
