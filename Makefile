@@ -34,11 +34,11 @@ test: $(VENV)/.ready-dev $(VENV)/.installed
 
 sanitize: build/.sanitize-address build/.sanitize-thread
 
-# The thread sanitizer runs what uses threads: the pool, and whole engines.
+# The thread sanitizer runs what uses threads: the pool, whole engines, and kernels, whose missing barriers it finds.
 build/.sanitize-address: SANITIZERS := address,undefined
-build/.sanitize-address: SANITIZED := base kernels device tensor model engine api
+build/.sanitize-address: SANITIZED := base kernels device tensor model engine api simt kernels_simt engine_simt
 build/.sanitize-thread: SANITIZERS := thread
-build/.sanitize-thread: SANITIZED := base api
+build/.sanitize-thread: SANITIZED := base api kernels_simt
 build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	mkdir -p build
 	cmake -G Ninja -S . -B build/$* -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \

@@ -10,14 +10,15 @@
 #include "cuda/cuda_kernels.h"
 #include "cuda/simt/engine.h"
 #include "kernels/cases/all_cases.h"
+#include "support/sanitizers.h"
 
 namespace quire {
 namespace {
 
 // The emulation takes seconds for 71 heads a key head without tensor cores (54 Mflop): a case beyond the first limit
 // runs in random order alone, one beyond the others not at all.
-constexpr double kMaxFlopsOfThreeRuns = 5e7;
-constexpr double kMaxFlops = 1e8;
+constexpr double kMaxFlopsOfThreeRuns = kSanitized ? 1e6 : 5e7;
+constexpr double kMaxFlops = kSanitized ? 6e6 : 1e8;
 constexpr double kMaxBytes = 4e6;
 
 struct OrderCase {

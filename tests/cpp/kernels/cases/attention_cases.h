@@ -297,6 +297,11 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
     base.window = 1500;
     add_attention(cases, "splits_window", base);
   }
+  // More sequences, and more tiles of rows, than a block has threads.
+  std::vector<SequenceSpec> many;
+  for (int32_t i = 0; i < 300; ++i)
+    many.push_back(i % 3 == 0 ? SequenceSpec{20, 20 + i % 7} : SequenceSpec{1, 1 + i % 40});
+  add_attention(cases, "many", {.dtype = DType::bf16, .num_heads = 2, .num_kv_heads = 1, .head_dim = 64, .seqs = many});
   const auto bench = [&](const char* what, int32_t heads, int32_t kv_heads, int32_t head_dim,
                          const std::vector<SequenceSpec>& seqs) {
     add_attention(
