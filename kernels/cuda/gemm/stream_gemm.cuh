@@ -203,7 +203,7 @@ __device__ __forceinline__ void add_warps(GemmShared<Tile>& s, const float (&acc
     if (range + pass > 0) __syncthreads();
 #pragma unroll
     for (int i = 0; i < Tile::kPassTiles; ++i) {
-      const float(&x)[4] = acc[pass * Tile::kPassTiles + i];
+      const float (&x)[4] = acc[pass * Tile::kPassTiles + i];
       s.sums[warp][i][lane] = make_float4(x[0], x[1], x[2], x[3]);
     }
     __syncthreads();
