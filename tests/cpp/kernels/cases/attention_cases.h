@@ -256,6 +256,55 @@ inline void add_attention(std::vector<CaseEntry>& cases, const std::string& what
                    }});
 }
 
+// Every option by itself and with others.
+inline void add_attention_options(std::vector<CaseEntry>& cases, const AttentionSpec& base) {
+  for (const int32_t window : {1, 7, 64, 100}) {
+    AttentionSpec spec = base;
+    spec.window = window;
+    add_attention(cases, str_cat("window", window), spec);
+  }
+  AttentionSpec spec = base;
+  spec.softcap = 2.0f;
+  add_attention(cases, "softcap", spec);
+  spec.has_alibi = true;
+  add_attention(cases, "softcap_alibi", spec);
+  spec = base;
+  spec.has_sinks = true;
+  add_attention(cases, "sinks", spec);
+  spec.window = 20;
+  add_attention(cases, "sinks_window", spec);
+  spec = base;
+  spec.causal = false;
+  add_attention(cases, "noncausal", spec);
+}
+
+// Head sizes and pages that kernels for tensor cores take, at lengths that an emulation can run: several splits of 256
+// keys, groups beyond a tile, pages of up to 128 tokens.
+inline void add_tensor_core_attention(std::vector<CaseEntry>& cases, DType dtype) {
+  const std::vector<SequenceSpec> few = {{1, 1}, {5, 5}, {33, 40}, {1, 129}, {0, 30}, {20, 100}};
+  add_attention_options(
+      cases, {.dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 64, .block_size = 64, .seqs = few});
+  for (const int32_t block_size : {32, 48, 128}) {
+    add_attention(
+        cases, "pages",
+        {.dtype = dtype, .num_heads = 4, .num_kv_heads = 2, .head_dim = 128, .block_size = block_size, .seqs = few});
+  }
+  add_attention(cases, "group71",
+                {.dtype = dtype, .num_heads = 71, .num_kv_heads = 1, .head_dim = 64, .seqs = {{1, 70}, {3, 17}}});
+  add_attention(cases, "group7",
+                {.dtype = dtype, .num_heads = 14, .num_kv_heads = 2, .head_dim = 80, .seqs = {{1, 70}, {9, 33}}});
+  add_attention(cases, "mha", {.dtype = dtype, .num_heads = 3, .num_kv_heads = 3, .head_dim = 96, .seqs = few});
+  AttentionSpec base = {.dtype = dtype, .num_heads = 2, .num_kv_heads = 1, .head_dim = 64, .seqs = {{1, 1100}}};
+  add_attention(cases, "splits", base);
+  base.seqs = {{3, 513}, {1, 256}, {1, 601}, {40, 300}};
+  base.has_sinks = true;
+  add_attention(cases, "splits_mixed", base);
+  base.window = 300;
+  add_attention(cases, "splits_window", base);
+  base.head_dim = 256;
+  add_attention(cases, "splits_window", base);
+}
+
 inline void add_attention_cases(std::vector<CaseEntry>& cases) {
   const std::vector<SequenceSpec> mixed = {{1, 1}, {5, 5}, {1, 70}, {33, 40}, {1, 129}, {64, 200}, {0, 30}, {2, 17}};
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -263,39 +312,22 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
       add_attention(cases, "mixed",
                     {.dtype = dtype, .num_heads = 4, .num_kv_heads = 2, .head_dim = head_dim, .seqs = mixed});
     }
-    AttentionSpec base = {
-        .dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 32, .block_size = 32, .seqs = mixed};
-    for (const int32_t window : {1, 7, 64, 100}) {
-      AttentionSpec spec = base;
-      spec.window = window;
-      add_attention(cases, str_cat("window", window), spec);
-    }
-    AttentionSpec spec = base;
-    spec.softcap = 2.0f;
-    add_attention(cases, "softcap", spec);
-    spec.has_alibi = true;
-    add_attention(cases, "softcap_alibi", spec);
-    spec = base;
-    spec.has_sinks = true;
-    add_attention(cases, "sinks", spec);
-    spec.window = 20;
-    add_attention(cases, "sinks_window", spec);
-    spec = base;
-    spec.causal = false;
-    add_attention(cases, "noncausal", spec);
+    add_attention_options(
+        cases, {.dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 32, .block_size = 32, .seqs = mixed});
     // More query heads than a tile has rows; a group that is no power of two; one head alone.
     add_attention(cases, "group71",
                   {.dtype = dtype, .num_heads = 71, .num_kv_heads = 1, .head_dim = 16, .seqs = mixed});
     add_attention(cases, "group7", {.dtype = dtype, .num_heads = 14, .num_kv_heads = 2, .head_dim = 16, .seqs = mixed});
     add_attention(cases, "mha", {.dtype = dtype, .num_heads = 3, .num_kv_heads = 3, .head_dim = 24, .seqs = mixed});
     // Several splits of keys, alone (so that splits become tasks) and together.
-    base = {.dtype = dtype, .num_heads = 2, .num_kv_heads = 1, .head_dim = 16, .seqs = {{1, 3100}}};
+    AttentionSpec base = {.dtype = dtype, .num_heads = 2, .num_kv_heads = 1, .head_dim = 16, .seqs = {{1, 3100}}};
     add_attention(cases, "splits", base);
     base.seqs = {{3, 2049}, {1, 1024}, {1, 2500}, {40, 1030}};
     base.has_sinks = true;
     add_attention(cases, "splits_mixed", base);
     base.window = 1500;
     add_attention(cases, "splits_window", base);
+    if (dtype != DType::f32) add_tensor_core_attention(cases, dtype);
   }
   // More sequences, and more tiles of rows, than a block has threads.
   std::vector<SequenceSpec> many;
