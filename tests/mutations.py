@@ -11,16 +11,18 @@ caught. Works on copies; needs a build folder in which test_kernels_simt is buil
   filter   GoogleTest filter of the tests that may catch it
   why      what it protects
 
-What only reads too far changes no result: with --address DIR, a build folder of the address sanitizer, mutants that the
-plain build does not catch are tried there.
+What only reads too far changes no result, and every order of threads may hide a race: mutants that the plain build does
+not catch are tried in the build folders of the address and of the thread sanitizer, where these are given.
 
-usage: python tests/mutations.py BUILD_DIR [--address DIR] [--only REGEX] [--write]   --write: into docs/mutations.md
+usage: python tests/mutations.py BUILD_DIR [--address DIR] [--thread DIR] [--only REGEX] [--write]
+  --write puts the table into docs/mutations.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
@@ -97,7 +99,8 @@ def caught_by(program: Path, test_filter: str) -> str:
     """The first test that notices, or ""."""
     command = [str(program), f"--gtest_filter={test_filter}", "--gtest_fail_fast"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     except subprocess.TimeoutExpired:
         return "(does not end)"
     if done.returncode == 0:
@@ -111,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
     parser.add_argument("--address", type=Path)
+    parser.add_argument("--thread", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
@@ -121,14 +125,20 @@ def main() -> None:
         if not re.search(arguments.only, mutation["file"] + " " + mutation["find"]):
             continue
         test = ""
-        for build in filter(None, (arguments.build, arguments.address)):
+        for build, how in (
+            (arguments.build, ""),
+            (arguments.address, " (address sanitizer)"),
+            (arguments.thread, " (thread sanitizer)"),
+        ):
+            if build is None:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 program, error = build_mutant(mutation, build.resolve(), Path(folder))
                 if program is None:
                     sys.exit(f"{mutation['file']} without {mutation['find']!r} does not compile:\n{error}")
                 test = caught_by(program, mutation["filter"])
             if test:
-                test += " under the address sanitizer" if build == arguments.address else ""
+                test += how
                 break
         survivors += not test
         change = " ".join(mutation["find"].split())

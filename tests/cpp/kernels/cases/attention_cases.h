@@ -74,7 +74,12 @@ class AttentionCase : public KernelCase {
     count_work();
   }
 
-  void reset() override { out_.fill_untouched(); }
+  // What an earlier launch left in the workspace or the plan may help no later one.
+  void reset() override {
+    out_.fill_untouched();
+    workspace_.fill_untouched();
+    plan_.fill_untouched();
+  }
   const Buffer& out() const { return out_; }
   int64_t row_stride() const { return q_stride_; }
 
