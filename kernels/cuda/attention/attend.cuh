@@ -196,7 +196,7 @@ class PieceAttention {
 
   // + 0: a zero is written with one sign, whoever computed it.
   __device__ static __forceinline__ uint32_t pack_out(float x, float y, float factor) {
-    return MmaTypes<T>::pack(__fadd_rn(__fmul_rn(x, factor), 0.0f), __fadd_rn(__fmul_rn(y, factor), 0.0f));
+    return pack_pair(MmaTag<T>(), __fadd_rn(__fmul_rn(x, factor), 0.0f), __fadd_rn(__fmul_rn(y, factor), 0.0f));
   }
 
  private:
@@ -314,7 +314,7 @@ class PieceAttention {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           uint4* const piece = s_.weights + WeightRows::at(row, warp() * 2 + n);
-          reinterpret_cast<uint32_t*>(piece)[threadIdx.x % 4] = MmaTypes<T>::pack(p[n * 2], p[n * 2 + 1]);
+          reinterpret_cast<uint32_t*>(piece)[threadIdx.x % 4] = pack_pair(MmaTag<T>(), p[n * 2], p[n * 2 + 1]);
         }
 #pragma unroll
         for (int i = 0; i < kOwnTiles * 2; ++i) state.out[m][i / 2][half * 2 + i % 2] *= factor;

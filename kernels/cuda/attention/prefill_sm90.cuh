@@ -31,9 +31,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "cuda/attention/prefill_sm90_load.cuh"
+#include "cuda/attention/tile.cuh"
 
 namespace quire::cuda {
 
@@ -52,19 +52,6 @@ struct PrefillConfig {
 };
 
 constexpr int kOrder = 1;  // first of the named barriers; 0 is __syncthreads
-
-template <typename Tag>
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  uint32_t bits;
-  if constexpr (std::is_same_v<Tag, simt::bf16_tag>) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    memcpy(&bits, &pair, 4);
-  } else {
-    const __half2 pair = __floats2half2_rn(low, high);
-    memcpy(&bits, &pair, 4);
-  }
-  return bits;
-}
 
 // One thread's part of a consumer warpgroup.
 template <typename C>
@@ -233,7 +220,7 @@ class PrefillConsumer {
   __device__ __forceinline__ void pack() {
 #pragma unroll
     for (int i = 0; i < kScores / 2; ++i) {
-      weights_[i / 4][i % 4] = pack_pair<typename C::Tag>(scores_[i * 2], scores_[i * 2 + 1]);
+      weights_[i / 4][i % 4] = pack_pair(typename C::Tag(), scores_[i * 2], scores_[i * 2 + 1]);
     }
   }
 
@@ -256,7 +243,7 @@ class PrefillConsumer {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int at = i + j * 4 + h * 2;
-          piece[j] = pack_pair<typename C::Tag>(out_[at] * factor, out_[at + 1] * factor);
+          piece[j] = pack_pair(typename C::Tag(), out_[at] * factor, out_[at + 1] * factor);
         }
         exchange(piece, member);
         if (is_row) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/simt/tc.h"
 
@@ -38,34 +39,28 @@ struct SharedRows {
   }
 };
 
+// Two numbers, rounded to the operand's type, as one register of a fragment; the first in the low half.
+__device__ __forceinline__ uint32_t pack_pair(simt::bf16_tag /*type*/, float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, 4);
+  return bits;
+}
+__device__ __forceinline__ uint32_t pack_pair(simt::f16_tag /*type*/, float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &pair, 4);
+  return bits;
+}
+
 template <typename T>
-struct MmaTypes;
-template <>
-struct MmaTypes<__nv_bfloat16> {
-  using Tag = simt::bf16_tag;
-  __device__ static __forceinline__ uint32_t pack(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
-  }
-};
-template <>
-struct MmaTypes<__half> {
-  using Tag = simt::f16_tag;
-  __device__ static __forceinline__ uint32_t pack(float low, float high) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
-  }
-};
+using MmaTag = std::conditional_t<std::is_same_v<T, __half>, simt::f16_tag, simt::bf16_tag>;
 
 // d += a * (b[kFirst], b[kFirst + 1])
 template <typename T, int kFirst>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
   const uint32_t pair[2] = {b[kFirst], b[kFirst + 1]};
-  simt::mma_m16n8k16(d, a, pair, typename MmaTypes<T>::Tag());
+  simt::mma_m16n8k16(d, a, pair, MmaTag<T>());
 }
 
 }  // namespace quire::cuda
