@@ -30,6 +30,12 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The device has too little memory for what was asked; nothing else is lost.
+class OutOfMemory : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 // An impossible state: a bug in quire.
 class InternalError : public std::logic_error {
  public:

@@ -2,10 +2,14 @@
 //
 // Decides: what a worker may ask of a device. Does not know: models, batches, requests. Owned by a Worker and called
 // from the engine's thread. The host implementation lies in host/; others are plugins behind the same interface.
+//
+// An asynchronous device does what it is told later, in the order of its stream; memory named in a call must stay as it
+// is until then (an Event tells when). On the host everything is done on return.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,21 +23,59 @@ struct DeviceMemory {
   int64_t available_bytes = 0;  // what this process may still take without pushing others out
 };
 
+// Host memory that copies to and from the device read and write without a detour (pinned, where there is a GPU).
+class HostBuffer {
+ public:
+  virtual ~HostBuffer() = default;
+  virtual std::byte* data() const = 0;
+  virtual size_t num_bytes() const = 0;
+};
+
+// A point in the work of a stream.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual void record(Stream stream) = 0;
+  // Returns when the work before the last record() is done, at once when there was none. Throws what went wrong in it.
+  virtual void wait() = 0;
+};
+
+// Launches that were recorded once and are put on the device's stream again as one.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void launch() = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
 
-  virtual std::string name() const = 0;  // "cpu"
+  virtual std::string name() const = 0;  // "cpu", "cuda", "simt"
   virtual const KernelTable& kernels() const = 0;
   virtual Stream stream() const = 0;
   virtual int num_threads() const = 0;
   virtual DeviceMemory memory() const = 0;
+  // Kernels run behind the caller's back, read device memory alone, and a step's state lives in device rows.
+  virtual bool is_asynchronous() const { return false; }
 
   // Reserves addresses and backs them with memory. Throws DeviceError naming the region and its size.
   virtual std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) = 0;
+  virtual std::unique_ptr<HostBuffer> allocate_host(size_t num_bytes) = 0;
+  // Return when the bytes are there, after everything put on the stream before.
   virtual void copy_to_device(void* destination, const void* source, size_t num_bytes) = 0;
   virtual void copy_to_host(void* destination, const void* source, size_t num_bytes) = 0;
-  // Returns when everything put on the stream so far is done.
+  // Put a copy, in whichever direction the addresses say, or a fill on a stream; host memory must be a HostBuffer's.
+  virtual void copy_async(void* destination, const void* source, size_t num_bytes, Stream stream) = 0;
+  virtual void fill_async(void* destination, std::byte value, size_t num_bytes, Stream stream) = 0;
+  // A second stream, for copies beside the kernels; the same one where there is no other.
+  virtual Stream copy_stream() const { return stream(); }
+  virtual std::unique_ptr<Event> make_event() = 0;
+  // What is put on `stream` from now on waits for the work before the last event.record().
+  virtual void wait_for(Stream stream, const Event& event) = 0;
+  // Records what `body` puts on stream() instead of doing it. Null where the device has no graphs.
+  virtual std::unique_ptr<Graph> capture(const std::function<void()>& body) = 0;
+  // Returns when everything put on the streams so far is done. Throws what went wrong in it.
   virtual void synchronize() = 0;
 };
 

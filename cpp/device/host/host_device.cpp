@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <new>
 #include <string>
 
 #include "base/check.h"
@@ -97,6 +98,28 @@ int64_t read_bytes(const char* path) {
   return file >> value ? value : 0;
 }
 
+class PlainBuffer final : public HostBuffer {
+ public:
+  explicit PlainBuffer(size_t num_bytes) : num_bytes_(num_bytes), data_(new (kAlignment) std::byte[num_bytes]) {}
+  std::byte* data() const override { return data_.get(); }
+  size_t num_bytes() const override { return num_bytes_; }
+
+ private:
+  static constexpr auto kAlignment = std::align_val_t{64};
+  struct Free {
+    void operator()(std::byte* data) const { ::operator delete[](data, kAlignment); }
+  };
+  size_t num_bytes_;
+  std::unique_ptr<std::byte[], Free> data_;
+};
+
+// Nothing is ever left to do.
+class DoneEvent final : public Event {
+ public:
+  void record(Stream) override {}
+  void wait() override {}
+};
+
 class HostDevice final : public Device {
  public:
   explicit HostDevice(const HostDeviceOptions& options)
@@ -127,6 +150,18 @@ class HostDevice final : public Device {
   void copy_to_host(void* destination, const void* source, size_t num_bytes) override {
     std::memcpy(destination, source, num_bytes);
   }
+  std::unique_ptr<HostBuffer> allocate_host(size_t num_bytes) override {
+    return std::make_unique<PlainBuffer>(num_bytes);
+  }
+  void copy_async(void* destination, const void* source, size_t num_bytes, Stream) override {
+    std::memcpy(destination, source, num_bytes);
+  }
+  void fill_async(void* destination, std::byte value, size_t num_bytes, Stream) override {
+    std::memset(destination, static_cast<int>(value), num_bytes);
+  }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<DoneEvent>(); }
+  void wait_for(Stream, const Event&) override {}
+  std::unique_ptr<Graph> capture(const std::function<void()>&) override { return nullptr; }
   void synchronize() override {}  // launchers of the CPU complete on return
 
  private:

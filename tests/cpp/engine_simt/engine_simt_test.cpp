@@ -28,6 +28,12 @@ class EmulatedDevice final : public Device {
   std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) override { return host_->allocate(tag, num_bytes); }
   void copy_to_device(void* to, const void* from, size_t n) override { host_->copy_to_device(to, from, n); }
   void copy_to_host(void* to, const void* from, size_t n) override { host_->copy_to_host(to, from, n); }
+  std::unique_ptr<HostBuffer> allocate_host(size_t n) override { return host_->allocate_host(n); }
+  void copy_async(void* to, const void* from, size_t n, Stream s) override { host_->copy_async(to, from, n, s); }
+  void fill_async(void* to, std::byte value, size_t n, Stream s) override { host_->fill_async(to, value, n, s); }
+  std::unique_ptr<Event> make_event() override { return host_->make_event(); }
+  void wait_for(Stream, const Event&) override {}
+  std::unique_ptr<Graph> capture(const std::function<void()>&) override { return nullptr; }
   void synchronize() override {}
 
  private:
