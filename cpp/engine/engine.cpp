@@ -104,7 +104,7 @@ void Engine::tell_tokens(const SampledTokens& sampled) {
 }
 
 void Engine::hand_out_finished(double now) {
-  for (const std::unique_ptr<Request>& request : scheduler_.take_finished()) {
+  for (const std::shared_ptr<Request>& request : scheduler_.take_finished()) {
     const auto found = records_.find(request->id);
     QUIRE_CHECK(found != records_.end(), "request ", request->id, " finished twice");
     RequestRecord record = std::move(found->second);

@@ -19,8 +19,12 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   QUIRE_CHECK(options.enable_chunked_prefill || options.long_prefill_token_threshold == 0,
               "long_prefill_token_threshold ", options.long_prefill_token_threshold, " without chunked prefill");
   const auto num_seqs = static_cast<size_t>(std::min(options.max_num_seqs, options.max_num_batched_tokens));
-  planned_.reserve(num_seqs);
-  sampled_.reserve(num_seqs);
+  for (Step& step : steps_) {
+    step.planned.reserve(num_seqs);
+    step.sampled.reserve(num_seqs);
+  }
+  if (!options.device_rows) return;
+  for (auto row = static_cast<int32_t>(options.max_num_seqs); row-- > 0;) free_rows_.push_back(row);
 }
 
 bool Scheduler::InOrder::operator()(const Sequence* a, const Sequence* b) const {
@@ -66,52 +70,84 @@ bool Scheduler::cancel(uint64_t request_id) {
   return true;
 }
 
-std::vector<std::unique_ptr<Request>> Scheduler::take_finished() {
-  if (step_in_flight_) return {};
+std::vector<std::shared_ptr<Request>> Scheduler::take_finished() {
+  for (const auto& request : finished_) {
+    if (request->num_steps_in_flight > 0) lingering_.push_back(request);
+  }
   return std::exchange(finished_, {});
 }
 
 // ---------------------------------------------------------------------------------------------------------- plan
 
 void Scheduler::plan(Batch& batch) {
+  QUIRE_CHECK(num_in_flight_ < (options_.device_rows ? kMaxInFlight : 1), num_in_flight_, " steps are in flight");
   reserve(batch);
-  planned_.clear();
-  sampled_.clear();
+  Step& step = steps_[(first_step_ + num_in_flight_) % kMaxInFlight];
+  step.planned.clear();
+  step.sampled.clear();
   int64_t budget = options_.max_num_batched_tokens;
-  const bool preempted = plan_running(budget);
-  // With nothing planned nobody runs any more: then the first waiting sequence must have the pool, or all would wait.
-  if (!preempted || planned_.empty()) admit_waiting(budget);
-  fill_batch(planned_, options_.block_size, batch);
-  for (const int32_t index : batch.sample_seqs) sampled_.push_back(planned_[static_cast<size_t>(index)].sequence);
-  step_in_flight_ = !planned_.empty();
+  const Outcome outcome = plan_running(step, budget);
+  if (outcome == Outcome::must_commit) {
+    step.planned.clear();
+  } else if (outcome == Outcome::fine || step.planned.empty()) {
+    // With nothing planned nobody runs any more: then the first waiting sequence must have the pool, or all would wait.
+    admit_waiting(step, budget);
+  }
+  fill_batch(step.planned, options_.block_size, options_.device_rows, batch);
+  for (const int32_t index : batch.sample_seqs) {
+    step.sampled.push_back(step.planned[static_cast<size_t>(index)].sequence);
+  }
+  if (!step.planned.empty()) start(step);
 }
 
-bool Scheduler::plan_running(int64_t& budget) {
-  bool preempted = false;
+void Scheduler::start(Step& step) {
+  ++num_in_flight_;
+  for (const ScheduledSequence& each : step.planned) {
+    each.sequence->num_in_flight += each.num_new_tokens;
+    each.sequence->num_pending += each.samples ? 1 : 0;
+    ++each.sequence->request->num_steps_in_flight;
+  }
+}
+
+void Scheduler::end(Step& step) {
+  for (const ScheduledSequence& each : step.planned) {
+    each.sequence->num_in_flight -= each.num_new_tokens;
+    each.sequence->num_pending -= each.samples ? 1 : 0;
+    --each.sequence->request->num_steps_in_flight;
+  }
+}
+
+Scheduler::Outcome Scheduler::plan_running(Step& step, int64_t& budget) {
+  Outcome outcome = Outcome::fine;
   for (auto next = running_.begin(); next != running_.end() && budget > 0; ++next) {
     Sequence& sequence = **next;
+    if (sequence.num_pending > 0 && sequence.num_known() >= sequence.request->max_total_tokens) continue;  // it ends
     const int32_t num_new = chunk(sequence, budget);
     if (num_new == 0) break;
-    while (!grow(sequence, sequence.num_computed + num_new)) {
+    const int32_t begin = sequence.num_computed + sequence.num_in_flight;
+    while (!grow(sequence, begin + num_new)) {
+      // Who is preempted computes its tokens again, so they must be known.
+      if (num_in_flight_ > 0) return Outcome::must_commit;
       Sequence& victim = newest_holder();
       preempt(victim);
-      preempted = true;
-      if (&victim == &sequence) return true;  // it was the newest, so nobody is left to plan
+      outcome = Outcome::preempted;
+      if (&victim == &sequence) return outcome;  // it was the newest, so nobody is left to plan
     }
-    planned_.push_back({&sequence, num_new});
+    step.planned.push_back({&sequence, begin, num_new, begin + num_new == sequence.num_known()});
     budget -= num_new;
   }
-  return preempted;
+  return outcome;
 }
 
-void Scheduler::admit_waiting(int64_t& budget) {
+void Scheduler::admit_waiting(Step& step, int64_t& budget) {
   while (budget > 0 && !waiting_.empty() && std::ssize(running_) < options_.max_num_seqs) {
     Sequence& sequence = **waiting_.begin();
     const int32_t num_new = admit(sequence, budget);
     if (num_new > 0) {
-      planned_.push_back({&sequence, num_new});
+      const int32_t begin = sequence.num_computed;
+      step.planned.push_back({&sequence, begin, num_new, begin + num_new == sequence.num_known()});
       budget -= num_new;
-    } else if (running_.empty()) {
+    } else if (running_.empty() && num_in_flight_ == 0) {
       preempt(newest_holder());  // only siblings that wait can hold what is missing
     } else {
       return;
@@ -148,11 +184,28 @@ int32_t Scheduler::admit(Sequence& sequence, int64_t budget) {
   QUIRE_CHECK(grown, num_missing, " blocks were there");
   sharing_.erase(&sequence);
   running_.insert(waiting_.extract(&sequence));
+  give_row(sequence);
   return num_new;
 }
 
+void Scheduler::give_row(Sequence& sequence) {
+  if (!options_.device_rows) return;
+  QUIRE_CHECK(sequence.row < 0 && !free_rows_.empty(), "row ", sequence.row, ", ", free_rows_.size(), " free rows");
+  sequence.row = free_rows_.back();
+  free_rows_.pop_back();
+  sequence.row_serial = ++num_rows_given_;
+  sequence.num_row_blocks = 0;
+  sequence.row_has_count = sequence.row_has_last_token = false;
+}
+
+void Scheduler::take_row(Sequence& sequence) {
+  if (sequence.row < 0) return;
+  free_rows_.push_back(sequence.row);
+  sequence.row = -1;
+}
+
 int32_t Scheduler::chunk(const Sequence& sequence, int64_t budget) const {
-  const int64_t num_remaining = sequence.num_tokens() - sequence.num_computed;
+  const int64_t num_remaining = sequence.num_known() - sequence.num_computed - sequence.num_in_flight;
   if (!options_.enable_chunked_prefill) return static_cast<int32_t>(num_remaining <= budget ? num_remaining : 0);
   const int64_t threshold = options_.long_prefill_token_threshold;
   const int64_t limit = threshold > 0 ? std::min(budget, threshold) : budget;
@@ -181,6 +234,7 @@ void Scheduler::preempt(Sequence& sequence) {
   if (sharing_.erase(&sequence) > 0) return;  // it had computed nothing of its own
   ++sequence.request->num_preemptions;
   ++num_preemptions_;
+  take_row(sequence);
   waiting_.insert(running_.extract(&sequence));
 }
 
@@ -189,43 +243,72 @@ void Scheduler::release_blocks(Sequence& sequence) const {
   while (!sequence.blocks.empty()) sequence.blocks.pop_back();
   sequence.num_computed = 0;
   sequence.num_hashed_blocks = 0;
+  sequence.num_row_blocks = 0;
 }
 
 // -------------------------------------------------------------------------------------------------------- commit
 
+std::span<const ScheduledSequence> Scheduler::planned() const {
+  if (num_in_flight_ == 0) return {};
+  return newest().planned;
+}
+
 const Sequence& Scheduler::sampled_sequence(int32_t row) const {
-  QUIRE_CHECK(row >= 0 && row < std::ssize(sampled_), "row ", row, " of ", sampled_.size());
-  return *sampled_[static_cast<size_t>(row)];
+  QUIRE_CHECK(num_in_flight_ > 0 && row >= 0 && row < std::ssize(newest().sampled), "row ", row);
+  return *newest().sampled[static_cast<size_t>(row)];
 }
 
 void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
-  QUIRE_CHECK(step_in_flight_, "commit() without plan()");
-  QUIRE_CHECK(batch.num_seqs() == std::ssize(planned_) && sampled.size() == sampled_.size(), batch.num_seqs(),
-              " sequences and ", sampled.size(), " tokens for ", planned_.size(), " planned, ", sampled_.size(),
+  QUIRE_CHECK(num_in_flight_ > 0, "commit() without plan()");
+  Step& step = steps_[first_step_];
+  QUIRE_CHECK(batch.num_seqs() == std::ssize(step.planned) && sampled.size() == step.sampled.size(), batch.num_seqs(),
+              " sequences and ", sampled.size(), " tokens for ", step.planned.size(), " planned, ", step.sampled.size(),
               " sampled");
-  step_in_flight_ = false;
+  end(step);
+  first_step_ = (first_step_ + 1) % kMaxInFlight;
+  --num_in_flight_;
   size_t next_row = 0;
-  for (const ScheduledSequence& each : planned_) {
+  for (const ScheduledSequence& each : step.planned) {
     Sequence& sequence = *each.sequence;
-    const bool samples = next_row < sampled_.size() && sampled_[next_row] == &sequence;
-    const size_t row = samples ? next_row++ : 0;
-    if (sequence.finished()) continue;  // cancelled since plan(): its token is dropped
+    const size_t row = each.samples ? next_row++ : 0;
+    if (sequence.finished()) continue;  // cancelled since plan(), or ended in the step before: its token is dropped
     sequence.num_computed = each.kv_len();
     offer_full_blocks(sequence);
-    if (!samples) continue;
+    if (!each.samples) continue;
     append_token(sequence, sampled[row]);
     if (sequence.index == 0 && sequence.num_output() == 1) start_siblings(sequence);
     if (!sequence.finished()) continue;
     leave_queues(sequence);
     if (sequence.request->finished()) retire(sequence.request->id);
   }
-  planned_.clear();
+  step.planned.clear();
+  step.sampled.clear();
+  std::erase_if(lingering_, [](const auto& request) { return request->num_steps_in_flight == 0; });
+}
+
+void Scheduler::abandon() {
+  for (; num_in_flight_ > 0; --num_in_flight_) {
+    Step& step = newest();
+    end(step);
+    for (const ScheduledSequence& each : step.planned) {
+      each.sequence->num_row_blocks = 0;
+      each.sequence->row_has_count = each.sequence->row_has_last_token = false;
+    }
+    step.planned.clear();
+    step.sampled.clear();
+  }
+  lingering_.clear();
 }
 
 void Scheduler::offer_full_blocks(Sequence& sequence) {
   const int32_t num_full = sequence.num_computed / options_.block_size;
   for (; sequence.num_hashed_blocks < num_full; ++sequence.num_hashed_blocks) {
-    cache_.insert(sequence.tokens, sequence.request->cache_salt, sequence.blocks, sequence.num_hashed_blocks);
+    const int32_t index = sequence.num_hashed_blocks;
+    const int32_t block_id = sequence.blocks[static_cast<size_t>(index)].id();
+    cache_.insert(sequence.tokens, sequence.request->cache_salt, sequence.blocks, index);
+    // Another one with the same content took its place; the row has to be told.
+    if (sequence.blocks[static_cast<size_t>(index)].id() == block_id) continue;
+    sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
   }
 }
 
@@ -245,6 +328,7 @@ void Scheduler::start_siblings(const Sequence& first) {
 
 void Scheduler::leave_queues(Sequence& sequence) {
   release_blocks(sequence);
+  take_row(sequence);
   running_.erase(&sequence);
   waiting_.erase(&sequence);
   sharing_.erase(&sequence);
@@ -270,11 +354,19 @@ int32_t Scheduler::blocks_for(int64_t num_tokens) const {
 
 void Scheduler::reserve(Batch& batch) const {
   const auto num_tokens = static_cast<size_t>(options_.max_num_batched_tokens);
-  const auto num_seqs = planned_.capacity();
-  for (auto* array : {&batch.token_ids, &batch.positions, &batch.slot_mapping}) array->reserve(num_tokens);
+  const auto num_seqs = steps_.front().planned.capacity();
+  const auto num_table_entries = num_seqs * static_cast<size_t>(blocks_for(options_.max_model_len));
+  batch.token_ids.reserve(num_tokens);
   for (auto* array : {&batch.kv_lens, &batch.sample_token_rows, &batch.sample_seqs}) array->reserve(num_seqs);
   batch.query_start.reserve(num_seqs + 1);
-  batch.block_tables.reserve(num_seqs * static_cast<size_t>(blocks_for(options_.max_model_len)));
+  if (options_.device_rows) {
+    batch.rows.reserve(num_seqs);
+    batch.row_updates.reserve(num_seqs);
+    batch.row_block_ids.reserve(num_table_entries);
+  } else {
+    for (auto* array : {&batch.positions, &batch.slot_mapping}) array->reserve(num_tokens);
+    batch.block_tables.reserve(num_table_entries);
+  }
 }
 
 void Scheduler::check_integrity() const {
@@ -322,12 +414,17 @@ void Scheduler::check_queues() const {
       const bool queued = !sequence->finished() && !sequence->tokens.empty();
       num_queued += queued ? 1 : 0;
       QUIRE_CHECK(runs + waits == (queued ? 1 : 0), "request ", id, ": runs ", runs, ", waits ", waits);
+      QUIRE_CHECK((sequence->row >= 0) == (runs && options_.device_rows), "request ", id, " has row ", sequence->row);
+      QUIRE_CHECK(sequence->num_row_blocks <= std::ssize(sequence->blocks), "request ", id, " has ",
+                  sequence->num_row_blocks, " blocks in its row");
       QUIRE_CHECK(shares == (waits && !sequence->blocks.empty()) && (runs || waits || sequence->blocks.empty()),
                   "request ", id, " holds ", sequence->blocks.size(), " blocks: runs ", runs, ", shares ", shares);
       QUIRE_CHECK(static_cast<int64_t>(sequence->blocks.size()) * options_.block_size >= sequence->num_computed,
                   "request ", id, " has ", sequence->blocks.size(), " blocks for ", sequence->num_computed, " tokens");
     }
   }
+  QUIRE_CHECK(!options_.device_rows || std::ssize(free_rows_) + std::ssize(running_) == options_.max_num_seqs,
+              free_rows_.size(), " free rows");
   QUIRE_CHECK(num_queued == running_.size() + waiting_.size(), "queues name sequences of requests that are gone");
 }
 

@@ -1,11 +1,14 @@
 // Who runs in the next step, and with how many tokens. Verbs: plan, commit.
 //
-// Pure: no clock, no thread, no device, no tokenizer. Events (add, cancel, commit) and budgets in, a Batch out. One
+// Pure: no clock, no thread, no device, no tokenizer. Events (add, cancel, commit) and budgets in, a Batch out. Two
+// steps may be planned before the first is committed: a sequence whose token nobody knows yet goes on as if it did not
+// end, and what was computed too much is dropped. One
 // planner, policies inside it: continuous batching, chunked prefill, prefix caching, preemption by recompute. Sequences
 // have one order, (priority, arrival, index), in which they are admitted and planned, and in reverse preempted; with
 // equal priorities that is first come first served. docs/scheduler.md tells the policies. Engine thread only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -31,6 +34,9 @@ struct SchedulerOptions {
   bool enable_prefix_caching = true;
   // false: a prompt is computed in one step or waits; then max_num_batched_tokens must be at least max_model_len.
   bool enable_chunked_prefill = true;
+  // Batches are written for a device that keeps the state of running sequences in rows (params/device_rows.h), of which
+  // there are max_num_seqs. Needed to plan a step while the tokens of the one before are unknown.
+  bool device_rows = false;
 };
 
 struct SchedulerStats {
@@ -43,6 +49,8 @@ struct SchedulerStats {
 // blocks are released (full ones stay as evictable prefix cache), it waits at its place in the order and recomputes.
 // Then waiting sequences in order, until a budget is used up; nobody overtakes the first one that does not fit. No
 // admission in a step that preempted. A plan that is never committed costs nothing: sequences advance in commit alone.
+// Blocks that a commit releases while a later step is in flight may be given out again at once: the device does steps
+// in their order, so what the later step still writes to them is overwritten before it is read.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions& options);
@@ -55,19 +63,26 @@ class Scheduler {
   bool cancel(uint64_t request_id);
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
 
-  // Plans one step into `batch`. An empty batch means that there is nothing to do.
+  // Plans one step into `batch`. An empty batch means that there is nothing to do or, with a step in flight, nothing
+  // to do before its commit(): all end with the tokens in flight, or somebody would have to be preempted.
   void plan(Batch& batch);
-  // The sequences of the batch planned last, in its order, until commit() or cancel().
-  std::span<const ScheduledSequence> planned() const { return planned_; }
-  // The sequence of sample row `row` of the batch planned last; valid until take_finished() or the next plan(). One
-  // that was cancelled since is finished().
+  // Steps planned and not committed; plan() may be called while there are fewer than kMaxInFlight.
+  static constexpr size_t kMaxInFlight = 2;
+  size_t num_in_flight() const { return num_in_flight_; }
+  // The sequences of the batch planned last, in its order, until it is committed.
+  std::span<const ScheduledSequence> planned() const;
+  // The sequence of sample row `row` of the batch planned last; valid until that is committed and take_finished() was
+  // called. One that was cancelled since, or ended in the step before, is finished().
   const Sequence& sampled_sequence(int32_t row) const;
-  // Takes the sampled tokens of the batch planned last ([num_samples]): appends them, ends sequences, starts the n - 1
-  // others of a request whose prompt is done, offers full blocks to the prefix cache, releases blocks.
+  // Takes the sampled tokens of the oldest batch in flight ([num_samples]): appends them, ends sequences, starts the
+  // n - 1 others of a request whose prompt is done, offers full blocks to the prefix cache, releases blocks. Tokens of
+  // sequences that had ended before are dropped.
   void commit(const Batch& batch, std::span<const int32_t> sampled);
-  // Requests all of whose sequences ended, in the order they did. Empty between plan() and commit(): the batch still
-  // names sequences of requests that were cancelled meanwhile.
-  std::vector<std::unique_ptr<Request>> take_finished();
+  // Forgets all steps in flight: they were not run, or not to their end. Rows are told everything again.
+  void abandon();
+  // Requests all of whose sequences ended, in the order they did. Those that a step in flight still names stay alive
+  // here until it is committed.
+  std::vector<std::shared_ptr<Request>> take_finished();
 
   // Forgets cached prefixes; false, and nothing happens, while sequences hold blocks.
   bool reset_prefix_cache();
@@ -84,9 +99,15 @@ class Scheduler {
   };
   using Queue = std::set<Sequence*, InOrder>;  // nodes move between queues, so that no step allocates
 
+  struct Step {
+    std::vector<ScheduledSequence> planned;
+    std::vector<Sequence*> sampled;  // one a sample row
+  };
+
   // Verbs of plan.
-  bool plan_running(int64_t& budget);  // whether something was preempted
-  void admit_waiting(int64_t& budget);
+  enum class Outcome : uint8_t { fine, preempted, must_commit };
+  Outcome plan_running(Step& step, int64_t& budget);
+  void admit_waiting(Step& step, int64_t& budget);
   int32_t admit(Sequence& sequence, int64_t budget);  // number of tokens it computes now; 0: it has to wait
   int32_t chunk(const Sequence& sequence, int64_t budget) const;
   bool grow(Sequence& sequence, int32_t num_tokens);  // blocks for so many tokens; false when they ran out
@@ -99,6 +120,8 @@ class Scheduler {
   void start_siblings(const Sequence& first);
   void leave_queues(Sequence& sequence);
   void retire(uint64_t request_id);
+  void give_row(Sequence& sequence);
+  void take_row(Sequence& sequence);
 
   void check_sharing() const;
   void check_queues() const;
@@ -108,14 +131,20 @@ class Scheduler {
   const SchedulerOptions options_;
   BlockPool pool_;  // before everything that holds a BlockRef
   PrefixCache cache_;
-  std::unordered_map<uint64_t, std::unique_ptr<Request>> requests_;
+  std::unordered_map<uint64_t, std::shared_ptr<Request>> requests_;
   Queue running_;
   Queue waiting_;
   Queue sharing_;  // those of waiting_ that hold blocks of their prompt already: siblings that never ran
-  std::vector<ScheduledSequence> planned_;
-  std::vector<Sequence*> sampled_;  // one a sample row
-  bool step_in_flight_ = false;     // planned, not committed
-  std::vector<std::unique_ptr<Request>> finished_;
+  Step& newest() { return steps_[(first_step_ + num_in_flight_ - 1) % kMaxInFlight]; }
+  const Step& newest() const { return steps_[(first_step_ + num_in_flight_ - 1) % kMaxInFlight]; }
+  void start(Step& step);
+  void end(Step& step);
+  std::array<Step, kMaxInFlight> steps_;  // a ring: those in flight, oldest first, then the plan being made
+  size_t first_step_ = 0, num_in_flight_ = 0;
+  std::vector<std::shared_ptr<Request>> finished_;   // not yet taken
+  std::vector<std::shared_ptr<Request>> lingering_;  // taken, named by a step in flight
+  std::vector<int32_t> free_rows_;
+  uint32_t num_rows_given_ = 0;
   uint64_t num_added_ = 0;
   int64_t num_preemptions_ = 0;
   int64_t prefix_cache_queries_ = 0, prefix_cache_hits_ = 0;

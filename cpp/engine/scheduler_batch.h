@@ -1,7 +1,6 @@
 // From scheduled sequences to the flat arrays of a Batch. Verb: plan.
 //
-// The one place where a token position becomes a slot of the KV cache. Pure: reads sequences, changes none. Engine
-// thread only.
+// The one place on the host where a token position becomes a slot of the KV cache. Pure. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +11,18 @@
 
 namespace quire {
 
-// A sequence of the step: tokens [num_computed, num_computed + num_new_tokens) are computed in it. It has the blocks.
+// A sequence of a step: its tokens [begin, begin + num_new_tokens) are computed in it. It has the blocks.
 struct ScheduledSequence {
   Sequence* sequence = nullptr;
+  int32_t begin = 0;
   int32_t num_new_tokens = 0;
+  bool samples = false;  // the last token that is known gets logits
 
-  int32_t kv_len() const { return sequence->num_computed + num_new_tokens; }
-  // The last token that is known gets logits.
-  bool samples() const { return kv_len() == sequence->num_tokens(); }
+  int32_t kv_len() const { return begin + num_new_tokens; }
 };
 
-// Overwrites `batch`; its vectors keep their capacity.
-void fill_batch(std::span<const ScheduledSequence> scheduled, int32_t block_size, Batch& batch);
+// Overwrites `batch`; its vectors keep their capacity. With `device_rows` positions, slots and block tables are left
+// empty, and what the rows do not have yet is listed; the sequences' books of their rows are brought up to date.
+void fill_batch(std::span<const ScheduledSequence> scheduled, int32_t block_size, bool device_rows, Batch& batch);
 
 }  // namespace quire

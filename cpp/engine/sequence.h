@@ -26,6 +26,7 @@ struct Vocabulary {
 };
 
 struct Request;
+struct RequestRecord;  // what the engine keeps of a request; opaque here
 
 struct Sequence {
   Request* request = nullptr;
@@ -33,6 +34,10 @@ struct Sequence {
   std::vector<int32_t>
       tokens;                // prompt, then output; empty while it waits for the first sequence to compute the prompt
   int32_t num_computed = 0;  // tokens [0, num_computed) have keys and values in blocks
+  // Of steps that are planned and not committed: tokens they compute, and whether they sample one more that nobody
+  // knows yet.
+  int32_t num_in_flight = 0;
+  int32_t num_pending = 0;
   std::vector<BlockRef> blocks;   // block b holds tokens [b * block_size, (b + 1) * block_size)
   int32_t num_hashed_blocks = 0;  // blocks [0, num_hashed_blocks) were offered to the prefix cache
   uint64_t arrival_order = 0;     // ties and preemption: larger is newer
@@ -41,7 +46,16 @@ struct Sequence {
   int32_t stop_token_id = -1;
   int32_t stop_string_index = -1;
 
+  // The row of device state that is this sequence's while it runs (SchedulerOptions::device_rows), -1 else.
+  int32_t row = -1;
+  uint32_t row_serial = 0;          // another one each time the sequence gets a row
+  int32_t num_row_blocks = 0;       // entries of its block table that the row has
+  bool row_has_count = false;       // the row's num_computed is right (steps in flight included)
+  bool row_has_last_token = false;  // the row has the newest token, sampled in it
+
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  // With the token that is in flight.
+  int32_t num_known() const { return num_tokens() + num_pending; }
   int32_t num_output() const;
   std::span<const int32_t> output() const;
   bool finished() const { return finish_reason != FinishReason::none; }
@@ -61,7 +75,9 @@ struct Request {
   std::vector<std::unique_ptr<Sequence>> sequences;  // params.n, made by Scheduler::add()
   int32_t num_cached_tokens = 0;
   int32_t num_preemptions = 0;
-  bool scheduled = false;  // some token of it has been in a batch
+  int32_t num_steps_in_flight = 0;  // plans that name one of its sequences, not committed
+  bool scheduled = false;           // some token of it has been in a batch
+  std::shared_ptr<RequestRecord> record;
   bool finished() const;
 };
 

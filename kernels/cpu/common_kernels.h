@@ -8,6 +8,7 @@
 
 #include "params/attention.h"
 #include "params/copy_blocks.h"
+#include "params/device_rows.h"
 #include "params/gemm.h"
 #include "params/prepare_batch.h"
 #include "params/sampling.h"
@@ -18,7 +19,9 @@ namespace quire::cpu {
 size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
 void pack_weight(const PackWeightParams& params, Stream stream);
 
+void update_rows(const UpdateRowsParams& params, Stream stream);
 void prepare_batch(const PrepareBatchParams& params, Stream stream);
+void store_sampled(const StoreSampledParams& params, Stream stream);
 void copy_blocks(const CopyBlocksParams& params, Stream stream);
 
 // Attention: keys of a chunk share one pass of the online softmax; keys of a split make one partial state. Both are cut

@@ -13,7 +13,9 @@ static constexpr KernelTable kTable = {
     .plan_attention = plan_attention,
     .sample = sample,
     .sampling_workspace_bytes = sampling_workspace_bytes,
+    .update_rows = update_rows,
     .prepare_batch = prepare_batch,
+    .store_sampled = store_sampled,
     .copy_blocks = copy_blocks,
     .block_size_multiple = kTileTokens,
 };

@@ -9,6 +9,7 @@
 
 #include "params/attention.h"
 #include "params/copy_blocks.h"
+#include "params/device_rows.h"
 #include "params/embedding.h"
 #include "params/gemm.h"
 #include "params/norm.h"
@@ -47,7 +48,9 @@ struct KernelTable {
   size_t (*sampling_workspace_bytes)(int64_t max_rows, int64_t vocab_size, int num_threads) = nullptr;
 
   // around a step
+  void (*update_rows)(const UpdateRowsParams&, Stream) = nullptr;
   void (*prepare_batch)(const PrepareBatchParams&, Stream) = nullptr;
+  void (*store_sampled)(const StoreSampledParams&, Stream) = nullptr;
   void (*copy_blocks)(const CopyBlocksParams&, Stream) = nullptr;
 
   int32_t block_size_multiple = 1;  // a page must hold a multiple of this many tokens

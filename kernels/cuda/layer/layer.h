@@ -2,6 +2,7 @@
 #pragma once
 
 #include "params/copy_blocks.h"
+#include "params/device_rows.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
 #include "params/rope.h"
@@ -12,6 +13,8 @@ namespace quire::cuda {
 void norm(const NormParams& params, Stream stream);
 void rope_kv_write(const RopeKvWriteParams& params, Stream stream);
 void copy_blocks(const CopyBlocksParams& params, Stream stream);
+void update_rows(const UpdateRowsParams& params, Stream stream);
 void prepare_batch(const PrepareBatchParams& params, Stream stream);
+void store_sampled(const StoreSampledParams& params, Stream stream);
 
 }  // namespace quire::cuda

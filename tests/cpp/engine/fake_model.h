@@ -4,6 +4,7 @@
 // which is read through the block table, as attention would: what is computed depends on all that lies in the cache.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <span>
@@ -102,6 +103,73 @@ class FakeModel {
 
   int32_t block_size_;
   std::vector<Slot> slots_;
+};
+
+// A device that keeps the state of running sequences in rows: makes of a batch for rows the flat one it stands for.
+class FakeRows {
+ public:
+  FakeRows(int64_t num_rows, int32_t block_size) : block_size_(block_size), rows_(static_cast<size_t>(num_rows)) {}
+
+  Batch flatten(const Batch& batch) {
+    for (const RowUpdate& update : batch.row_updates) apply(update, batch.row_block_ids);
+    Batch flat = batch;
+    for (const int32_t row : batch.rows) {
+      flat.block_table_stride = std::max(flat.block_table_stride, static_cast<int32_t>(at(row).table.size()));
+    }
+    std::set<int32_t> seen;
+    for (int32_t s = 0; s < batch.num_seqs(); ++s) {
+      QUIRE_CHECK(seen.insert(batch.rows[static_cast<size_t>(s)]).second, "a row is listed twice");
+      flatten_sequence(s, flat);
+    }
+    return flat;
+  }
+
+  void store(const Batch& batch, std::span<const int32_t> sampled) {
+    for (size_t i = 0; i < sampled.size(); ++i) {
+      at(batch.rows[static_cast<size_t>(batch.sample_seqs[i])]).last_token = sampled[i];
+    }
+  }
+  int32_t num_prompt(int32_t row) { return at(row).num_prompt; }
+
+ private:
+  struct Row {
+    int32_t last_token = -1;
+    int32_t num_computed = -1;
+    int32_t num_prompt = -1;
+    std::vector<int32_t> table;
+  };
+  Row& at(int32_t row) { return rows_.at(static_cast<size_t>(row)); }
+
+  void apply(const RowUpdate& update, const std::vector<int32_t>& block_ids) {
+    Row& row = at(update.row);
+    if (update.num_computed >= 0) row.num_computed = update.num_computed;
+    row.num_prompt = update.num_prompt;
+    QUIRE_CHECK(update.first_block <= static_cast<int32_t>(row.table.size()), "a gap in the table of row ", update.row);
+    row.table.resize(static_cast<size_t>(update.first_block));
+    const auto first = block_ids.begin() + update.block_ids_begin;
+    row.table.insert(row.table.end(), first, first + update.num_blocks);
+  }
+
+  void flatten_sequence(int32_t s, Batch& flat) {
+    Row& row = at(flat.rows[static_cast<size_t>(s)]);
+    const auto end = static_cast<size_t>(flat.query_start[static_cast<size_t>(s) + 1]);
+    for (auto i = static_cast<size_t>(flat.query_start[static_cast<size_t>(s)]); i < end; ++i) {
+      if (flat.token_ids[i] < 0) {
+        QUIRE_CHECK(i + 1 == end && row.last_token >= 0, "token ", i, " of row ", flat.rows[static_cast<size_t>(s)]);
+        flat.token_ids[i] = row.last_token;
+      }
+      flat.positions.push_back(row.num_computed);
+      const int32_t block = row.table.at(static_cast<size_t>(row.num_computed / block_size_));
+      flat.slot_mapping.push_back(block * block_size_ + row.num_computed % block_size_);
+      ++row.num_computed;
+    }
+    const size_t begin = flat.block_tables.size();
+    flat.block_tables.resize(begin + static_cast<size_t>(flat.block_table_stride), -1);
+    std::ranges::copy(row.table, flat.block_tables.begin() + static_cast<int64_t>(begin));
+  }
+
+  int32_t block_size_;
+  std::vector<Row> rows_;
 };
 
 }  // namespace quire::testing

@@ -59,7 +59,10 @@ ExpectedOutput expected_output(const Request& request, int32_t index, const Scri
 }
 
 Harness::Harness(const SchedulerOptions& options)
-    : options_(options), model_(options.num_blocks, options.block_size), scheduler_(options) {}
+    : options_(options),
+      model_(options.num_blocks, options.block_size),
+      rows_(options.max_num_seqs, options.block_size),
+      scheduler_(options) {}
 
 void Harness::add(std::unique_ptr<Request> request, Script script) {
   live_[request->id] = request.get();
@@ -75,15 +78,19 @@ bool Harness::cancel(uint64_t request_id) {
 }
 
 bool Harness::plan() {
+  const bool alone = scheduler_.num_in_flight() == 0;
   scheduler_.plan(batch_);
-  QUIRE_CHECK(batch_.empty() == !scheduler_.has_work(), "a plan of ", batch_.num_tokens(), " tokens");
+  QUIRE_CHECK(!alone || batch_.empty() == !scheduler_.has_work(), "a plan of ", batch_.num_tokens(), " tokens");
   QUIRE_CHECK(batch_.num_tokens() <= options_.max_num_batched_tokens, batch_.num_tokens(), " tokens planned");
   QUIRE_CHECK(batch_.num_seqs() <= options_.max_num_seqs, batch_.num_seqs(), " sequences planned");
+  if (!batch_.empty()) in_flight_.push_back({batch_, run_model()});
   if (!checks_) return !batch_.empty();
   scheduler_.check_integrity();
   planned_.clear();
-  for (const ScheduledSequence& each : scheduler_.planned()) {
-    planned_.push_back({each.sequence->request->id, each.sequence->index, each.sequence->num_computed, each.kv_len()});
+  if (!batch_.empty()) {
+    for (const ScheduledSequence& each : scheduler_.planned()) {
+      planned_.push_back({each.sequence->request->id, each.sequence->index, each.begin, each.kv_len()});
+    }
   }
   preempted_.clear();
   for (const auto& [id, request] : live_) {
@@ -92,25 +99,43 @@ bool Harness::plan() {
   return !batch_.empty();
 }
 
-void Harness::commit() {
-  const std::vector<uint64_t> prefixes = model_.run(batch_);
+std::vector<int32_t> Harness::run_model() {
+  const Batch flat = options_.device_rows ? rows_.flatten(batch_) : batch_;
+  const std::vector<uint64_t> prefixes = model_.run(flat);
   std::vector<int32_t> sampled;
-  for (int32_t row = 0; row < batch_.num_samples(); ++row) {
+  for (int32_t row = 0; row < flat.num_samples(); ++row) {
     const Sequence& sequence = scheduler_.sampled_sequence(row);
     const Request& request = *sequence.request;
-    const int32_t token_row = batch_.sample_token_rows[static_cast<size_t>(row)];
-    const int32_t position = batch_.positions[static_cast<size_t>(token_row)] + 1;
+    const int32_t token_row = flat.sample_token_rows[static_cast<size_t>(row)];
+    const int32_t position = flat.positions[static_cast<size_t>(token_row)] + 1;
+    if (options_.device_rows) {
+      QUIRE_CHECK(rows_.num_prompt(sequence.row) == std::ssize(request.prompt), "the row does not know the prompt");
+    }
     sampled.push_back(
         say(request, scripts_.at(request.id), position, prefixes[static_cast<size_t>(row)], sequence.index));
   }
-  scheduler_.commit(batch_, sampled);
+  if (options_.device_rows) rows_.store(flat, sampled);
+  return sampled;
+}
+
+void Harness::commit() {
+  scheduler_.commit(in_flight_.front().batch, in_flight_.front().sampled);
+  in_flight_.pop_front();
   ++num_steps_;
   if (checks_) scheduler_.check_integrity();
   check_finished();
 }
 
+void Harness::abandon() {
+  scheduler_.abandon();
+  in_flight_.clear();
+  if (checks_) scheduler_.check_integrity();
+}
+
 bool Harness::step() {
-  if (!plan()) return false;
+  while (in_flight_.size() < max_in_flight() && plan()) {
+  }
+  if (in_flight_.empty()) return false;
   commit();
   return true;
 }
@@ -124,7 +149,7 @@ void Harness::run_until_idle() {
 }
 
 void Harness::check_finished() {
-  for (std::unique_ptr<Request>& request : scheduler_.take_finished()) {
+  for (std::shared_ptr<Request>& request : scheduler_.take_finished()) {
     const Script& script = scripts_.at(request->id);
     for (const auto& sequence : request->sequences) {
       const ExpectedOutput expected = expected_output(*request, sequence->index, script);

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -36,16 +37,21 @@ class Harness {
   void add(std::unique_ptr<Request> request, Script script = {});
   bool cancel(uint64_t request_id);
 
-  // plan; false when there was nothing to do.
+  // plan and the model; false when there was nothing to do, or nothing before a commit.
   bool plan();
-  // The model and commit; checks the books, and the outputs of requests that finished.
+  // The oldest step in flight; checks the books, and the outputs of requests that finished.
   void commit();
+  // With device rows it plans one step ahead: the tokens of a step are told after the next one was planned.
   bool step();
+  size_t max_in_flight() const { return options_.device_rows ? Scheduler::kMaxInFlight : 1; }
+  // Forgets what is in flight, as after a failure of the device.
+  void abandon();
   void run_until_idle();
 
   Scheduler& scheduler() { return scheduler_; }
+  // Planned last.
   const Batch& batch() const { return batch_; }
-  const std::map<uint64_t, std::unique_ptr<Request>>& finished() const { return finished_; }
+  const std::map<uint64_t, std::shared_ptr<Request>>& finished() const { return finished_; }
   // (request, index, first position, end position) of each sequence of the batch planned last.
   struct Planned {
     uint64_t id;
@@ -59,15 +65,23 @@ class Harness {
   void set_checks(bool checks) { checks_ = checks; }
 
  private:
+  struct Step {
+    Batch batch;
+    std::vector<int32_t> sampled;
+  };
+
+  std::vector<int32_t> run_model();
   void check_finished();
 
   SchedulerOptions options_;
   FakeModel model_;
+  FakeRows rows_;
   Scheduler scheduler_;
   Batch batch_;
+  std::deque<Step> in_flight_;
   std::map<uint64_t, const Request*> live_;
   std::map<uint64_t, Script> scripts_;
-  std::map<uint64_t, std::unique_ptr<Request>> finished_;
+  std::map<uint64_t, std::shared_ptr<Request>> finished_;
   std::map<uint64_t, int32_t> preemptions_;
   std::vector<uint64_t> preempted_;
   std::vector<Planned> planned_;

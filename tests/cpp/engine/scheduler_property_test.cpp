@@ -135,7 +135,8 @@ std::unique_ptr<Request> copy_of(const Request& request) {
 }
 
 // `cancels`: off to compare outputs, because what a cancelled request still says depends on the pace.
-Ending tell(const Story& story, const SchedulerOptions& options, bool cancels) {
+// `abandons`: some steps are lost with what they computed.
+Ending tell(const Story& story, const SchedulerOptions& options, bool cancels, bool abandons = false) {
   Harness harness(options);
   Ending ending;
   size_t next = 0;
@@ -152,10 +153,14 @@ Ending tell(const Story& story, const SchedulerOptions& options, bool cancels) {
       harness.add(copy_of(story.arrivals[next].request));
     }
     cancel_due(step, false);
-    if (harness.plan()) {
-      cancel_due(step, true);
+    const bool planned = harness.plan();
+    const size_t num_in_flight = harness.scheduler().num_in_flight();
+    if (planned) cancel_due(step, true);
+    if (abandons && step % 7 == 3) {
+      harness.abandon();
+    } else if (num_in_flight == harness.max_in_flight() || (num_in_flight > 0 && (!planned || step % 5 == 0))) {
       harness.commit();
-    } else if (next == story.arrivals.size()) {
+    } else if (!planned && num_in_flight == 0 && next == story.arrivals.size()) {
       break;
     }
   }
@@ -185,7 +190,12 @@ TEST(SchedulerProperty, OutputsDependOnRequestsAlone) {
     EXPECT_EQ(poor_ending.outputs, rich_ending.outputs);
     EXPECT_EQ(rich_ending.stats.num_preemptions, 0);
     const Ending cancelled_ending = tell(story, poor, true);
-    for (const Ending* each : {&rich_ending, &poor_ending, &cancelled_ending}) {
+    SchedulerOptions ahead = poor;
+    ahead.device_rows = true;
+    const Ending ahead_ending = tell(story, ahead, false, dice.one_in(3));
+    EXPECT_EQ(ahead_ending.outputs, rich_ending.outputs) << "planned one step ahead";
+    const Ending ahead_cancelled_ending = tell(story, ahead, true);
+    for (const Ending* each : {&rich_ending, &poor_ending, &cancelled_ending, &ahead_ending, &ahead_cancelled_ending}) {
       total.num_steps += each->num_steps;
       total.num_cancelled += each->num_cancelled;
       total.stats.num_preemptions += each->stats.num_preemptions;

@@ -32,10 +32,10 @@ TEST(FillBatch, LaysTokensOverBlocks) {
   }  // 1 is free again
   for (int i = 0; i < 3; ++i) prefill.blocks.push_back(pool.allocate());  // 1, 2, 3
   decode.blocks.push_back(pool.allocate());                               // 4
-  const std::vector<ScheduledSequence> scheduled = {{&prefill, 3}, {&decode, 1}};
+  const std::vector<ScheduledSequence> scheduled = {{&prefill, 0, 3, false}, {&decode, 2, 1, true}};
   Batch batch;
   batch.token_ids = {9, 9, 9};  // of the step before
-  fill_batch(scheduled, 2, batch);
+  fill_batch(scheduled, 2, false, batch);
   EXPECT_EQ(batch.token_ids, (Ints{50, 51, 52, 62}));
   EXPECT_EQ(batch.positions, (Ints{0, 1, 2, 2}));
   EXPECT_EQ(batch.slot_mapping, (Ints{2, 3, 4, 8}));
@@ -45,7 +45,7 @@ TEST(FillBatch, LaysTokensOverBlocks) {
   EXPECT_EQ(batch.block_tables, (Ints{1, 2, 3, 0, 4, -1}));
   EXPECT_EQ(batch.sample_token_rows, (Ints{3}));
   EXPECT_EQ(batch.sample_seqs, (Ints{1}));
-  fill_batch({}, 2, batch);
+  fill_batch({}, 2, false, batch);
   EXPECT_TRUE(batch.empty());
   EXPECT_EQ(batch.num_seqs(), 0);
 }
@@ -82,6 +82,7 @@ TEST(Scheduler, AnAbandonedPlanIsMadeAgain) {
     ASSERT_TRUE(harness.plan());
     const auto planned = harness.planned().size();
     const Ints slots = harness.batch().slot_mapping;
+    harness.abandon();
     ASSERT_TRUE(harness.plan());
     EXPECT_EQ(harness.planned().size(), planned);
     EXPECT_EQ(harness.batch().slot_mapping, slots);
@@ -90,18 +91,97 @@ TEST(Scheduler, AnAbandonedPlanIsMadeAgain) {
   harness.run_until_idle();
 }
 
-TEST(Scheduler, HandsOutNothingWhileAStepIsInFlight) {
+TEST(Scheduler, KeepsWhatAStepInFlightNames) {
   Scheduler scheduler({.num_blocks = 8, .block_size = 4, .max_model_len = 32});
   scheduler.add(make_request(1, 4, 3));
   Batch batch;
   scheduler.plan(batch);
+  const Sequence& sequence = scheduler.sampled_sequence(0);
   scheduler.cancel(1);
-  EXPECT_TRUE(scheduler.take_finished().empty());
-  EXPECT_EQ(scheduler.sampled_sequence(0).finish_reason, FinishReason::abort);
+  EXPECT_EQ(scheduler.take_finished().size(), 1u);  // and dropped
+  EXPECT_EQ(sequence.finish_reason, FinishReason::abort);
   scheduler.commit(batch, Ints{5});
+  EXPECT_TRUE(scheduler.take_finished().empty());
+}
+
+SchedulerOptions ahead_options() {
+  return {.num_blocks = 8, .block_size = 4, .max_num_seqs = 4, .max_model_len = 32, .device_rows = true};
+}
+
+// The second step computes a token that only the device knows; nobody computes past max_tokens.
+TEST(SchedulerAhead, PlansAStepWhileTheTokensOfTheOneBeforeAreUnknown) {
+  Scheduler scheduler(ahead_options());
+  scheduler.add(make_request(1, 5, 2));
+  scheduler.add(make_request(2, 3, 3));
+  Batch first, second, third;
+  scheduler.plan(first);
+  EXPECT_EQ(first.num_tokens(), 8);
+  EXPECT_EQ(first.row_updates.size(), 2u);
+  EXPECT_FALSE(first.feeds_itself());
+  scheduler.plan(second);
+  EXPECT_EQ(second.token_ids, (Ints{-1, -1}));
+  EXPECT_EQ(second.kv_lens, (Ints{6, 4}));
+  EXPECT_EQ(second.rows, first.rows);
+  EXPECT_TRUE(second.row_updates.empty());
+  EXPECT_TRUE(second.feeds_itself());
+  EXPECT_THROW(scheduler.plan(third), InternalError) << "two are in flight";
+  scheduler.commit(first, Ints{7, 8});
+  scheduler.plan(third);
+  EXPECT_EQ(third.kv_lens, (Ints{5})) << "request 1 ends with what is in flight";
+  EXPECT_EQ(third.row_block_ids.size(), 1u) << "request 2 begins its second block";
+  scheduler.commit(second, Ints{9, 10});
+  EXPECT_EQ(scheduler.take_finished().size(), 1u);
+  scheduler.commit(third, Ints{11});
   const auto finished = scheduler.take_finished();
   ASSERT_EQ(finished.size(), 1u);
-  EXPECT_EQ(finished[0]->sequences[0]->num_output(), 0);
+  EXPECT_EQ(finished[0]->sequences[0]->tokens, (Ints{200, 201, 202, 8, 10, 11}));
+  scheduler.check_integrity();
+}
+
+// A stop is seen one step late: what the step in flight computed of it is dropped, and its row serves another.
+TEST(SchedulerAhead, DropsWhatWasComputedPastAStop) {
+  Scheduler scheduler(ahead_options());
+  auto stopping = make_request(1, 5, 9);
+  stopping->eos_token_ids = {77};
+  scheduler.add(std::move(stopping));
+  Batch first, second, third;
+  scheduler.plan(first);
+  scheduler.plan(second);
+  scheduler.commit(first, Ints{77});
+  const auto finished = scheduler.take_finished();
+  ASSERT_EQ(finished.size(), 1u) << "it is not held back by the step in flight";
+  EXPECT_EQ(scheduler.num_cached_blocks(), 1);
+  scheduler.add(make_request(2, 5, 2));
+  scheduler.plan(third);
+  EXPECT_EQ(third.rows, second.rows);
+  scheduler.commit(second, Ints{5});
+  EXPECT_EQ(finished[0]->sequences[0]->num_output(), 1);
+  EXPECT_EQ(finished[0]->sequences[0]->finish_reason, FinishReason::stop);
+  scheduler.commit(third, Ints{6});
+  scheduler.check_integrity();
+}
+
+// Who would be preempted has a token that nobody knows; the plan waits for it.
+TEST(SchedulerAhead, PreemptsNobodyWhileAStepIsInFlight) {
+  SchedulerOptions options = ahead_options();
+  options.num_blocks = 4;
+  options.max_model_len = 16;
+  Scheduler scheduler(options);
+  scheduler.add(make_request(1, 7, 6));
+  scheduler.add(make_request(2, 7, 4));
+  Batch first, second, third;
+  scheduler.plan(first);
+  scheduler.plan(second);
+  EXPECT_EQ(second.kv_lens, (Ints{8, 8}));
+  scheduler.commit(first, Ints{1, 2});
+  scheduler.plan(third);
+  EXPECT_TRUE(third.empty());
+  EXPECT_EQ(scheduler.num_in_flight(), 1u);
+  EXPECT_EQ(scheduler.stats().num_preemptions, 0);
+  scheduler.commit(second, Ints{3, 4});
+  scheduler.plan(third);
+  EXPECT_EQ(third.kv_lens, (Ints{9}));
+  EXPECT_EQ(scheduler.stats().num_preemptions, 1);
 }
 
 TEST(Scheduler, ForgetsPrefixesOnlyWhenNobodyHoldsBlocks) {
@@ -123,9 +203,16 @@ TEST(Scheduler, ForgetsPrefixesOnlyWhenNobodyHoldsBlocks) {
   harness.run_until_idle();
 }
 
+class SchedulerSteps : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(DeviceRows, SchedulerSteps, ::testing::Bool());
+
 // 1,000 decode steps of 16 sequences, twice as many as the pool holds, so that some are preempted and come back.
-TEST(Scheduler, AStepAllocatesNothing) {
-  Scheduler scheduler({.num_blocks = 600, .block_size = 8, .max_num_batched_tokens = 256, .max_model_len = 4096});
+TEST_P(SchedulerSteps, AllocateNothing) {
+  Scheduler scheduler({.num_blocks = 600,
+                       .block_size = 8,
+                       .max_num_batched_tokens = 256,
+                       .max_model_len = 4096,
+                       .device_rows = GetParam()});
   auto vocabulary = std::make_shared<Vocabulary>();
   vocabulary->token_bytes = {"some text", "another text"};
   for (uint64_t id = 0; id < 16; ++id) {

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "cuda/cuda_kernels.h"
@@ -166,52 +167,60 @@ TEST(SimtRope, ATokensBitsAreItsOwn) {
   }
 }
 
-// Twenty steps of three sequences, one of which leaves after ten: the host changes the list of rows and nothing else.
+// Twenty steps of three sequences, one of which leaves after ten: the host changes the list of rows and nothing else,
+// and what is "sampled" goes from step to step on the device.
 TEST(SimtPrepareBatch, ADecodeLoopRunsOnTheDeviceAlone) {
   constexpr int32_t kMaxSeqs = 4, kStride = 5, kBlockSize = 16;
   std::vector<int32_t> last = {100, 101, 102, 103}, computed = {30, 0, 15, 7}, tables(4 * kStride);
   std::iota(tables.begin(), tables.end(), 50);
-  std::vector<int32_t> rows = {2, 0, 3, -1}, expected = computed;
+  std::vector<int32_t> num_prompt = {29, 1, 3, 7}, seq_rows = {2, 0, 3, -1}, expected = computed, expected_last = last;
+  std::vector<SamplingRow> row_sampling(4), sampling(kMaxSeqs);
   int32_t num_seqs = 3;
   std::vector<int32_t> token_ids(kMaxSeqs), positions(kMaxSeqs), slots(kMaxSeqs), kv_lens(kMaxSeqs);
   std::vector<int32_t> query_start(kMaxSeqs + 1), block_tables(kMaxSeqs * kStride, -7);
-  PrepareBatchParams p;
-  p.last_token_ids = last.data();
-  p.num_computed = computed.data();
-  p.row_tables = tables.data();
-  p.row_table_stride = p.block_table_stride = kStride;
-  p.block_size = kBlockSize;
-  p.num_seqs = &num_seqs;
-  p.rows = rows.data();
-  p.max_seqs = kMaxSeqs;
-  p.token_ids = token_ids.data();
-  p.positions = positions.data();
-  p.slot_mapping = slots.data();
-  p.kv_lens = kv_lens.data();
-  p.query_start = query_start.data();
-  p.block_tables = block_tables.data();
+  std::vector<int32_t> sample_token_rows(kMaxSeqs), sample_rows(kMaxSeqs), sampled(kMaxSeqs);
+  const DeviceRows rows = {last.data(),   computed.data(), num_prompt.data(),
+                           tables.data(), kStride,         row_sampling.data()};
+  const PrepareBatchParams p = {.rows = rows,
+                                .block_size = kBlockSize,
+                                .num_seqs = &num_seqs,
+                                .seq_rows = seq_rows.data(),
+                                .max_seqs = kMaxSeqs,
+                                .token_ids = token_ids.data(),
+                                .positions = positions.data(),
+                                .slot_mapping = slots.data(),
+                                .kv_lens = kv_lens.data(),
+                                .query_start = query_start.data(),
+                                .block_tables = block_tables.data(),
+                                .block_table_stride = kStride,
+                                .sample_token_rows = sample_token_rows.data(),
+                                .sample_rows = sample_rows.data(),
+                                .sampling = sampling.data()};
   for (int step = 0; step < 20; ++step) {
     if (step == 10) {
-      rows = {2, 3, -1, -1};
+      seq_rows = {2, 3, -1, -1};
       num_seqs = 2;
     }
     cuda::kernels().prepare_batch(p, Stream{});
+    for (int32_t s = 0; s < kMaxSeqs; ++s) sampled[static_cast<size_t>(s)] = 1000 * step + s;
+    cuda::kernels().store_sampled({rows, sample_rows.data(), sampled.data(), kMaxSeqs}, Stream{});
     for (int32_t s = 0; s < num_seqs; ++s) {
-      const auto row = static_cast<size_t>(rows[static_cast<size_t>(s)]);
+      const auto row = static_cast<size_t>(seq_rows[static_cast<size_t>(s)]);
       const int32_t position = expected[row]++;
       const int32_t page = tables[row * kStride + static_cast<size_t>(position / kBlockSize)];
       const auto at = static_cast<size_t>(s);
-      EXPECT_EQ(token_ids[at], last[row]);
+      EXPECT_EQ(token_ids[at], std::exchange(expected_last[row], 1000 * step + s));
       EXPECT_EQ(positions[at], position);
       EXPECT_EQ(slots[at], page * kBlockSize + position % kBlockSize);
       EXPECT_EQ(kv_lens[at], position + 1);
+      EXPECT_EQ(sampling[at].output_index, static_cast<uint32_t>(position + 1 - num_prompt[row]));
       EXPECT_EQ(block_tables[at * kStride + static_cast<size_t>(position / kBlockSize)], page);
-      last[row] += 10;  // "sampled"
     }
     EXPECT_EQ(query_start.back(), num_seqs);
     EXPECT_EQ(slots.back(), -1);
   }
   EXPECT_EQ(computed, expected);
+  EXPECT_EQ(last, expected_last);
 }
 
 TEST(SimtLayer, NothingToDoIsNothingDone) {
@@ -222,6 +231,8 @@ TEST(SimtLayer, NothingToDoIsNothingDone) {
   rope.kv = {nullptr, nullptr, DType::f32, 16, 1, 8};
   cuda::kernels().rope_kv_write(rope, Stream{});
   cuda::kernels().copy_blocks({}, Stream{});
+  cuda::kernels().update_rows({}, Stream{});
+  cuda::kernels().store_sampled({}, Stream{});
   EXPECT_TRUE(x.is_untouched(0));
 }
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "kernels/cases/attention_cases.h"
-#include "kernels/cases/batch_cases.h"
+#include "kernels/cases/copy_cases.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
+#include "kernels/cases/rows_cases.h"
 
 namespace quire::cases {
 
@@ -15,7 +16,8 @@ inline std::vector<CaseEntry> all_cases() {
   add_norm_cases(cases);
   add_embedding_cases(cases);
   add_rope_cases(cases);
-  add_batch_cases(cases);
+  add_copy_cases(cases);
+  add_rows_cases(cases);
   return cases;
 }
 
