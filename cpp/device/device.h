@@ -59,6 +59,9 @@ class Device {
   // Kernels run behind the caller's back, read device memory alone, and a step's state lives in device rows.
   virtual bool is_asynchronous() const { return false; }
 
+  // false: a kernel or a call broke it, and whatever it is asked from now on fails.
+  virtual bool usable() const { return true; }
+
   // Reserves addresses and backs them with memory. Throws DeviceError naming the region and its size.
   virtual std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) = 0;
   virtual std::unique_ptr<HostBuffer> allocate_host(size_t num_bytes) = 0;

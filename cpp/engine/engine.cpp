@@ -22,95 +22,158 @@ Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkp
   worker_.load(checkpoint);
 }
 
+// ---------------------------------------------------------------------------------------------------------- the step
+
 bool Engine::step() {
-  scheduler_.plan(batch_);
-  if (batch_.empty()) {
-    hand_out_finished(epoch_seconds());  // cancelled while nothing ran
+  if (!broken_.empty()) throw DeviceError(broken_);
+  try {
+    const size_t depth = may_run_ahead() ? Scheduler::kMaxInFlight : 1;
+    while (scheduler_.num_in_flight() < depth && launch()) {
+    }
+    if (scheduler_.num_in_flight() == 0) {
+      hand_out_finished(epoch_seconds());  // cancelled while nothing ran
+      return scheduler_.has_work();
+    }
+    collect();
+    return true;
+  } catch (const std::exception& error) {
+    // What was computed is computed again; if the device cannot, the next step says so.
+    worker_.abandon();
+    scheduler_.abandon();
+    if (!worker_.device().usable()) {
+      broken_ = str_cat("the device failed and this engine can do no more work; make a new one. ", error.what());
+    }
+    throw;
+  }
+}
+
+bool Engine::may_run_ahead() const {
+  return config_.scheduler.device_rows && config_.options.async_scheduling && num_output_readers_ == 0;
+}
+
+// plan, upload, forward, sample. False when there is nothing to plan now.
+bool Engine::launch() {
+  StepInFlight& step = steps_[(first_step_ + scheduler_.num_in_flight()) % steps_.size()];
+  scheduler_.plan(step.batch);
+  if (step.batch.empty()) return false;
+  stamp_first_scheduled();
+  begin_sampling(step);
+  try {
+    worker_.upload(step.batch, step.sampling);
+  } catch (const OutOfMemory& error) {
+    fail_largest_lists(step, error.what());
     return false;
   }
-  stamp_first_scheduled();
-  worker_.upload(batch_);
-  worker_.forward();
-  begin_sampling();
-  worker_.sample(sampling_);
+  worker_.run();
+  return true;
+}
+
+// fetch, commit of the oldest step under way; then callbacks are told.
+void Engine::collect() {
+  StepInFlight& step = steps_[first_step_];
   const SampledTokens& sampled = worker_.fetch();
   const double now = epoch_seconds();
-  record_tokens(sampled, now);
-  scheduler_.commit(batch_, sampled.token_ids);
+  record_tokens(step, sampled, now);
+  scheduler_.commit(step.batch, sampled.token_ids);
+  first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
-  tell_tokens(sampled);
+  tell_tokens(step, sampled);
   hand_out_finished(now);
-  return true;
 }
 
 void Engine::stamp_first_scheduled() {
   const double now = epoch_seconds();
   for (const ScheduledSequence& scheduled : scheduler_.planned()) {
-    if (scheduled.sequence->num_output() > 0) continue;  // stamped when its prompt began
-    RequestTimes& times = records_.at(scheduled.sequence->request->id).times;
+    RequestTimes& times = scheduled.sequence->request->record->times;
     if (times.first_scheduled == 0.0) times.first_scheduled = now;
   }
 }
 
-void Engine::begin_sampling() {
-  sampling_.clear();
-  rows_.clear();
-  for (int32_t i = 0; i < batch_.num_samples(); ++i) {
+void Engine::begin_sampling(StepInFlight& step) {
+  step.sampling.clear();
+  step.rows.clear();
+  for (int32_t i = 0; i < step.batch.num_samples(); ++i) {
     const Sequence& sequence = scheduler_.sampled_sequence(i);
-    RequestRecord& record = records_.at(sequence.request->id);
+    RequestRecord& record = *sequence.request->record;
     const auto index = static_cast<uint64_t>(sequence.index);
+    RequestRecord::OfSequence& own = record.sequences[index];
+    step.rows.push_back({&sequence, &record});
+    step.sampling.count(sequence.request->params);
+    const bool row_knows = sequence.row >= 0 && own.told_row_serial == sequence.row_serial;
+    if (row_knows && !record.changes_each_step) continue;
+    own.told_row_serial = sequence.row_serial;
+    const int32_t kv_len = step.batch.kv_lens[static_cast<size_t>(step.batch.sample_seqs[static_cast<size_t>(i)])];
+    const int32_t output_index = kv_len - static_cast<int32_t>(sequence.request->prompt.size());
     // With a seed, sequence i of n draws as a request of its own with seed + i would.
     const uint64_t seed = record.seeded ? record.seed + index : hash_combine(record.seed, index);
-    sampling_.add(sequence, seed, record.sequences[index].counts);
-    rows_.push_back({&sequence, &record});
+    step.sampling.add(sequence, output_index, seed, own.counts);
   }
-  sampling_.finish();
+  step.sampling.finish();
 }
 
-void Engine::record_tokens(const SampledTokens& sampled, double now) {
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    RequestRecord& record = *rows_[i].record;
+// There is no memory for the lists of the step's sampling parameters: the request that needs most of it goes, and the
+// others' step is planned again.
+void Engine::fail_largest_lists(const StepInFlight& step, const std::string& why) {
+  const auto list_entries = [](const Row& row) {
+    const SamplingParams& params = row.sequence->request->params;
+    return params.allowed_token_ids.size() + params.logit_bias.size() + row.sequence->tokens.size();
+  };
+  QUIRE_CHECK(!step.rows.empty(), "a step without samples needs no lists: ", why);
+  const Row& largest = *std::ranges::max_element(step.rows, {}, list_entries);
+  Request& request = *largest.sequence->request;
+  largest.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
+  // Steps under way before this one are lost with it, and computed again.
+  worker_.abandon();
+  scheduler_.abandon();
+  scheduler_.cancel(request.id, FinishReason::error);
+}
+
+void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, double now) {
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    Row& row = step.rows[i];
+    row.counts = !row.sequence->finished();
+    if (!row.counts) continue;
+    RequestRecord& record = *row.record;
     if (record.times.first_token == 0.0) record.times.first_token = now;
     record.times.last_token = now;
-    const int32_t num_logprobs = sampling_.rows()[i].num_logprobs;
+    ++totals_.generated_tokens;
+    const int32_t num_logprobs = row.sequence->request->params.logprobs.value_or(-1);
     if (num_logprobs < 0) continue;
-    SequenceRecord& sequence = record.sequences[static_cast<size_t>(rows_[i].sequence->index)];
+    RequestRecord::OfSequence& sequence = record.sequences[static_cast<size_t>(row.sequence->index)];
     const size_t begin = i * static_cast<size_t>(sampled.logprobs_stride);
     const size_t width = static_cast<size_t>(num_logprobs) + 1;
     LogprobBuffer& buffer = sequence.logprobs;
     buffer.width = static_cast<int32_t>(width);
-    const auto from = static_cast<int64_t>(begin);
-    const auto to = static_cast<int64_t>(begin + width);
-    buffer.token_ids.insert(buffer.token_ids.end(), sampled.logprob_ids.begin() + from,
-                            sampled.logprob_ids.begin() + to);
-    buffer.logprobs.insert(buffer.logprobs.end(), sampled.logprobs.begin() + from, sampled.logprobs.begin() + to);
+    const auto ids = sampled.logprob_ids.subspan(begin, width);
+    const auto logprobs = sampled.logprobs.subspan(begin, width);
+    buffer.token_ids.insert(buffer.token_ids.end(), ids.begin(), ids.end());
+    buffer.logprobs.insert(buffer.logprobs.end(), logprobs.begin(), logprobs.end());
     buffer.sampled_ranks.push_back(sampled.sampled_ranks[i]);
-    sequence.cumulative_logprob += static_cast<double>(sampled.logprobs[begin]);
+    sequence.cumulative_logprob += static_cast<double>(logprobs.front());
   }
-  totals_.generated_tokens += static_cast<int64_t>(rows_.size());
 }
 
-void Engine::tell_tokens(const SampledTokens& sampled) {
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    const auto& [sequence, record] = rows_[i];
-    if (record->notify != Notify::every_token || !record->callback) continue;
+void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    const Row& row = step.rows[i];
+    if (!row.counts || row.record->notify != Notify::every_token || !row.record->callback) continue;
     Delta delta;
-    delta.request_id = sequence->request->id;
-    delta.index = sequence->index;
+    delta.request_id = row.sequence->request->id;
+    delta.index = row.sequence->index;
     delta.token_ids = {sampled.token_ids[i]};
-    delta.finish_reason = sequence->finish_reason;
-    record->callback(delta);
+    delta.finish_reason = row.sequence->finish_reason;
+    row.record->callback(delta);
   }
 }
+
+// ---------------------------------------------------------------------------------------------------------- requests
 
 void Engine::hand_out_finished(double now) {
   for (const std::shared_ptr<Request>& request : scheduler_.take_finished()) {
-    const auto found = records_.find(request->id);
-    QUIRE_CHECK(found != records_.end(), "request ", request->id, " finished twice");
-    RequestRecord record = std::move(found->second);
-    records_.erase(found);
+    RequestRecord& record = *request->record;
     record.times.finished = now;
-    const RequestOutput output = make_output(*request, record);
+    if (record.reads_output) --num_output_readers_;
+    const RequestOutput output = make_output(*request);
     totals_.prompt_tokens += output.num_prompt_tokens;
     totals_.cached_prompt_tokens += output.num_cached_tokens;
     if (!record.callback) continue;
@@ -118,17 +181,22 @@ void Engine::hand_out_finished(double now) {
     delta.request_id = request->id;
     delta.finish_reason = output.completions.front().finish_reason;
     delta.finished = &output;
-    record.callback(delta);
+    // A step under way may keep the record alive; what the callback holds goes now.
+    const DeltaCallback callback = std::move(record.callback);
+    record.callback = nullptr;
+    callback(delta);
   }
 }
 
-RequestOutput Engine::make_output(const Request& request, RequestRecord& record) const {
+RequestOutput Engine::make_output(const Request& request) const {
+  RequestRecord& record = *request.record;
   RequestOutput output;
   output.request_id = request.id;
   output.num_prompt_tokens = static_cast<int64_t>(request.prompt.size());
   output.num_cached_tokens = request.num_cached_tokens;
   output.num_preemptions = request.num_preemptions;
   output.times = record.times;
+  output.error = record.error;
   output.completions.resize(static_cast<size_t>(request.params.n));
   for (size_t i = 0; i < output.completions.size(); ++i) {
     Completion& completion = output.completions[i];
@@ -168,15 +236,18 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   request->prompt = std::move(prompt);
   request->vocabulary = vocabulary_;
 
-  RequestRecord record;
-  record.callback = std::move(callback);
-  record.notify = notify;
-  record.seeded = params.seed.has_value();
-  record.seed = record.seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
-  record.times.arrival = epoch_seconds();
-  record.sequences.resize(static_cast<size_t>(params.n));
+  auto record = std::make_shared<RequestRecord>();
+  record->callback = std::move(callback);
+  record->notify = notify;
+  record->seeded = params.seed.has_value();
+  record->seed = record->seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
+  record->changes_each_step = changes_each_step(params);
+  record->reads_output = reads_output(params);
+  if (record->reads_output) ++num_output_readers_;
+  record->times.arrival = epoch_seconds();
+  record->sequences.resize(static_cast<size_t>(params.n));
+  request->record = std::move(record);
   const uint64_t id = request->id;
-  records_.emplace(id, std::move(record));
   scheduler_.add(std::move(request));
   return id;
 }

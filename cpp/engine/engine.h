@@ -1,11 +1,13 @@
 // Requests in, six verbs, deltas out: plan -> upload -> forward -> sample -> fetch -> commit.
 //
-// Decides: the order of the verbs, request ids and seeds, when callbacks are told. Does not know: threads (the facade
-// serialises calls), text. The clock is read here and nowhere below.
+// Decides: the order of the verbs, request ids and seeds, when callbacks are told. On an asynchronous device the first
+// four of a step come before the last two of the step before it, so the device never waits for the host; results are
+// the same. Does not know: threads (the facade serialises calls), text. The clock is read here and nowhere below.
 #pragma once
 
+#include <array>
 #include <memory>
-#include <unordered_map>
+#include <string>
 #include <vector>
 
 #include "engine/engine_config.h"
@@ -14,6 +16,24 @@
 #include "engine/worker.h"
 
 namespace quire {
+
+// What the engine keeps of a request beside the scheduler's view.
+struct RequestRecord {
+  struct OfSequence {
+    TokenCounts counts;
+    LogprobBuffer logprobs;
+    double cumulative_logprob = 0.0;
+    uint32_t told_row_serial = 0;  // the row that has the sampling parameters
+  };
+  DeltaCallback callback;
+  Notify notify = Notify::every_token;
+  uint64_t seed = 0;
+  bool seeded = false;
+  bool changes_each_step = false, reads_output = false;
+  RequestTimes times;
+  std::string error;
+  std::vector<OfSequence> sequences;
+};
 
 class Engine {
  public:
@@ -24,7 +44,9 @@ class Engine {
   void validate(std::span<const int32_t> prompt, const SamplingParams& params) const;
   uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify);
   bool cancel(uint64_t request_id);
-  // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel.
+  // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel. A step
+  // that throws loses nothing: its work is done again by the next one, unless the device is broken, which each step
+  // says.
   bool step();
 
   void set_vocabulary(std::vector<std::string> token_bytes);
@@ -34,43 +56,39 @@ class Engine {
   const Worker& worker() const { return worker_; }
 
  private:
-  // What the engine keeps of a sequence beside the scheduler's view.
-  struct SequenceRecord {
-    TokenCounts counts;
-    LogprobBuffer logprobs;
-    double cumulative_logprob = 0.0;
-  };
-  struct RequestRecord {
-    DeltaCallback callback;
-    Notify notify = Notify::every_token;
-    uint64_t seed = 0;
-    bool seeded = false;
-    RequestTimes times;
-    std::vector<SequenceRecord> sequences;
-  };
-  // A sampled row: its sequence stays valid until finished requests are handed out.
+  // A sampled row of a step under way; what it points to lives until the step is committed.
   struct Row {
     const Sequence* sequence = nullptr;
     RequestRecord* record = nullptr;
+    bool counts = true;  // false: the sequence had ended before
+  };
+  struct StepInFlight {
+    Batch batch;
+    SamplingBatch sampling;
+    std::vector<Row> rows;
   };
 
+  bool may_run_ahead() const;
+  bool launch();
+  void collect();
   void stamp_first_scheduled();
-  void begin_sampling();
-  void record_tokens(const SampledTokens& sampled, double now);
-  void tell_tokens(const SampledTokens& sampled);
+  void begin_sampling(StepInFlight& step);
+  void fail_largest_lists(const StepInFlight& step, const std::string& why);
+  void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
+  void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
   void hand_out_finished(double now);
-  RequestOutput make_output(const Request& request, RequestRecord& record) const;
+  RequestOutput make_output(const Request& request) const;
 
   EngineConfig config_;
   Worker worker_;
   Scheduler scheduler_;
   std::shared_ptr<const Vocabulary> vocabulary_;
-  std::unordered_map<uint64_t, RequestRecord> records_;
   uint64_t next_request_id_ = 0;
+  int64_t num_output_readers_ = 0;  // live requests whose next token cannot be drawn before the last one is known
 
-  Batch batch_;
-  SamplingBatch sampling_;
-  std::vector<Row> rows_;
+  std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
+  size_t first_step_ = 0;
+  std::string broken_;  // what the device said; empty while it works
   Stats totals_;
 };
 

@@ -6,6 +6,8 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "engine/row_state.h"
+#include "engine/step_graphs.h"
 #include "engine/step_memory.h"
 
 namespace quire {
@@ -46,6 +48,10 @@ void check_options(const EngineOptions& options, const Device& device) {
           str_cat("GPU memory utilization must be less than 1.0. Got ", options.gpu_memory_utilization, "."));
   require(options.kv_cache_memory_bytes >= 0 && options.num_gpu_blocks_override >= 0,
           "kv_cache_memory_bytes and num_gpu_blocks_override must not be negative");
+  require(options.max_seq_len_to_capture >= 1,
+          str_cat("max_seq_len_to_capture must be at least 1, got ", options.max_seq_len_to_capture));
+  require(std::ranges::all_of(options.graph_sizes, [](int32_t size) { return size >= 1; }),
+          "graph_sizes (cudagraph_capture_sizes) must be batch sizes of at least 1");
   require(options.long_prefill_token_threshold >= 0,
           str_cat("long_prefill_token_threshold must not be negative, got ", options.long_prefill_token_threshold));
   require(options.enable_chunked_prefill || options.long_prefill_token_threshold == 0,
@@ -130,11 +136,17 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   config.model = resolve_model_config(load_config(model_dir, options), model_dir, options.dtype, options.max_model_len);
   if (!options.eos_token_ids.empty()) config.model.eos_token_ids = options.eos_token_ids;
   config.scheduler = scheduler_options(config.model, options);
+  config.scheduler.device_rows = device.is_asynchronous();
+  if (device.is_asynchronous() && !options.enforce_eager) {
+    config.graph_sizes = options.graph_sizes.empty() ? StepGraphs::default_sizes() : options.graph_sizes;
+  }
+  config.graph_max_kv_len = std::min(config.model.max_model_len, options.max_seq_len_to_capture);
 
   const ModelConfig& model = config.model;
   Weights weights;
   RopePlacement rope;
   BatchBuffers buffers;
+  RowBuffers row_buffers;
   MemoryPlan& memory = config.memory;
   memory.weight_bytes =
       static_cast<int64_t>(place_weights(model.arch, model.dtype, device.kernels(), nullptr, weights));
@@ -144,6 +156,9 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
       memory.arena_bytes + static_cast<int64_t>(place_rope_tables(model, nullptr, rope) +
                                                 place_batch_buffers(config.scheduler, nullptr, buffers) +
                                                 gemm_scratch_bytes(weights, device.kernels()));
+  if (config.scheduler.device_rows) {
+    memory.workspace_bytes += static_cast<int64_t>(place_row_buffers(config.scheduler, nullptr, row_buffers));
+  }
   memory.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
   plan_kv_cache(config, device.memory());
   config.scheduler.num_blocks = static_cast<int32_t>(memory.num_blocks);

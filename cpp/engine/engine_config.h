@@ -28,6 +28,9 @@ struct EngineConfig {
   SchedulerOptions scheduler;
   MemoryPlan memory;
   EngineOptions options;
+  // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.
+  std::vector<int32_t> graph_sizes;
+  int64_t graph_max_kv_len = 0;
 
   int64_t max_blocks_per_seq() const;
 };

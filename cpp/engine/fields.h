@@ -52,6 +52,11 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("gpu_memory_utilization", options.gpu_memory_utilization, "share of the device's memory to use");
   visit("kv_cache_memory_bytes", options.kv_cache_memory_bytes, "exact size of the KV cache; 0: chosen");
   visit("num_gpu_blocks_override", options.num_gpu_blocks_override, "exact number of KV blocks; 0: chosen");
+  visit("enforce_eager", options.enforce_eager, "no captured graphs on a GPU");
+  visit("max_seq_len_to_capture", options.max_seq_len_to_capture, "a step with a longer sequence is not replayed");
+  visit("graph_sizes", options.graph_sizes, "batch sizes to capture; empty: 1, 2, 4 and multiples of 8 up to 256");
+  visit("async_scheduling", options.async_scheduling, "plan a step on a GPU while the one before runs");
+  visit("batch_invariant", options.batch_invariant, "bits on a GPU do not depend on the batch; false: faster prefill");
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
   visit("seed", options.seed, "of requests that bring none");
   visit("eos_token_ids", options.eos_token_ids, "end-of-sequence ids, primary first; empty: from the model's files");

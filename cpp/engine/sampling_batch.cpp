@@ -31,8 +31,20 @@ const std::vector<TokenCount>& TokenCounts::update(const Sequence& sequence) {
   return counts_;
 }
 
+bool reads_output(const SamplingParams& params) {
+  return needs_counts(params) || std::ranges::any_of(params.bad_words_token_ids, [](const auto& word) {
+           return word.size() > 1;  // a single token is banned whatever was written
+         });
+}
+
+bool changes_each_step(const SamplingParams& params) {
+  return needs_counts(params) || params.min_tokens > 0 || !params.bad_words_token_ids.empty() ||
+         !params.logit_bias.empty() || !params.allowed_token_ids.empty();
+}
+
 void SamplingBatch::clear() {
   rows_.clear();
+  device_rows_.clear();
   banned_ids_.clear();
   banned_ranges_.clear();
   biases_.clear();
@@ -40,7 +52,11 @@ void SamplingBatch::clear() {
   max_logprobs_ = -1;
 }
 
-void SamplingBatch::add(const Sequence& sequence, uint64_t seed, TokenCounts& counts) {
+void SamplingBatch::count(const SamplingParams& params) {
+  max_logprobs_ = std::max(max_logprobs_, params.logprobs.value_or(-1));
+}
+
+void SamplingBatch::add(const Sequence& sequence, int32_t output_index, uint64_t seed, TokenCounts& counts) {
   const SamplingParams& params = sequence.request->params;
   SamplingRow row;
   row.temperature = params.temperature;
@@ -51,7 +67,7 @@ void SamplingBatch::add(const Sequence& sequence, uint64_t seed, TokenCounts& co
   row.frequency_penalty = params.frequency_penalty;
   row.presence_penalty = params.presence_penalty;
   row.seed = seed;
-  row.output_index = static_cast<uint32_t>(sequence.num_output());
+  row.output_index = static_cast<uint32_t>(output_index);
   row.num_logprobs = params.logprobs.value_or(-1);
   row.allowed_ids = params.allowed_token_ids.data();
   row.num_allowed_ids = static_cast<int32_t>(params.allowed_token_ids.size());
@@ -64,7 +80,7 @@ void SamplingBatch::add(const Sequence& sequence, uint64_t seed, TokenCounts& co
   for (const std::vector<int32_t>& word : params.bad_words_token_ids) {
     if (completes_next(sequence, word)) banned_ids_.push_back(word.back());
   }
-  if (sequence.num_output() < params.min_tokens) {
+  if (output_index < params.min_tokens) {
     const std::vector<int32_t>& eos = sequence.request->eos_token_ids;
     banned_ids_.insert(banned_ids_.end(), eos.begin(), eos.end());
     banned_ids_.insert(banned_ids_.end(), params.stop_token_ids.begin(), params.stop_token_ids.end());
@@ -73,8 +89,8 @@ void SamplingBatch::add(const Sequence& sequence, uint64_t seed, TokenCounts& co
   const size_t bias_begin = biases_.size();
   for (const auto& [id, bias] : params.logit_bias) biases_.push_back({.token_id = id, .bias = bias});
   bias_ranges_.push_back({bias_begin, biases_.size()});
-  max_logprobs_ = std::max(max_logprobs_, row.num_logprobs);
   rows_.push_back(row);
+  device_rows_.push_back(sequence.row);
 }
 
 void SamplingBatch::finish() {

@@ -1,5 +1,5 @@
-// What the sampling kernel reads: one SamplingRow a sampled sequence, built from the requests' parameters. Verb:
-// sample.
+// What the sampling kernel reads: one SamplingRow a sampled sequence, built from the requests' parameters. Where rows
+// of the device keep them, only those it does not have yet. Verb: sample.
 //
 // Decides: how parameters become rows (penalty counts, bad words, the min_tokens mask, seeds). Does not know: logits,
 // devices. The arrays are reused from step to step. Engine thread only.
@@ -26,36 +26,38 @@ class TokenCounts {
   int32_t num_counted_ = 0;
 };
 
+// Whether the parameters of a row depend on the output's text, so that its token must be known before the next one is
+// drawn.
+bool reads_output(const SamplingParams& params);
+// Whether the parameters of a row point to lists or change from token to token, so that every step brings them anew.
+bool changes_each_step(const SamplingParams& params);
+
 class SamplingBatch {
  public:
   void clear();
-  // `seed` is the request's; `counts` belongs to the sequence and outlives the step.
-  void add(const Sequence& sequence, uint64_t seed, TokenCounts& counts);
+  // One more sequence samples; how many log-probabilities it wants.
+  void count(const SamplingParams& params);
+  // The row of a sequence that draws the token `output_index` of its output. `seed` is the sequence's; `counts` belongs
+  // to it and outlives the step.
+  void add(const Sequence& sequence, int32_t output_index, uint64_t seed, TokenCounts& counts);
   // Sets the rows' pointers; call once after the last add().
   void finish();
 
   const std::vector<SamplingRow>& rows() const { return rows_; }
-  int32_t max_logprobs() const { return max_logprobs_; }  // -1: no row asks for any
+  const std::vector<int32_t>& device_rows() const { return device_rows_; }  // the device's row of each; -1: none
+  int32_t max_logprobs() const { return max_logprobs_; }                    // -1: no sequence asks for any
 
  private:
   struct Range {
     size_t begin, end;
   };
   std::vector<SamplingRow> rows_;
+  std::vector<int32_t> device_rows_;
   std::vector<int32_t> banned_ids_;
   std::vector<Range> banned_ranges_;  // one a row, into banned_ids_
   std::vector<TokenBias> biases_;
   std::vector<Range> bias_ranges_;
   int32_t max_logprobs_ = -1;
-};
-
-// What came back: one entry a row.
-struct SampledTokens {
-  std::vector<int32_t> token_ids;
-  int32_t logprobs_stride = 0;
-  std::vector<int32_t> logprob_ids;    // [num_rows, logprobs_stride]
-  std::vector<float> logprobs;         // [num_rows, logprobs_stride]
-  std::vector<int32_t> sampled_ranks;  // [num_rows]
 };
 
 }  // namespace quire

@@ -58,12 +58,12 @@ void Scheduler::add(std::unique_ptr<Request> request) {
   waiting_.insert(&first);
 }
 
-bool Scheduler::cancel(uint64_t request_id) {
+bool Scheduler::cancel(uint64_t request_id, FinishReason reason) {
   const auto found = requests_.find(request_id);
   if (found == requests_.end()) return false;
   for (const auto& sequence : found->second->sequences) {
     if (sequence->finished()) continue;
-    sequence->finish_reason = FinishReason::abort;
+    sequence->finish_reason = reason;
     leave_queues(*sequence);
   }
   retire(request_id);

@@ -59,8 +59,8 @@ class Scheduler {
 
   // Queues a request and makes its n sequences; it is owned here until take_finished() hands it back.
   void add(std::unique_ptr<Request> request);
-  // Ends all sequences of a request with FinishReason::abort and releases their blocks; false when unknown or finished.
-  bool cancel(uint64_t request_id);
+  // Ends all sequences of a request and releases their blocks; false when unknown or finished.
+  bool cancel(uint64_t request_id, FinishReason reason = FinishReason::abort);
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
 
   // Plans one step into `batch`. An empty batch means that there is nothing to do or, with a step in flight, nothing

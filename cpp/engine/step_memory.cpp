@@ -3,28 +3,11 @@
 
 #include <algorithm>
 
+#include "engine/placer.h"
 #include "model/rope_table.h"
 
 namespace quire {
 namespace {
-
-// Hands out aligned pieces from a base address, or only counts when there is none.
-class Placer {
- public:
-  explicit Placer(std::byte* base) : base_(base) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    const size_t begin = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
-    return base_ != nullptr ? reinterpret_cast<T*>(base_ + begin) : nullptr;
-  }
-  size_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  size_t used_ = 0;
-};
 
 int64_t blocks_of(const SchedulerOptions& options) {
   return (options.max_model_len + options.block_size - 1) / options.block_size;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "model/rope_table.h"
 
 namespace quire {
@@ -11,24 +12,37 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
     : config_(config),
       device_(std::move(device)),
       ops_(device_->kernels(), device_->stream(), arena_),
-      decoder_(config.model.arch, config.model.dtype, weights_, rope_.layers, device_->num_threads()) {
+      decoder_(config.model.arch, config.model.dtype, weights_, rope_.layers, device_->num_threads()),
+      output_(*device_, config.scheduler.max_num_seqs),
+      graphs_(config.graph_sizes, config.scheduler.max_num_seqs, config.graph_max_kv_len) {
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
+  ops_.set_batch_invariant(config.options.batch_invariant);
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_bytes()));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
-
   place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_);
   kv_cache_ =
       place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
+  place_workspace();
+}
+
+void Worker::place_workspace() {
+  const ModelConfig& model = config_.model;
+  const auto arena_bytes = static_cast<size_t>(config_.memory.arena_bytes);
   std::byte* base = workspace_region_->data();
   base += place_rope_tables(model, base, rope_);
-  base += place_batch_buffers(config.scheduler, base, buffers_);
+  base += place_batch_buffers(config_.scheduler, base, buffers_);
+  if (config_.scheduler.device_rows) {
+    RowBuffers row_buffers;
+    base += place_row_buffers(config_.scheduler, base, row_buffers);
+    rows_.emplace(*device_, config_.scheduler, row_buffers);
+  }
   place_gemm_scratch(base);
   base += gemm_scratch_bytes(weights_, device_->kernels());
-  QUIRE_CHECK(base + memory.arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
+  QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
-  arena_.bind(base, static_cast<size_t>(memory.arena_bytes));
+  arena_.bind(base, arena_bytes);
   for (const RopePlacement::Table& table : rope_.tables) {
     const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
     device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
@@ -77,6 +91,63 @@ void Worker::upload(const Batch& batch) {
             .sample_token_rows = buffers_.sample_token_rows};
 }
 
+void Worker::upload(const Batch& batch, const SamplingBatch& sampling) {
+  shape_ = {.feeds_itself = batch.feeds_itself(),
+            .num_tokens = batch.num_tokens(),
+            .num_seqs = batch.num_seqs(),
+            .num_samples = batch.num_samples(),
+            .max_kv_len = *std::ranges::max_element(batch.kv_lens),
+            .logprobs_stride = SampleOutput::stride_for(sampling.max_logprobs())};
+  if (output_.reserve(shape_.logprobs_stride)) graphs_.clear();
+  has_rows_ = rows_.has_value() && !batch.rows.empty();
+  if (has_rows_) {
+    rows_->upload(batch, sampling);
+    return;
+  }
+  QUIRE_CHECK(std::ssize(sampling.rows()) == shape_.num_samples, "rows ", sampling.rows().size(),
+              " != ", shape_.num_samples);
+  host_sampling_ = sampling.rows().data();
+  upload(batch);
+}
+
+void Worker::run() {
+  const StepShape bucket = graphs_.bucket(shape_);
+  if (has_rows_ && graphs_.takes(shape_)) {
+    replay(bucket);
+  } else {
+    launch(shape_);
+  }
+  output_.start_fetch(shape_.num_samples, shape_.logprobs_stride);
+}
+
+void Worker::replay(const StepShape& bucket) {
+  Graph* graph = graphs_.find(bucket);
+  if (graph == nullptr) {
+    std::unique_ptr<Graph> captured;
+    try {
+      captured = device_->capture([&] { launch(bucket); });
+    } catch (const OutOfMemory& error) {
+      log_warning("steps are no longer replayed from graphs, which costs speed and nothing else: ", error.what(),
+                  ". Lower gpu_memory_utilization to leave room for them.");
+    }
+    if (captured == nullptr) {
+      graphs_.disable();
+      return launch(shape_);
+    }
+    graph = captured.get();
+    graphs_.insert(bucket, std::move(captured));
+  }
+  graph->launch();
+}
+
+void Worker::launch(const StepShape& shape) {
+  if (has_rows_) batch_ = rows_->prepare(shape);
+  forward();
+  if (shape.num_samples == 0) return;
+  sample(shape);
+  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape.num_samples);
+}
+
 void Worker::forward() {
   step_scope_.reset();
   step_scope_.emplace(arena_);
@@ -84,37 +155,28 @@ void Worker::forward() {
   if (batch_.num_samples > 0) logits_ = decoder_.logits(hidden_, batch_.sample_token_rows, batch_.num_samples, ops_);
 }
 
-void Worker::sample(const SamplingBatch& sampling) {
-  const size_t num_rows = sampling.rows().size();
-  QUIRE_CHECK(static_cast<int64_t>(num_rows) == batch_.num_samples, "rows ", num_rows, " != ", batch_.num_samples);
-  sampled_.token_ids.resize(num_rows);
-  if (num_rows == 0) return;
-  sampled_.logprobs_stride = sampling.max_logprobs() + 1;
-  sampled_.logprob_ids.resize(num_rows * static_cast<size_t>(sampled_.logprobs_stride));
-  sampled_.logprobs.resize(sampled_.logprob_ids.size());
-  sampled_.sampled_ranks.resize(num_rows);
+void Worker::sample(const StepShape& shape) {
   const KernelTable& kernels = device_->kernels();
   const size_t workspace_bytes =
-      kernels.sampling_workspace_bytes(batch_.num_samples, logits_.size(1), device_->num_threads());
-  kernels.sample({.logits = logits_.as<float>(),
-                  .logits_stride = logits_.row_stride(),
-                  .vocab_size = static_cast<int32_t>(logits_.size(1)),
-                  .num_rows = static_cast<int32_t>(num_rows),
-                  .rows = sampling.rows().data(),
-                  .token_ids = sampled_.token_ids.data(),
-                  .logprobs_stride = sampled_.logprobs_stride,
-                  .logprob_ids = sampled_.logprob_ids.data(),
-                  .logprobs = sampled_.logprobs.data(),
-                  .sampled_rank = sampled_.sampled_ranks.data(),
-                  .workspace = arena_.allocate_bytes(workspace_bytes),
-                  .workspace_bytes = workspace_bytes},
-                 device_->stream());
+      kernels.sampling_workspace_bytes(shape.num_samples, logits_.size(1), device_->num_threads());
+  SamplingParamsBlock block = {.logits = logits_.as<float>(),
+                               .logits_stride = logits_.row_stride(),
+                               .vocab_size = static_cast<int32_t>(logits_.size(1)),
+                               .num_rows = static_cast<int32_t>(shape.num_samples),
+                               .rows = has_rows_ ? rows_->sampling_rows() : host_sampling_,
+                               .workspace = arena_.allocate_bytes(workspace_bytes),
+                               .workspace_bytes = workspace_bytes};
+  output_.write_to(shape.logprobs_stride, block);
+  kernels.sample(block, device_->stream());
 }
 
-const SampledTokens& Worker::fetch() {
-  device_->synchronize();
-  step_scope_.reset();
-  return sampled_;
+void Worker::abandon() {
+  try {
+    device_->synchronize();
+  } catch (const std::exception& error) {
+    log_warning("steps under way were lost: ", error.what());
+  }
+  output_.abandon();
 }
 
 std::vector<float> Worker::all_logits() {
@@ -123,7 +185,8 @@ std::vector<float> Worker::all_logits() {
   // Row by row: the arena has room for max_num_seqs rows of logits, not for a whole prompt.
   for (int32_t row = 0; row < batch_.num_tokens; ++row) {
     const Arena::Scope scope(arena_);
-    const Tensor logits = decoder_.logits(hidden_, &row, 1, ops_);
+    device_->copy_to_device(buffers_.sample_token_rows, &row, sizeof(row));
+    const Tensor logits = decoder_.logits(hidden_, buffers_.sample_token_rows, 1, ops_);
     device_->copy_to_host(all.data() + row * vocab_size, logits.data, static_cast<size_t>(vocab_size) * sizeof(float));
   }
   return all;

@@ -1,7 +1,9 @@
 // Runs a Batch on one rank: device memory, weights, KV cache and the four verbs upload, forward, sample, fetch.
 //
-// Knows addresses; does not know requests. Engine thread only. After load() no verb allocates device memory: the arena
-// is frozen at the size that a dry run of the worst-case batch gave.
+// Knows addresses; does not know requests. Engine thread only. After load() no verb allocates device memory, except
+// that sampling may ask for longer lists or more log-probabilities than before: the arena is frozen at the size that a
+// dry run of the worst-case batch gave. On an asynchronous device upload and run return at once, two steps may be under
+// way, and decode steps are replayed from captured graphs.
 #pragma once
 
 #include <memory>
@@ -10,7 +12,10 @@
 #include "device/arena.h"
 #include "device/device.h"
 #include "engine/engine_config.h"
+#include "engine/row_state.h"
+#include "engine/sample_output.h"
 #include "engine/sampling_batch.h"
+#include "engine/step_graphs.h"
 #include "engine/step_memory.h"
 #include "model/batch.h"
 #include "model/decoder.h"
@@ -28,20 +33,31 @@ class Worker {
   // nullptr: dummy weights.
   void load(const Checkpoint* checkpoint);
 
-  void upload(const Batch& batch);
-  // Hidden states of all tokens, then logits of the rows that sample.
-  void forward();
-  void sample(const SamplingBatch& sampling);
-  // Waits for the step and returns what was sampled; valid until the next step.
-  const SampledTokens& fetch();
+  // A batch for rows (Batch::rows) or a flat one. `sampling` outlives run().
+  void upload(const Batch& batch, const SamplingBatch& sampling);
+  // Forward and sample of the uploaded batch; what was sampled is on its way.
+  void run();
+  // Waits for the oldest step that was run and not fetched, and returns what was sampled; valid until the next run().
+  const SampledTokens& fetch() { return output_.fetch(); }
+  // Waits for whatever is under way and forgets it; what went wrong in it is not told again.
+  void abandon();
 
+  // Hidden states of all tokens of a flat batch, without sampling.
+  void upload(const Batch& batch);
+  void forward();
   // Logits of every token of the uploaded batch, after forward(); tests compare them with a reference.
   std::vector<float> all_logits();
 
   const Device& device() const { return *device_; }
+  size_t num_graphs() const { return graphs_.size(); }
 
  private:
   void place_gemm_scratch(std::byte* base);
+  void place_workspace();
+  // The launches of a step, from its rows where it has them to the tokens of its rows.
+  void launch(const StepShape& shape);
+  void replay(const StepShape& bucket);
+  void sample(const StepShape& shape);
 
   const EngineConfig& config_;
   std::unique_ptr<Device> device_;
@@ -54,11 +70,17 @@ class Worker {
   Ops ops_;
   Decoder decoder_;
 
+  std::optional<RowState> rows_;  // on an asynchronous device
+  SampleOutput output_;
+  StepGraphs graphs_;
+
   // Of the step in progress.
+  StepShape shape_;
+  bool has_rows_ = false;
+  const SamplingRow* host_sampling_ = nullptr;  // of flat batches
   DeviceBatch batch_;
   std::optional<Arena::Scope> step_scope_;
   Tensor hidden_, logits_;
-  SampledTokens sampled_;
 };
 
 }  // namespace quire

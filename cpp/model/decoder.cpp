@@ -119,6 +119,7 @@ PagedAttentionParams Decoder::attention_params(size_t index, const Step& step) c
                                  .window = spec.window,
                                  .sinks = weights_.layers[index].sinks,
                                  .causal = spec.causal,
+                                 .batch_invariant = step.ops.batch_invariant(),
                                  .num_tokens = batch.num_tokens,
                                  .max_kv_len = static_cast<int32_t>(batch.max_kv_len)};
   params.workspace_bytes = step.ops.kernels().attention_workspace_bytes(

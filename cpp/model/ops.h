@@ -35,6 +35,10 @@ class Ops {
     gemm_workspace_bytes_ = num_bytes;
   }
 
+  // false: results may depend on the rows beside them where that is faster.
+  void set_batch_invariant(bool batch_invariant) { batch_invariant_ = batch_invariant; }
+  bool batch_invariant() const { return batch_invariant_; }
+
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }
   bool dry() const { return arena_.measuring(); }
@@ -58,6 +62,7 @@ class Ops {
   Arena& arena_;
   void* gemm_workspace_ = nullptr;
   size_t gemm_workspace_bytes_ = 0;
+  bool batch_invariant_ = true;
 };
 
 }  // namespace quire

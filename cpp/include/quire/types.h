@@ -52,6 +52,12 @@ struct EngineOptions {
   double gpu_memory_utilization = 0.9;  // of the device's memory, weights and workspace included
   int64_t kv_cache_memory_bytes = 0;
   int64_t num_gpu_blocks_override = 0;
+  // On a GPU. Decode steps are replayed from graphs that are captured when their batch size first comes.
+  bool enforce_eager = false;               // no graphs
+  int64_t max_seq_len_to_capture = 8192;    // a step with a longer sequence is not replayed
+  std::vector<int32_t> graph_sizes = {};    // batch sizes to capture; empty: 1, 2, 4 and multiples of 8 up to 256
+  bool async_scheduling = true;             // plan a step while the one before runs; results are the same
+  bool batch_invariant = true;              // false: faster kernels for large products, whose bits depend on the batch
   int32_t num_threads = 0;                  // cpu; 0: OMP_NUM_THREADS, else the physical cores
   uint64_t seed = 0;                        // of requests that bring none
   std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
