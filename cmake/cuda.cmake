@@ -7,6 +7,10 @@
 set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real")  # before the language is enabled, which would set a default
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu
      ${PROJECT_SOURCE_DIR}/kernels/cuda/*/*.cu)
+# Host code that asks the CUDA runtime, compiled against NVIDIA's headers or the emulation's; the entry of a plugin apart.
+file(GLOB cuda_device_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/device/cuda/*.cpp)
+set(cuda_plugin_source ${PROJECT_SOURCE_DIR}/cpp/device/cuda/plugin_entry.cpp)
+list(REMOVE_ITEM cuda_device_sources ${cuda_plugin_source})
 
 if(QUIRE_BUILD_TESTS)
   add_subdirectory(kernels/cuda/simt)

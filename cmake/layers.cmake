@@ -13,6 +13,7 @@ foreach(layer IN LISTS QUIRE_LAYERS)
   endif()
   list(TRANSFORM patterns PREPEND ${PROJECT_SOURCE_DIR}/)
   file(GLOB sources_of_${layer} CONFIGURE_DEPENDS ${patterns})
+  list(FILTER sources_of_${layer} EXCLUDE REGEX "/cpp/device/cuda/")  # belongs to plugins; see cuda.cmake
 endforeach()
 
 # A model family is a file cpp/model/arch/<name>.cpp that defines register_<name>(ArchRegistry&); this writes the list.
