@@ -192,7 +192,7 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
 CUresult cuGetErrorString(CUresult error, const char** text) {
   *text = error == CUDA_SUCCESS               ? "no error"
           : error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory"
-          : error == CUDA_ERROR_LAUNCH_FAILED ? "unspecified launch failure"
+          : error == CUDA_ERROR_LAUNCH_FAILED ? cudaGetErrorString(state().sticky)
                                               : "invalid argument";
   return CUDA_SUCCESS;
 }

@@ -92,6 +92,17 @@ struct State {
 };
 State& state();
 
+// Does the work of the lane up to `position`; of others what it waits for. Without `does_work` it only counts.
+void advance(Lane& lane, uint64_t position, bool does_work = true);
+bool is_known(cudaStream_t stream);
+// Puts work on a stream, or into what it captures; the stream null does it at once.
+cudaError_t push(cudaStream_t stream, Op op);
+cudaError_t push(cudaStream_t stream, std::function<void()> work);
+void join(cudaStream_t stream, const std::shared_ptr<Capture>& capture);
+cudaError_t invalidate(Capture& capture, cudaError_t error);
+
+// What calls of a device say that is not there or broken.
+cudaError_t check_device();
 // Keeps `error` for cudaGetLastError and returns it.
 cudaError_t set_error(cudaError_t error);
 cudaError_t refuse(cudaError_t error, std::string why);
@@ -112,3 +123,19 @@ class Unlocked {
 };
 
 }  // namespace quire::cudart_emu
+
+struct CUstream_st {
+  std::shared_ptr<quire::cudart_emu::Lane> lane = std::make_shared<quire::cudart_emu::Lane>();
+  std::shared_ptr<quire::cudart_emu::Capture> capture;
+  std::shared_ptr<quire::cudart_emu::Lane> captured;  // what the capture records of this stream
+};
+struct CUevent_st {
+  quire::cudart_emu::Marker marker;
+  std::shared_ptr<quire::cudart_emu::Capture> capture;  // the last record was part of it
+};
+struct CUgraph_st {
+  std::vector<std::shared_ptr<quire::cudart_emu::Lane>> lanes;
+};
+struct CUgraphExec_st {
+  std::shared_ptr<const CUgraph_st> graph;
+};

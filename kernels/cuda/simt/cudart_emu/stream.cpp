@@ -1,4 +1,4 @@
-// Streams, events and graphs of the emulated device, its errors, and the launches that simt::launch hands over.
+// Streams and events of the emulated device, copies, and the launches that simt::launch hands over.
 //
 // Decides when queued work is done: when it is waited for, in the order of its stream, other streams no further than
 // their events ask. A kernel's KernelError breaks the device for good.
@@ -14,27 +14,8 @@
 #include "cuda/simt/engine.h"
 #include "cuda/simt/kernel_name.h"
 
-struct CUstream_st {
-  std::shared_ptr<quire::cudart_emu::Lane> lane = std::make_shared<quire::cudart_emu::Lane>();
-  std::shared_ptr<quire::cudart_emu::Capture> capture;
-  std::shared_ptr<quire::cudart_emu::Lane> captured;  // what the capture records of this stream
-};
-struct CUevent_st {
-  quire::cudart_emu::Marker marker;
-  std::shared_ptr<quire::cudart_emu::Capture> capture;  // the last record was part of it
-};
-struct CUgraph_st {
-  std::vector<std::shared_ptr<quire::cudart_emu::Lane>> lanes;
-};
-struct CUgraphExec_st {
-  std::shared_ptr<const CUgraph_st> graph;
-};
-
 namespace quire::cudart_emu {
 namespace {
-
-thread_local int current_device = 0;
-thread_local cudaError_t last_error = cudaSuccess;
 
 void run(const std::function<void()>& work) {
   State& s = state();
@@ -48,8 +29,9 @@ void run(const std::function<void()>& work) {
   }
 }
 
-// Does the work of the lane up to `position`; of others what it waits for. Without `does_work` it only counts.
-void advance(Lane& lane, uint64_t position, bool does_work = true) {
+}  // namespace
+
+void advance(Lane& lane, uint64_t position, bool does_work) {
   while (lane.done < position) {
     const Op op = std::move(lane.ops.front());
     lane.ops.pop_front();
@@ -59,23 +41,8 @@ void advance(Lane& lane, uint64_t position, bool does_work = true) {
   }
 }
 
-// Fresh lanes with the work of a graph: its waits point from one to the other.
-std::vector<std::shared_ptr<Lane>> unrolled(const std::vector<std::shared_ptr<Lane>>& lanes) {
-  std::vector<std::shared_ptr<Lane>> fresh;
-  for (const auto& lane : lanes) fresh.push_back(std::make_shared<Lane>(*lane));
-  for (const auto& lane : fresh) {
-    for (Op& op : lane->ops) {
-      if (!op.wait.lane) continue;
-      const auto it = std::find(lanes.begin(), lanes.end(), op.wait.lane);
-      op.wait.lane = fresh[static_cast<size_t>(it - lanes.begin())];
-    }
-  }
-  return fresh;
-}
-
 bool is_known(cudaStream_t stream) { return stream == nullptr || state().streams.count(stream) > 0; }
 
-// Puts work on a stream, or into what it captures; the stream null does it at once.
 cudaError_t push(cudaStream_t stream, Op op) {
   if (stream == nullptr) {
     if (op.work) run(*op.work);
@@ -100,6 +67,8 @@ void join(cudaStream_t stream, const std::shared_ptr<Capture>& capture) {
   capture->streams.push_back(stream);
   capture->lanes.push_back(stream->captured);
 }
+
+namespace {
 
 // A copy or a fill: its memory is looked at when it is queued and again when it is done.
 cudaError_t push_access(cudaStream_t stream, const char* call, std::vector<std::pair<const void*, size_t>> memory,
@@ -175,201 +144,11 @@ void take_launch(void* handle, const simt::Launch& launch) {
   if (is_blocking() && !stream->capture) check_launch(cudaStreamSynchronize(stream), launch.launcher);
 }
 
-struct ErrorText {
-  cudaError_t error;
-  const char* name;
-  const char* text;
-};
-constexpr ErrorText kErrors[] = {
-    {cudaSuccess, "cudaSuccess", "no error"},
-    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
-    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
-    {cudaErrorInitializationError, "cudaErrorInitializationError", "initialization error"},
-    {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
-     "CUDA driver version is insufficient for CUDA runtime version"},
-    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
-    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
-    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
-    {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
-    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
-    {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources", "too many resources requested for launch"},
-    {cudaErrorECCUncorrectable, "cudaErrorECCUncorrectable", "uncorrectable ECC error encountered"},
-    {cudaErrorMisalignedAddress, "cudaErrorMisalignedAddress", "misaligned address"},
-    {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
-    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
-     "operation not permitted when stream is capturing"},
-    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
-     "operation failed due to a previous error during capture"},
-    {cudaErrorStreamCaptureMerge, "cudaErrorStreamCaptureMerge", "operation would result in a merge of captures"},
-    {cudaErrorStreamCaptureUnmatched, "cudaErrorStreamCaptureUnmatched", "capture was not initiated in this stream"},
-    {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined",
-     "capturing stream has unjoined work from another stream"},
-    {cudaErrorStreamCaptureIsolation, "cudaErrorStreamCaptureIsolation",
-     "dependency created on uncaptured work in another stream"},
-    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
-     "operation not permitted on an event last recorded in a capturing stream"},
-};
-
-const ErrorText* find_error(cudaError_t error) {
-  const auto* const it =
-      std::find_if(std::begin(kErrors), std::end(kErrors), [&](auto& e) { return e.error == error; });
-  return it == std::end(kErrors) ? nullptr : it;
-}
-
-// Calls of a device that is not there say so.
-cudaError_t check_device() {
-  const Machine& machine = state().machine;
-  if (machine.driver_version / 1000 < CUDART_VERSION / 1000) return cudaErrorInsufficientDriver;
-  return machine.num_devices == 0 ? cudaErrorNoDevice : state().sticky;
-}
-
 }  // namespace
-
-State& state() {
-  static State* const it = new State;  // never destroyed: streams of statics may be given back at the very end
-  return *it;
-}
-
-cudaError_t set_error(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  if (error != cudaSuccess) state().refusal.clear();
-  return error;
-}
-cudaError_t refuse(cudaError_t error, std::string why) {
-  set_error(error);
-  state().refusal = std::move(why);
-  return error;
-}
-bool allocation_fails() { return state().allocations_to_fault > 0 && --state().allocations_to_fault == 0; }
-bool capture_forbids() {
-  for (const cudaStream_t stream : state().streams) {
-    const Capture* const capture = stream->capture.get();
-    if (capture == nullptr || capture->mode == cudaStreamCaptureModeRelaxed) continue;
-    if (capture->mode == cudaStreamCaptureModeThreadLocal && capture->thread != std::this_thread::get_id()) continue;
-    stream->capture->is_invalid = true;
-    return true;
-  }
-  return false;
-}
-
-void reset(const Machine& machine) {
-  const std::lock_guard lock(state().mutex);
-  State& s = state();
-  s.machine = machine;
-  s.allocations_to_fault = s.launches_to_fault = s.kernels_to_fault = 0;
-  s.sticky = cudaSuccess;
-  s.report.clear();
-  s.refusal.clear();
-  last_error = cudaSuccess;
-  current_device = 0;
-  const Unlocked protects_anew;
-}
-void fail_allocation_after(int64_t n) {
-  const std::lock_guard lock(state().mutex);
-  state().allocations_to_fault = n;
-}
-void fail_launch_after(int64_t n) {
-  const std::lock_guard lock(state().mutex);
-  state().launches_to_fault = n;
-}
-void fail_kernel_after(int64_t n, cudaError_t error) {
-  const std::lock_guard lock(state().mutex);
-  state().kernels_to_fault = n;
-  state().kernel_fault = error;
-}
-bool faults_pending() {
-  const std::lock_guard lock(state().mutex);
-  return state().allocations_to_fault + state().launches_to_fault + state().kernels_to_fault > 0;
-}
-
-Live live() {
-  const std::lock_guard lock(state().mutex);
-  const State& s = state();
-  const auto count = [](const auto& things) { return static_cast<int64_t>(things.size()); };
-  const auto host = std::count_if(s.blocks.begin(), s.blocks.end(), [](auto& block) { return block.second.is_host; });
-  return {.address_ranges = count(s.reservations),
-          .memory_handles = count(s.handles),
-          .mappings = count(s.mappings),
-          .host_buffers = static_cast<int64_t>(host),
-          .streams = count(s.streams),
-          .events = count(s.events),
-          .graphs = count(s.graphs),
-          .graph_execs = count(s.execs),
-          .device_bytes = s.device_bytes};
-}
-
-int64_t num_queued() {
-  const std::lock_guard lock(state().mutex);
-  int64_t count = 0;
-  for (const cudaStream_t stream : state().streams) {
-    count +=
-        std::count_if(stream->lane->ops.begin(), stream->lane->ops.end(), [](auto& op) { return op.work != nullptr; });
-  }
-  return count;
-}
 
 }  // namespace quire::cudart_emu
 
 using namespace quire::cudart_emu;
-
-const char* cudaGetErrorName(cudaError_t error) {
-  const ErrorText* const found = find_error(error);
-  return found ? found->name : "cudaErrorUnknown";
-}
-// With what the emulation knows besides: the report of the kernel that broke the device, the reason of a refusal.
-const char* cudaGetErrorString(cudaError_t error) {
-  const std::lock_guard lock(state().mutex);
-  const ErrorText* const found = find_error(error);
-  const char* const text = found ? found->text : "unknown error";
-  const std::string& more = error == state().sticky ? state().report : state().refusal;
-  if (error == cudaSuccess || more.empty() || (error != state().sticky && error != last_error)) return text;
-  static thread_local std::string whole;
-  whole = quire::str_cat(text, ": ", more);
-  return whole.c_str();
-}
-cudaError_t cudaPeekAtLastError() { return last_error; }
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = state().machine.driver_version;
-  return cudaSuccess;
-}
-cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = CUDART_VERSION;
-  return cudaSuccess;
-}
-cudaError_t cudaGetDeviceCount(int* count) {
-  const std::lock_guard lock(state().mutex);
-  *count = 0;
-  const cudaError_t error = check_device();
-  if (error == cudaSuccess) *count = state().machine.num_devices;
-  return set_error(error);
-}
-cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
-  return cudaSuccess;
-}
-cudaError_t cudaSetDevice(int device) {
-  const std::lock_guard lock(state().mutex);
-  if (const cudaError_t error = check_device(); error != cudaSuccess) return set_error(error);
-  if (device < 0 || device >= state().machine.num_devices) return set_error(cudaErrorInvalidDevice);
-  current_device = device;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  const std::lock_guard lock(state().mutex);
-  const Machine& machine = state().machine;
-  if (device < 0 || device >= machine.num_devices) return set_error(cudaErrorInvalidDevice);
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? machine.compute_major : machine.compute_minor;
-  return set_error(state().sticky);
-}
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  const std::lock_guard lock(state().mutex);
-  const Machine& machine = state().machine;
-  if (device < 0 || device >= machine.num_devices) return set_error(cudaErrorInvalidDevice);
-  *properties = {"emulated GPU", machine.memory_bytes, machine.compute_major, machine.compute_minor};
-  return set_error(state().sticky);
-}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMemcpyKind, cudaStream_t stream) {
   const std::lock_guard lock(state().mutex);
@@ -485,86 +264,4 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   }
   advance(*lane, lane->done + 1);
   return set_error(cudaErrorNotReady);
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-  const std::lock_guard lock(state().mutex);
-  if (state().sticky != cudaSuccess) return set_error(state().sticky);
-  if (stream == nullptr || !is_known(stream)) return set_error(cudaErrorStreamCaptureUnsupported);
-  if (stream->capture) return invalidate(*stream->capture, cudaErrorStreamCaptureUnsupported);
-  const auto capture = std::make_shared<Capture>();
-  capture->origin = stream;
-  capture->mode = mode;
-  capture->thread = std::this_thread::get_id();
-  join(stream, capture);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  const std::lock_guard lock(state().mutex);
-  *graph = nullptr;
-  if (stream == nullptr || !is_known(stream) || !stream->capture) return set_error(cudaErrorInvalidValue);
-  const std::shared_ptr<Capture> capture = stream->capture;
-  if (capture->origin != stream) return invalidate(*capture, cudaErrorStreamCaptureUnmatched);
-  capture->is_over = true;
-  for (const cudaStream_t member : capture->streams) {
-    if (!is_known(member)) continue;
-    member->capture = nullptr;
-    member->captured = nullptr;
-  }
-  if (state().sticky != cudaSuccess) return set_error(state().sticky);
-  if (capture->is_invalid) return set_error(cudaErrorStreamCaptureInvalidated);
-  const std::vector<std::shared_ptr<Lane>> trial = unrolled(capture->lanes);
-  advance(*trial[0], trial[0]->end(), false);
-  for (const auto& lane : trial) {
-    if (!lane->ops.empty()) return set_error(cudaErrorStreamCaptureUnjoined);
-  }
-  *graph = *state().graphs.insert(new CUgraph_st{capture->lanes}).first;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  const std::lock_guard lock(state().mutex);
-  if (!is_known(stream)) return set_error(cudaErrorInvalidResourceHandle);
-  const Capture* const capture = stream ? stream->capture.get() : nullptr;
-  *status = !capture              ? cudaStreamCaptureStatusNone
-            : capture->is_invalid ? cudaStreamCaptureStatusInvalidated
-                                  : cudaStreamCaptureStatusActive;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  const std::lock_guard lock(state().mutex);
-  *exec = nullptr;
-  if (state().sticky != cudaSuccess) return set_error(state().sticky);
-  if (!state().graphs.count(graph)) return set_error(cudaErrorInvalidValue);
-  if (allocation_fails()) return set_error(cudaErrorMemoryAllocation);
-  *exec = *state().execs.insert(new CUgraphExec_st{std::make_shared<CUgraph_st>(*graph)}).first;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  const std::lock_guard lock(state().mutex);
-  State& s = state();
-  if (s.sticky != cudaSuccess) return set_error(s.sticky);
-  if (!is_known(stream) || !s.execs.count(exec)) return set_error(cudaErrorInvalidResourceHandle);
-  if (stream && stream->capture) return invalidate(*stream->capture, cudaErrorStreamCaptureUnsupported);
-  if (s.launches_to_fault > 0 && --s.launches_to_fault == 0) return set_error(cudaErrorLaunchOutOfResources);
-  return push(stream, [graph = exec->graph] {
-    const std::vector<std::shared_ptr<Lane>> lanes = unrolled(graph->lanes);
-    advance(*lanes[0], lanes[0]->end());
-  });
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  const std::lock_guard lock(state().mutex);
-  if (!state().graphs.erase(graph)) return set_error(cudaErrorInvalidValue);
-  delete graph;
-  return set_error(state().sticky);
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  const std::lock_guard lock(state().mutex);
-  if (!state().execs.erase(exec)) return set_error(cudaErrorInvalidValue);
-  delete exec;
-  return set_error(state().sticky);
 }
