@@ -52,6 +52,9 @@ foreach(layer IN LISTS QUIRE_LAYERS)
   endif()
 endforeach()
 
+# Plugins must be of the build that loads them.
+target_compile_definitions(quire_device PRIVATE QUIRE_BUILD_VERSION="${PROJECT_VERSION}")
+
 # quire_link_layers(<target> <layer>): links the objects of that layer and of all below it, so that a test of a lower
 # layer which needs a symbol of a higher one fails to link.
 function(quire_link_layers target highest)
