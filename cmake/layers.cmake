@@ -13,6 +13,7 @@ foreach(layer IN LISTS QUIRE_LAYERS)
   endif()
   list(TRANSFORM patterns PREPEND ${PROJECT_SOURCE_DIR}/)
   file(GLOB sources_of_${layer} CONFIGURE_DEPENDS ${patterns})
+  list(FILTER sources_of_${layer} EXCLUDE REGEX "/cpp/device/cuda/")  # belongs to plugins; see cuda.cmake
 endforeach()
 
 # A model family is a file cpp/model/arch/<name>.cpp that defines register_<name>(ArchRegistry&); this writes the list.
@@ -50,6 +51,9 @@ foreach(layer IN LISTS QUIRE_LAYERS)
     target_sources(quire PRIVATE $<TARGET_OBJECTS:quire_${layer}>)
   endif()
 endforeach()
+
+# Plugins must be of the build that loads them.
+target_compile_definitions(quire_device PRIVATE QUIRE_BUILD_VERSION="${PROJECT_VERSION}")
 
 # quire_link_layers(<target> <layer>): links the objects of that layer and of all below it, so that a test of a lower
 # layer which needs a symbol of a higher one fails to link.

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "device/open_device.h"
 #include "engine/row_state.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
@@ -166,14 +167,7 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
 }
 
 std::unique_ptr<Device> make_device(const EngineOptions& options) {
-  if (options.device == "auto" || options.device == "cpu") {
-    return make_host_device({.num_threads = options.num_threads, .isa = options.cpu_isa});
-  }
-  if (options.device == "cuda") {
-    throw NotSupported(
-        "device=\"cuda\" needs the CUDA backend, which this build of quire does not have; use device=\"cpu\"");
-  }
-  throw InvalidArgument(str_cat("Unknown device: ", options.device, ". Must be \"auto\" or \"cpu\""));
+  return open_device(options.device, {.num_threads = options.num_threads, .isa = options.cpu_isa});
 }
 
 ModelInfo describe(const EngineConfig& config, const Device& device) {

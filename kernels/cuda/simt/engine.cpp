@@ -141,8 +141,8 @@ class Engine {
 };
 
 Engine& engine() {
-  thread_local Engine instance;
-  return instance;
+  thread_local const auto instance = std::make_unique<Engine>();  // on the heap: plugins get few bytes of static TLS
+  return *instance;
 }
 
 Engine::~Engine() {

@@ -8,6 +8,7 @@
 // This file must be included by g++ only; nvcc has the real thing.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -52,6 +53,19 @@ struct Counters {
 Counters counters();
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*), const void* args);
+
+// A launch on a stream goes to the runtime that made the stream (cudart_emu), which copies the arguments and runs the
+// kernel later; without one, or without a stream, the kernel runs at once.
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes;
+  void (*body)(const void*);
+  const void* args;
+  size_t args_bytes, args_alignment;
+  const char* launcher;  // for kernel_name()
+};
+using LaunchHook = void (*)(void* stream, const Launch& launch);
+inline std::atomic<LaunchHook> launch_hook{nullptr};
 
 // Everything below is called by the threads of a running kernel.
 [[noreturn]] void fail(const std::string& what, Loc loc);

@@ -107,7 +107,7 @@ struct State {
   uint64_t block = 0;
   std::vector<TmaStore> stores;
   std::vector<int> store_groups = std::vector<int>(1024);  // committed, by thread
-  WarpgroupState warpgroups[8];
+  std::vector<WarpgroupState> warpgroups = std::vector<WarpgroupState>(8);
 };
 
 // Of the running block.
@@ -244,7 +244,11 @@ void for_each_register(Accumulator& acc, F&& f) {
 }
 
 inline void execute(const WgmmaOp& op) {
-  static thread_local float a[64][16], b[16][256];
+  struct Tiles {
+    float a[64][16], b[16][256];
+  };
+  const auto tiles = std::make_unique_for_overwrite<Tiles>();
+  auto& [a, b] = *tiles;
   const int columns = op.columns;
   for (uint32_t t = 0; op.a_in_registers && t < 128; ++t) {
     for (uint32_t i = 0; i < 8; ++i) {

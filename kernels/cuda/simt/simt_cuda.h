@@ -7,8 +7,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #include "base/check.h"
+#include "cuda/simt/kernel_name.h"
 #include "params/stream.h"
 
 namespace quire::simt {
@@ -50,6 +53,37 @@ inline int num_multiprocessors() {
   return count;
 }
 
+// Whether launches wait for their kernel, so that an error is told by the launch that made it.
+inline bool launches_block() {
+  static const bool blocks = [] {
+    const auto is_set = [](const char* name) {
+      const char* const value = std::getenv(name);
+      return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0;
+    };
+    return is_set("QUIRE_LAUNCH_BLOCKING") || is_set("CUDA_LAUNCH_BLOCKING");
+  }();
+  return blocks;
+}
+
+// `launcher` is what the compiler calls the launch.
+inline void check_launch(cudaError_t error, const char* launcher) {
+  if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());
+  const bool may_be_older = !launches_block() && error >= cudaErrorIllegalAddress && error <= cudaErrorLaunchFailure &&
+                            error != cudaErrorLaunchOutOfResources;
+  throw DeviceError(str_cat("launch of ", kernel_name(launcher), ": ", cudaGetErrorString(error), " (",
+                            cudaGetErrorName(error), ")",
+                            may_be_older ? ". A kernel before it may have failed: QUIRE_LAUNCH_BLOCKING=1 waits for "
+                                           "each and names it"
+                                         : ""));
+}
+
+inline void wait_for_kernel(cudaStream_t stream, const char* launcher) {
+  cudaStreamCaptureStatus capture{};
+  check_launch(cudaStreamIsCapturing(stream, &capture), launcher);
+  if (capture == cudaStreamCaptureStatusNone) check_launch(cudaStreamSynchronize(stream), launcher);
+}
+
 template <auto Kernel, typename Args>
 void launch(const LaunchConfig& config, const Args& args) {
   int device = 0;
@@ -76,7 +110,9 @@ void launch(const LaunchConfig& config, const Args& args) {
   launch_config.stream = static_cast<cudaStream_t>(config.stream.handle);
   launch_config.attrs = &attribute;
   launch_config.numAttrs = config.pdl && device_has_pdl(device) ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&launch_config, Kernel, args), "cudaLaunchKernelEx");
+  check_launch(cudaLaunchKernelEx(&launch_config, Kernel, args), __PRETTY_FUNCTION__);
+  if (launches_block()) [[unlikely]]
+    wait_for_kernel(launch_config.stream, __PRETTY_FUNCTION__);
 }
 
 // The dynamic shared memory of the block, as one struct. Not initialised.

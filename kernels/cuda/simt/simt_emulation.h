@@ -132,6 +132,11 @@ template <auto Kernel, typename Args>
 void launch(const LaunchConfig& config, const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args>);
   const auto body = [](const void* p) { Kernel(*static_cast<const Args*>(p)); };
+  const LaunchHook hook = config.stream.handle ? launch_hook.load() : nullptr;
+  if (hook) {
+    return hook(config.stream.handle, {config.grid, config.block, config.shared_bytes, body, &args, sizeof(Args),
+                                       alignof(Args), __PRETTY_FUNCTION__});
+  }
   run_grid(config.grid, config.block, config.shared_bytes, body, &args);
 }
 

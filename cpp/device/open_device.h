@@ -1,0 +1,16 @@
+// From the name a user gives to a device: "cpu", "cuda", "cuda:1", "simt", "simt:1" or "auto".
+//
+// "auto" is cuda where its plugin and a GPU that works are there, else cpu, and never an error.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "device/device.h"
+
+namespace quire {
+
+// Throws InvalidArgument for names that are none, NotSupported without the plugin, and what the device itself throws.
+std::unique_ptr<Device> open_device(const std::string& name, const HostDeviceOptions& host_options);
+
+}  // namespace quire
