@@ -45,11 +45,10 @@ void Worker::place_gemm_scratch(std::byte* base) {
 
 void Worker::load(const Checkpoint* checkpoint) {
   if (checkpoint == nullptr) {
-    load_dummy_weights(config_.model.arch, device_->kernels(), device_->stream(), weights_);
+    load_dummy_weights(config_.model.arch, *device_, weights_);
   } else {
-    load_weights(config_.model.arch, *checkpoint, device_->kernels(), device_->stream(), weights_);
+    load_weights(config_.model.arch, *checkpoint, *device_, weights_);
   }
-  device_->synchronize();
 }
 
 void Worker::upload(const Batch& batch) {

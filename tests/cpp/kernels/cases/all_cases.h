@@ -5,6 +5,7 @@
 #include "kernels/cases/batch_cases.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
+#include "kernels/cases/load_cases.h"
 
 namespace quire::cases {
 
@@ -16,6 +17,7 @@ inline std::vector<CaseEntry> all_cases() {
   add_embedding_cases(cases);
   add_rope_cases(cases);
   add_batch_cases(cases);
+  add_load_cases(cases);
   return cases;
 }
 
