@@ -18,7 +18,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_bytes()));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
 
-  place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_);
+  place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_, memory.offload);
   kv_cache_ =
       place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
   std::byte* base = workspace_region_->data();
@@ -44,10 +44,15 @@ void Worker::place_gemm_scratch(std::byte* base) {
 }
 
 void Worker::load(const Checkpoint* checkpoint) {
+  if (const OffloadPlan& plan = config_.memory.offload; !plan.empty()) {
+    offloaded_ = std::make_unique<OffloadedLayers>(*device_, plan, weight_region_->data());
+    decoder_.set_layer_source(offloaded_.get());
+  }
+  const LoadOptions options = {.offload = offloaded_.get()};
   if (checkpoint == nullptr) {
-    load_dummy_weights(config_.model.arch, *device_, weights_);
+    load_dummy_weights(config_.model.arch, *device_, weights_, options);
   } else {
-    load_weights(config_.model.arch, *checkpoint, *device_, weights_);
+    load_weights(config_.model.arch, *checkpoint, *device_, weights_, options);
   }
 }
 

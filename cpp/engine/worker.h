@@ -53,6 +53,7 @@ class Worker {
   Arena arena_;
   Ops ops_;
   Decoder decoder_;
+  std::unique_ptr<OffloadedLayers> offloaded_;  // null: all layers are on the device
 
   // Of the step in progress.
   DeviceBatch batch_;

@@ -1,6 +1,7 @@
 // From matched tensors, or from nothing, to packed slots; see weight_loader.h.
 //
-// Tensors are taken in the order of the file, and each one's pages are given back.
+// Tensors are taken in the order of the file, those of offloaded layers after the others and layer by layer; each one's
+// pages are given back.
 #include "model/weight_loader.h"
 
 #include <algorithm>
@@ -118,20 +119,28 @@ std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> t
 
 void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& device, Weights& weights,
                   const LoadOptions& options) {
-  const std::vector<BoundRule> found = match_weights(arch, checkpoint);
+  std::vector<BoundRule> found = match_weights(arch, checkpoint);
+  // Offloaded layers come last, one after the other: they share slots.
+  const auto ordinal = [&](const BoundRule& entry) {
+    return options.offload != nullptr ? options.offload->plan().ordinal(entry.layer) : -1;
+  };
+  std::ranges::stable_sort(found, {}, ordinal);
   std::vector<WeightSlot> slots = weight_slots(arch, weights);
   const std::unique_ptr<WeightSink> sink = make_weight_sink(device, longest_row(slots), options.staging);
   Filler filler(arch, std::move(slots), *sink);
-  for (const BoundRule& entry : found) {
-    filler.fill(entry);
-    checkpoint.release(*entry.tensor);
+  for (size_t i = 0; i < found.size(); ++i) {
+    filler.fill(found[i]);
+    checkpoint.release(*found[i].tensor);
+    if (ordinal(found[i]) < 0 || (i + 1 < found.size() && found[i + 1].layer == found[i].layer)) continue;
+    sink->flush();
+    options.offload->store(found[i].layer);
   }
   sink->flush();
   filler.check_complete();
   device.synchronize();
 }
 
-void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, const LoadOptions&) {
+void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, const LoadOptions& options) {
   const std::vector<WeightSlot> slots = weight_slots(arch, weights);
   int64_t chunk = 0;
   for (const WeightSlot& slot : slots) {
@@ -140,7 +149,8 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
   const std::unique_ptr<Region> values =
       device.allocate(RegionTag::workspace, static_cast<size_t>(chunk) * sizeof(float));
   const SynchronizeAtEnd synchronize(device);
-  for (const WeightSlot& slot : slots) {
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const WeightSlot& slot = slots[i];
     const uint64_t seed =
         hash_combine(static_cast<uint64_t>(slot.slot), static_cast<uint64_t>(static_cast<uint32_t>(slot.layer)));
     if (slot.vector != nullptr) {
@@ -150,6 +160,8 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
     } else {
       pack_dummy(slot, seed, reinterpret_cast<float*>(values->data()), device);
     }
+    const bool ends_layer = i + 1 == slots.size() || slots[i + 1].layer != slot.layer;
+    if (options.offload != nullptr && ends_layer) options.offload->store(slot.layer);
   }
   device.synchronize();
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model/arch.h"
+#include "model/layer_offload.h"
 #include "model/weight_sink.h"
 #include "model/weights.h"
 
@@ -42,7 +43,8 @@ std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
 struct LoadOptions {
-  StagingOptions staging;  // of asynchronous devices
+  StagingOptions staging;              // of asynchronous devices
+  OffloadedLayers* offload = nullptr;  // keeps the weights of its layers, which `weights` places in its slots
 };
 
 // Both return when the weights are there. Throws InvalidArgument that lists ALL missing, unexpected and misshaped

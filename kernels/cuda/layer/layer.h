@@ -1,4 +1,5 @@
-// Launchers of the small kernels of a step, and of one of loading. Asynchronous on the stream; they check contracts and allocate nothing.
+// Launchers of the small kernels of a step, and of one of loading. Asynchronous on the stream; they check contracts and
+// allocate nothing.
 #pragma once
 
 #include "params/copy_blocks.h"
