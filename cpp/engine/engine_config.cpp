@@ -10,6 +10,7 @@
 #include "engine/row_state.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
+#include "model/layer_offload.h"
 
 namespace quire {
 namespace {
@@ -47,6 +48,8 @@ void check_options(const EngineOptions& options, const Device& device) {
                   options.block_size));
   require(options.gpu_memory_utilization > 0.0 && options.gpu_memory_utilization <= 1.0,
           str_cat("GPU memory utilization must be less than 1.0. Got ", options.gpu_memory_utilization, "."));
+  require(options.cpu_offload_gb >= 0.0,
+          str_cat("CPU offload space must be non-negative, but got ", options.cpu_offload_gb));
   require(options.kv_cache_memory_bytes >= 0 && options.num_gpu_blocks_override >= 0,
           "kv_cache_memory_bytes and num_gpu_blocks_override must not be negative");
   require(options.max_seq_len_to_capture >= 1,
@@ -123,6 +126,21 @@ void plan_kv_cache(EngineConfig& config, const DeviceMemory& memory) {
   config.memory.num_blocks = std::min<int64_t>(num_blocks, INT32_MAX / block_size);
 }
 
+// Nothing where weights are in host memory anyway.
+OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options, const Device& device) {
+  if (!device.is_asynchronous()) return {};
+  constexpr double kMostGb = 1e6;  // more than any layers have
+  const double num_bytes = std::min(options.cpu_offload_gb, kMostGb) * static_cast<double>(int64_t{1} << 30);
+  OffloadPlan plan = plan_offload(model.arch, model.dtype, device.kernels(), static_cast<int64_t>(num_bytes));
+  if (!plan.empty() && plan.total_slot_bytes() >= plan.host_bytes()) {
+    log_warning("cpu_offload_gb=", options.cpu_offload_gb, " keeps ", plan.layers.size(),
+                " of the layers in host memory and needs ", plan.num_slots,
+                " layer slots on the device for them: it saves no device memory and costs time. Ask for more than ",
+                gib(static_cast<int64_t>(plan.total_slot_bytes())), ".");
+  }
+  return plan;
+}
+
 }  // namespace
 
 int64_t EngineConfig::max_blocks_per_seq() const {
@@ -149,8 +167,9 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   BatchBuffers buffers;
   RowBuffers row_buffers;
   MemoryPlan& memory = config.memory;
+  memory.offload = offload_plan(model, options, device);
   memory.weight_bytes =
-      static_cast<int64_t>(place_weights(model.arch, model.dtype, device.kernels(), nullptr, weights));
+      static_cast<int64_t>(place_weights(model.arch, model.dtype, device.kernels(), nullptr, weights, memory.offload));
   memory.arena_bytes =
       static_cast<int64_t>(measure_arena(model, config.scheduler, device.kernels(), device.num_threads()));
   memory.workspace_bytes =
@@ -183,6 +202,7 @@ ModelInfo describe(const EngineConfig& config, const Device& device) {
   description.hidden_size = arch.hidden;
   description.num_parameters = num_parameters(arch);
   description.weight_bytes = config.memory.weight_bytes;
+  description.offloaded_weight_bytes = static_cast<int64_t>(config.memory.offload.host_bytes());
   description.workspace_bytes = config.memory.workspace_bytes;
   description.kv_cache_bytes = config.memory.kv_bytes();
   description.kv_bytes_per_token = config.memory.kv_block_bytes / config.scheduler.block_size;

@@ -50,6 +50,7 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("enable_prefix_caching", options.enable_prefix_caching, "reuse computed prompt prefixes");
   visit("enable_chunked_prefill", options.enable_chunked_prefill, "spread long prompts over steps");
   visit("gpu_memory_utilization", options.gpu_memory_utilization, "share of the device's memory to use");
+  visit("cpu_offload_gb", options.cpu_offload_gb, "GiB of layers to keep in host memory; no effect on a CPU");
   visit("kv_cache_memory_bytes", options.kv_cache_memory_bytes, "exact size of the KV cache; 0: chosen");
   visit("num_gpu_blocks_override", options.num_gpu_blocks_override, "exact number of KV blocks; 0: chosen");
   visit("enforce_eager", options.enforce_eager, "no captured graphs on a GPU");

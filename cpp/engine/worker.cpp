@@ -21,7 +21,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_bytes()));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
-  place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_);
+  place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_, memory.offload);
   kv_cache_ =
       place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
   place_workspace();
@@ -58,12 +58,16 @@ void Worker::place_gemm_scratch(std::byte* base) {
 }
 
 void Worker::load(const Checkpoint* checkpoint) {
-  if (checkpoint == nullptr) {
-    load_dummy_weights(config_.model.arch, device_->kernels(), device_->stream(), weights_);
-  } else {
-    load_weights(config_.model.arch, *checkpoint, device_->kernels(), device_->stream(), weights_);
+  if (const OffloadPlan& plan = config_.memory.offload; !plan.empty()) {
+    offloaded_ = std::make_unique<OffloadedLayers>(*device_, plan, weight_region_->data());
+    decoder_.set_layer_source(offloaded_.get());
   }
-  device_->synchronize();
+  const LoadOptions options = {.offload = offloaded_.get()};
+  if (checkpoint == nullptr) {
+    load_dummy_weights(config_.model.arch, *device_, weights_, options);
+  } else {
+    load_weights(config_.model.arch, *checkpoint, *device_, weights_, options);
+  }
 }
 
 void Worker::upload(const Batch& batch) {

@@ -69,6 +69,7 @@ class Worker {
   Arena arena_;
   Ops ops_;
   Decoder decoder_;
+  std::unique_ptr<OffloadedLayers> offloaded_;  // null: all layers are on the device
 
   std::optional<RowState> rows_;  // on an asynchronous device
   SampleOutput output_;

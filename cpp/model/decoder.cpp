@@ -16,12 +16,18 @@ bool same_plan(const AttnSpec& a, const AttnSpec& b) {
 }  // namespace
 
 Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const {
+  LayerWeightSource* const source = ops.dry() ? nullptr : layer_source_;
+  if (source != nullptr) source->begin_step();
   const Tensor x = embed(batch, ops);
   // Plans lie above x in the arena and go when the layers are done.
   const Arena::Scope scope(ops.arena());
   Step step{batch, cache, ops};
   plan(step);
-  for (size_t i = 0; i < arch_.layers.size(); ++i) layer(i, x, step);
+  for (size_t i = 0; i < arch_.layers.size(); ++i) {
+    if (source != nullptr) source->acquire(static_cast<int32_t>(i));
+    layer(i, x, step);
+    if (source != nullptr) source->release(static_cast<int32_t>(i));
+  }
   return x;
 }
 

@@ -42,6 +42,9 @@ class Decoder {
   Decoder(const ArchSpec& arch, DType dtype, const Weights& weights, const RopeTables& rope, int num_threads)
       : arch_(arch), dtype_(dtype), weights_(weights), rope_(rope), num_threads_(num_threads) {}
 
+  // Where the weights of layers that are not on the device come from. Kept; null (at first): all are there.
+  void set_layer_source(LayerWeightSource* source) { layer_source_ = source; }
+
   // The residual stream after the last layer, float32 [num_tokens, hidden], before the final norm.
   Tensor forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const;
   // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size].
@@ -76,6 +79,7 @@ class Decoder {
   const Weights& weights_;
   const RopeTables& rope_;
   int num_threads_;
+  LayerWeightSource* layer_source_ = nullptr;
 };
 
 }  // namespace quire

@@ -1,6 +1,7 @@
 // Fills Weights from a checkpoint: safetensors files (mapped), tensors in memory, or dummy values.
 //
-// Runs once at load, on the caller's thread; packing uses the stream's threads.
+// Runs once at load, on the caller's thread; packing uses the stream's threads. How tensors reach the device is decided
+// in weight_sink.h.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,9 @@
 #include <vector>
 
 #include "model/arch.h"
+#include "model/layer_offload.h"
+#include "model/weight_sink.h"
 #include "model/weights.h"
-#include "params/kernel_table.h"
 
 namespace quire {
 
@@ -40,11 +42,17 @@ std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_
 // Tensors the caller keeps alive during the load (checkpoints read by torch, weights built in memory).
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
-// Throws InvalidArgument that lists ALL missing, unexpected and misshaped tensors (both shapes) at once.
-void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, const KernelTable& kernels, Stream stream,
-                  Weights& weights);
-// load_format="dummy": every matrix and norm uniform in [-1e-3, 1e-3], a fixed seed per slot, the same for every dtype
-// before rounding.
-void load_dummy_weights(const ArchSpec& arch, const KernelTable& kernels, Stream stream, Weights& weights);
+struct LoadOptions {
+  StagingOptions staging;              // of asynchronous devices
+  OffloadedLayers* offload = nullptr;  // keeps the weights of its layers, which `weights` places in its slots
+};
+
+// Both return when the weights are there. Throws InvalidArgument that lists ALL missing, unexpected and misshaped
+// tensors (both shapes) at once, before anything is packed.
+void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& device, Weights& weights,
+                  const LoadOptions& options = {});
+// load_format="dummy": every matrix and norm uniform in [-1e-3, 1e-3], a fixed seed per slot, the same for every device
+// and, before rounding, for every dtype. Nothing is copied from the host.
+void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, const LoadOptions& options = {});
 
 }  // namespace quire

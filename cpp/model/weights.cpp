@@ -63,6 +63,13 @@ void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weig
   if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
 }
 
+// What a slot takes, in whole lines.
+size_t packed_bytes(const WeightSlot& slot, DType dtype, const KernelTable& kernels) {
+  const size_t num_bytes = slot.matrix != nullptr ? kernels.packed_weight_bytes(slot.rows, slot.cols, dtype, slot.gated)
+                                                  : static_cast<size_t>(slot.rows) * sizeof(float);
+  return (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 }  // namespace
 
 std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
@@ -94,23 +101,38 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   return slots;
 }
 
-size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights) {
+size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights,
+                     const OffloadPlan& offload) {
   weights = Weights{};
-  size_t offset = 0;
+  size_t end = offload.total_slot_bytes();
+  int32_t layer = -1;
+  size_t layer_end = 0;  // in the slot of an offloaded layer
   for (const WeightSlot& slot : weight_slots(arch, weights)) {
+    const int32_t ordinal = offload.ordinal(slot.layer);
+    if (slot.layer != layer && ordinal >= 0) {
+      layer_end = static_cast<size_t>(ordinal % offload.num_slots) * offload.slot_bytes;
+    }
+    layer = slot.layer;
+    size_t& offset = ordinal >= 0 ? layer_end : end;
     std::byte* place = base == nullptr ? nullptr : base + offset;
-    size_t num_bytes = 0;
     if (slot.matrix != nullptr) {
       *slot.matrix = {.data = place, .dtype = dtype, .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
-      num_bytes = kernels.packed_weight_bytes(slot.rows, slot.cols, dtype, slot.gated);
     } else {
       *slot.vector = reinterpret_cast<float*>(place);
-      num_bytes = static_cast<size_t>(slot.rows) * sizeof(float);
     }
-    offset += (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
+    offset += packed_bytes(slot, dtype, kernels);
   }
   if (arch.tie_word_embeddings) weights.head = weights.embedding;
-  return offset;
+  return end;
+}
+
+std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const KernelTable& kernels) {
+  Weights weights;
+  std::vector<size_t> sizes(arch.layers.size());
+  for (const WeightSlot& slot : weight_slots(arch, weights)) {
+    if (slot.layer >= 0) sizes[static_cast<size_t>(slot.layer)] += packed_bytes(slot, dtype, kernels);
+  }
+  return sizes;
 }
 
 size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels) {

@@ -4,8 +4,10 @@
 // Norm weights and biases are float32 always; matrices are packed by the backend in the model's dtype.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "model/arch.h"
@@ -41,9 +43,41 @@ struct Weights {
   std::vector<LayerWeights> layers;
 };
 
+// Layers that share slots on the device because their weights stay in host memory (layer_offload.h). Empty: none do.
+struct OffloadPlan {
+  std::vector<int32_t> layers;      // ascending; the i-th one uses slot i % num_slots
+  std::vector<size_t> layer_bytes;  // packed
+  int32_t num_slots = 0;
+  size_t slot_bytes = 0;
+
+  bool empty() const { return layers.empty(); }
+  size_t host_bytes() const { return std::accumulate(layer_bytes.begin(), layer_bytes.end(), size_t{0}); }
+  size_t total_slot_bytes() const { return static_cast<size_t>(num_slots) * slot_bytes; }
+  // Which of the offloaded layers `layer` is; -1: it stays on the device.
+  int32_t ordinal(int32_t layer) const {
+    const auto found = std::lower_bound(layers.begin(), layers.end(), layer);
+    return found != layers.end() && *found == layer ? static_cast<int32_t>(found - layers.begin()) : -1;
+  }
+};
+
+// Brings the weights of layers that do not stay on the device. The decoder calls begin_step() before a forward pass and
+// has the other two around each layer, in order; the weights of a layer are there for what is launched between them.
+class LayerWeightSource {
+ public:
+  virtual ~LayerWeightSource() = default;
+  virtual void begin_step() = 0;
+  virtual void acquire(int32_t layer) = 0;
+  virtual void release(int32_t layer) = 0;
+};
+
 // Lays the slots of `arch` out one after the other from `base` (64-byte aligned; nullptr to only measure) and returns
-// their total size in bytes. The same arch, dtype and backend give the same layout.
-size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights);
+// their total size in bytes. The same arch, dtype and backend give the same layout. The shared slots of offloaded
+// layers come first.
+size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights,
+                     const OffloadPlan& offload = {});
+
+// The packed size of each layer.
+std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const KernelTable& kernels);
 
 // The largest gemm workspace that a product with one of these weights can use.
 size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels);

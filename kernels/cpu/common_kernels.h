@@ -9,6 +9,7 @@
 #include "params/attention.h"
 #include "params/copy_blocks.h"
 #include "params/device_rows.h"
+#include "params/fill_dummy.h"
 #include "params/gemm.h"
 #include "params/prepare_batch.h"
 #include "params/sampling.h"
@@ -18,6 +19,7 @@ namespace quire::cpu {
 
 size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
 void pack_weight(const PackWeightParams& params, Stream stream);
+void fill_dummy(const FillDummyParams& params, Stream stream);
 
 void update_rows(const UpdateRowsParams& params, Stream stream);
 void prepare_batch(const PrepareBatchParams& params, Stream stream);

@@ -3,6 +3,7 @@ static constexpr KernelTable kTable = {
     .name = kName,
     .packed_weight_bytes = packed_weight_bytes,
     .pack_weight = pack_weight,
+    .fill_dummy = fill_dummy,
     .embedding = embedding,
     .norm = norm,
     .gemm = gemm,

@@ -13,6 +13,7 @@ const KernelTable& kernels() {
       .name = simt::kBackendName,
       .packed_weight_bytes = packed_weight_bytes,
       .pack_weight = pack_weight,
+      .fill_dummy = fill_dummy,
       .embedding = embedding,
       .norm = norm,
       .gemm = gemm,

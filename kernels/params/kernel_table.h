@@ -11,6 +11,7 @@
 #include "params/copy_blocks.h"
 #include "params/device_rows.h"
 #include "params/embedding.h"
+#include "params/fill_dummy.h"
 #include "params/gemm.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
@@ -26,6 +27,7 @@ struct KernelTable {
   // Load time.
   size_t (*packed_weight_bytes)(int64_t rows, int64_t cols, DType dtype, bool gated) = nullptr;
   void (*pack_weight)(const PackWeightParams&, Stream) = nullptr;
+  void (*fill_dummy)(const FillDummyParams&, Stream) = nullptr;
 
   // forward
   void (*embedding)(const EmbeddingParams&, Stream) = nullptr;

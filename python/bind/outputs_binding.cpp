@@ -108,6 +108,7 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["hidden_size"] = info.hidden_size;
   values["num_parameters"] = info.num_parameters;
   values["weight_bytes"] = info.weight_bytes;
+  values["offloaded_weight_bytes"] = info.offloaded_weight_bytes;
   values["workspace_bytes"] = info.workspace_bytes;
   values["kv_cache_bytes"] = info.kv_cache_bytes;
   values["kv_bytes_per_token"] = info.kv_bytes_per_token;

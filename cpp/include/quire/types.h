@@ -50,6 +50,9 @@ struct EngineOptions {
   bool enable_prefix_caching = true;
   bool enable_chunked_prefill = true;
   double gpu_memory_utilization = 0.9;  // of the device's memory, weights and workspace included
+  // GiB of decoder layers that stay in host memory and pass through the device as they are needed; whole layers. No
+  // effect on a CPU.
+  double cpu_offload_gb = 0.0;
   int64_t kv_cache_memory_bytes = 0;
   int64_t num_gpu_blocks_override = 0;
   // On a GPU. Decode steps are replayed from graphs that are captured when their batch size first comes.
@@ -131,6 +134,7 @@ struct Stats {
 struct ModelInfo {
   std::string architecture, dtype, device, kernels;
   int64_t max_model_len = 0, vocab_size = 0, num_layers = 0, hidden_size = 0, num_parameters = 0;
+  int64_t offloaded_weight_bytes = 0;  // in host memory, not in weight_bytes
   int64_t weight_bytes = 0, workspace_bytes = 0, kv_cache_bytes = 0, kv_bytes_per_token = 0;
   int64_t num_blocks = 0, block_size = 0, max_num_seqs = 0, max_num_batched_tokens = 0;
   int32_t num_threads = 0;

@@ -1,8 +1,10 @@
-// Launchers of the small kernels of a step. Asynchronous on the stream; they check contracts and allocate nothing.
+// Launchers of the small kernels of a step, and of one of loading. Asynchronous on the stream; they check contracts and
+// allocate nothing.
 #pragma once
 
 #include "params/copy_blocks.h"
 #include "params/device_rows.h"
+#include "params/fill_dummy.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
 #include "params/rope.h"
@@ -16,5 +18,7 @@ void copy_blocks(const CopyBlocksParams& params, Stream stream);
 void update_rows(const UpdateRowsParams& params, Stream stream);
 void prepare_batch(const PrepareBatchParams& params, Stream stream);
 void store_sampled(const StoreSampledParams& params, Stream stream);
+// Once, at load.
+void fill_dummy(const FillDummyParams& params, Stream stream);
 
 }  // namespace quire::cuda

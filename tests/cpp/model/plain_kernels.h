@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/json.h"
+#include "device/device.h"
 #include "params/kernel_table.h"
 
 namespace quire::test {
@@ -46,10 +47,40 @@ inline const KernelTable& plain_kernels() {
         }
       }
     };
+    kernels.fill_dummy = [](const FillDummyParams& p, Stream) {
+      for (int64_t i = 0; i < p.count; ++i) {
+        p.out[i] = dummy_unit(p.seed, p.index_begin + i) * kDummyScale + p.added;
+      }
+    };
     return kernels;
   }();
   return table;
 }
+
+// The host with another table of kernels.
+class TableDevice final : public Device {
+ public:
+  explicit TableDevice(const KernelTable& table) : table_(table) {}
+  std::string name() const override { return table_.name; }
+  const KernelTable& kernels() const override { return table_; }
+  Stream stream() const override { return host_->stream(); }
+  int num_threads() const override { return 1; }
+  DeviceMemory memory() const override { return host_->memory(); }
+  std::unique_ptr<Region> allocate(RegionTag tag, size_t n) override { return host_->allocate(tag, n); }
+  std::unique_ptr<HostBuffer> allocate_host(size_t n) override { return host_->allocate_host(n); }
+  void copy_to_device(void* to, const void* from, size_t n) override { host_->copy_to_device(to, from, n); }
+  void copy_to_host(void* to, const void* from, size_t n) override { host_->copy_to_host(to, from, n); }
+  void copy_async(void* to, const void* from, size_t n, Stream s) override { host_->copy_async(to, from, n, s); }
+  void fill_async(void* to, std::byte value, size_t n, Stream s) override { host_->fill_async(to, value, n, s); }
+  std::unique_ptr<Event> make_event() override { return host_->make_event(); }
+  void wait_for(Stream, const Event&) override {}
+  std::unique_ptr<Graph> capture(const std::function<void()>&) override { return nullptr; }
+  void synchronize() override {}
+
+ private:
+  std::unique_ptr<Device> host_ = make_host_device({.num_threads = 1});
+  const KernelTable& table_;
+};
 
 inline float at(const PackedWeight& weight, int64_t row, int64_t col) {
   return element(weight.data, weight.dtype, row * weight.cols + col);

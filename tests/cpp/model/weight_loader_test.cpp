@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/arch_registry.h"
+#include "model/late_device.h"
 #include "model/plain_kernels.h"
 #include "model/weights.h"
 
@@ -17,7 +18,10 @@ namespace quire {
 namespace {
 
 using test::at;
+using test::LateDevice;
 using test::plain_kernels;
+using test::Prefer;
+using test::TableDevice;
 using test::tiny_gpt2;
 using test::tiny_llama;
 
@@ -91,9 +95,36 @@ Loaded place(const Json& config, DType dtype = DType::f32) {
   return loaded;
 }
 
+void load_into(Loaded& loaded, Source& source) {
+  TableDevice device(plain_kernels());
+  load_weights(loaded.arch, *checkpoint_in_memory(source.tensors()), device, loaded.weights);
+}
+
+// The bytes of the weights on an asynchronous device whose slots hold less than a tensor.
+std::vector<std::byte> load_late(const Loaded& loaded, Source& source, DType dtype, const StagingOptions& staging) {
+  LateDevice device(Prefer::random, &plain_kernels());
+  Weights weights;
+  const size_t num_bytes = place_weights(loaded.arch, dtype, plain_kernels(), nullptr, weights);
+  const auto region = device.allocate(RegionTag::weights, num_bytes);
+  place_weights(loaded.arch, dtype, plain_kernels(), region->data(), weights);
+  load_weights(loaded.arch, *checkpoint_in_memory(source.tensors()), device, weights, {.staging = staging});
+  EXPECT_EQ(device.region_bytes(), num_bytes) << "staging memory is given back";
+  EXPECT_EQ(device.host_bytes(), 0u);
+  std::vector<std::byte> bytes(num_bytes);
+  device.copy_to_host(bytes.data(), region->data(), num_bytes);
+  return bytes;
+}
+
+// What tests look at comes from the host; every other way of loading must bring the same bits.
 Loaded load(const Json& config, Source& source, DType dtype = DType::f32) {
   Loaded loaded = place(config, dtype);
-  load_weights(loaded.arch, *checkpoint_in_memory(source.tensors()), plain_kernels(), {}, loaded.weights);
+  load_into(loaded, source);
+  const auto* base = static_cast<const std::byte*>(loaded.weights.embedding.data);  // the first slot
+  for (const StagingOptions& staging :
+       {StagingOptions{}, {.slot_bytes = 1, .num_slots = 1}, {.slot_bytes = 100, .num_slots = 3, .num_threads = 2}}) {
+    const std::vector<std::byte> late = load_late(loaded, source, dtype, staging);
+    EXPECT_TRUE(std::equal(late.begin(), late.end(), base)) << "slots of " << staging.slot_bytes << " bytes";
+  }
   return loaded;
 }
 
@@ -318,7 +349,9 @@ TEST(LoadWeights, TiedHead) {
   std::vector<std::string> warnings;
   set_log_sink([&](LogLevel, const std::string& message) { warnings.push_back(message); });
   Source both = llama_source();  // the two differ: the head is not used, and that is said
-  expect_rows(load(config, both).weights.head, 0, 11, both, "model.embed_tokens.weight");
+  Loaded loaded = place(config);
+  load_into(loaded, both);
+  expect_rows(loaded.weights.head, 0, 11, both, "model.embed_tokens.weight");
   ASSERT_EQ(warnings.size(), 1u);
   EXPECT_NE(warnings[0].find("lm_head.weight that differs from model.embed_tokens.weight"), std::string::npos);
   Source equal = llama_source();
@@ -360,8 +393,7 @@ TEST(LoadWeights, NothingIsPackedBeforeEverythingFits) {
   source.tensors().pop_back();
   Loaded loaded = place(tiny_llama());
   std::ranges::fill(loaded.region, std::byte{0x5a});
-  EXPECT_THROW(load_weights(loaded.arch, *checkpoint_in_memory(source.tensors()), plain_kernels(), {}, loaded.weights),
-               InvalidArgument);
+  EXPECT_THROW(load_into(loaded, source), InvalidArgument);
   EXPECT_TRUE(std::ranges::all_of(loaded.region, [](std::byte b) { return b == std::byte{0x5a}; }));
 }
 
@@ -370,15 +402,15 @@ TEST(LoadWeights, ASpecWithoutARuleForASlotIsABug) {
   Loaded loaded = place(tiny_llama());
   loaded.arch.weights.rules.pop_back();  // post_attention_layernorm
   loaded.arch.weights.ignored.push_back("model.layers.{i}.post_attention_layernorm.weight");
-  EXPECT_THROW(load_weights(loaded.arch, *checkpoint_in_memory(source.tensors()), plain_kernels(), {}, loaded.weights),
-               InternalError);
+  EXPECT_THROW(load_into(loaded, source), InternalError);
 }
 
 TEST(DummyWeights, UniformAndTheSameForEveryDtype) {
   const Loaded wide = place(tiny_llama()), narrow = place(tiny_llama(), DType::bf16);
   Weights wide_weights = wide.weights, narrow_weights = narrow.weights;
-  load_dummy_weights(wide.arch, plain_kernels(), {}, wide_weights);
-  load_dummy_weights(narrow.arch, plain_kernels(), {}, narrow_weights);
+  TableDevice device(plain_kernels());
+  load_dummy_weights(wide.arch, device, wide_weights);
+  load_dummy_weights(narrow.arch, device, narrow_weights);
   const PackedWeight &a = wide_weights.layers[1].up, &b = narrow_weights.layers[1].up;
   std::vector<float> values;
   for (int64_t r = 0; r < a.rows; ++r) {

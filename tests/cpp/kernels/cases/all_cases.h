@@ -5,6 +5,7 @@
 #include "kernels/cases/copy_cases.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
+#include "kernels/cases/load_cases.h"
 #include "kernels/cases/rows_cases.h"
 
 namespace quire::cases {
@@ -18,6 +19,7 @@ inline std::vector<CaseEntry> all_cases() {
   add_rope_cases(cases);
   add_copy_cases(cases);
   add_rows_cases(cases);
+  add_load_cases(cases);
   return cases;
 }
 

@@ -1,0 +1,218 @@
+// Matching of a checkpoint's names with an architecture's rules; see weight_match.h.
+#include "model/weight_match.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
+#include "base/log.h"
+
+namespace quire {
+namespace {
+
+using BoundRules = std::map<std::string, BoundRule>;
+
+std::string expand(const std::string& pattern, int32_t layer) {
+  const size_t at = pattern.find("{i}");
+  return at == std::string::npos ? pattern : pattern.substr(0, at) + std::to_string(layer) + pattern.substr(at + 3);
+}
+
+const LayerSpec& layer_spec(const ArchSpec& arch, int32_t layer) {
+  return arch.layers.at(static_cast<size_t>(std::max(layer, 0)));
+}
+
+int64_t dimension(const std::string& symbol, const ArchSpec& arch, int32_t layer) {
+  const AttnSpec& attn = layer_spec(arch, layer).attn;
+  const int64_t width = std::get<DenseFfn>(layer_spec(arch, layer).ffn).width;
+  if (symbol == "vocab") return arch.vocab_size;
+  if (symbol == "hidden") return arch.hidden;
+  if (symbol == "embed") return arch.embed_dim;
+  if (symbol == "positions") return arch.learned_positions->max_positions + arch.learned_positions->offset;
+  if (symbol == "q_dim") return attn.q_dim();
+  if (symbol == "kv_dim") return attn.kv_dim();
+  if (symbol == "qkv_dim") return attn.qkv_dim();
+  if (symbol == "head_dim") return attn.head_dim;
+  if (symbol == "num_heads") return attn.num_heads;
+  if (symbol == "ffn") return width;
+  if (symbol == "2ffn") return 2 * width;
+  QUIRE_CHECK(false, "unknown dimension \"", symbol, "\" in a weight rule");
+  return 0;
+}
+
+// Does `name` equal `pattern`, "{i}" being any layer number?
+bool matches(const std::string& name, const std::string& pattern) {
+  const size_t at = pattern.find("{i}");
+  if (at == std::string::npos) return name == pattern;
+  const std::string_view tail = std::string_view(pattern).substr(at + 3);
+  if (name.size() <= at + tail.size() || name.compare(0, at, pattern, 0, at) != 0 || !name.ends_with(tail))
+    return false;
+  const char* end = name.data() + name.size() - tail.size();
+  unsigned number = 0;
+  return std::from_chars(name.data() + at, end, number).ptr == end;
+}
+
+bool is_ignored(const std::string& name, const WeightRules& rules) {
+  return std::ranges::any_of(rules.ignored, [&](const std::string& pattern) {
+    return matches(name, pattern) || matches(rules.optional_prefix + name, pattern);
+  });
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f64;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += str_cat(i == 0 ? "" : ", ", shape[i]);
+  return text + "]";
+}
+
+size_t tensor_bytes(const CheckpointTensor& tensor) {
+  size_t num_bytes = dtype_bytes(tensor.dtype);
+  for (const int64_t size : tensor.shape) num_bytes *= static_cast<size_t>(size);
+  return num_bytes;
+}
+
+// What does not fit, for one message.
+struct Misfits {
+  std::vector<std::string> missing, unexpected, misshaped;
+
+  void throw_if_any(const ArchSpec& arch) const {
+    if (missing.empty() && unexpected.empty() && misshaped.empty()) return;
+    std::string message = str_cat("the checkpoint does not fit its config.json (", arch.name, "):");
+    const auto add = [&](const char* what, const std::vector<std::string>& items) {
+      if (items.empty()) return;
+      message += str_cat("\n", items.size(), " ", what, ":");
+      for (const std::string& item : items) message += "\n  " + item;
+    };
+    add("missing", missing);
+    add("unexpected", unexpected);
+    add("misshaped", misshaped);
+    throw InvalidArgument(message);
+  }
+};
+
+BoundRule* find_rule(BoundRules& bound, const std::string& name, const std::string& optional_prefix) {
+  auto found = bound.find(name);
+  if (found == bound.end() && !optional_prefix.empty()) found = bound.find(optional_prefix + name);
+  return found == bound.end() ? nullptr : &found->second;
+}
+
+BoundRule* find_slot(BoundRules& bound, Slot slot) {
+  for (auto& [name, entry] : bound) {
+    if (entry.rule->slot == slot) return &entry;
+  }
+  return nullptr;
+}
+
+// One table serves both ends of a tied model. Checkpoints may hold it under either name or, saved by torch, both.
+void settle_tied_head(const ArchSpec& arch, const Checkpoint& checkpoint, BoundRules& bound) {
+  BoundRule* head = arch.tie_word_embeddings ? find_slot(bound, Slot::lm_head) : nullptr;
+  if (head == nullptr) return;
+  BoundRule* embedding = find_slot(bound, Slot::embedding);
+  if (head->tensor != nullptr && embedding->tensor == nullptr) {
+    embedding->tensor = head->tensor;
+  } else if (head->tensor != nullptr) {
+    const CheckpointTensor &a = *embedding->tensor, &b = *head->tensor;
+    if (a.dtype != b.dtype || a.shape != b.shape || std::memcmp(a.data, b.data, tensor_bytes(a)) != 0) {
+      log_warning("the checkpoint has a ", b.name, " that differs from ", a.name,
+                  ", but tie_word_embeddings is true: it is not used. If it should be, load with "
+                  "hf_overrides={\"tie_word_embeddings\": False}.");
+    }
+    checkpoint.release(b);
+    checkpoint.release(a);
+  }
+  std::erase_if(bound, [&](const auto& item) { return &item.second == head; });
+}
+
+std::vector<Piece> feed_forward_pieces(Slot slot, const DenseFfn& ffn, Slot target) {
+  const bool is_vector = target == Slot::gate_up_bias;
+  const auto half = [&](bool up, int64_t source_row) {
+    const PackPart part = is_vector || !ffn.gated ? PackPart::whole : up ? PackPart::up : PackPart::gate;
+    return Piece{target, part, source_row, ffn.width, is_vector && up && ffn.gated ? ffn.width : 0};
+  };
+  if (slot == Slot::gate || slot == Slot::gate_bias) return {half(false, 0)};
+  if (slot == Slot::up || slot == Slot::up_bias) return {half(true, 0)};
+  return {half(false, 0), half(true, ffn.width)};
+}
+
+}  // namespace
+
+std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows) {
+  const AttnSpec& attn = layer_spec(arch, layer).attn;
+  const auto& ffn = std::get<DenseFfn>(layer_spec(arch, layer).ffn);
+  switch (slot) {
+    case Slot::q:
+    case Slot::q_bias:
+      return {{slot == Slot::q ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.q_dim(), 0}};
+    case Slot::k:
+    case Slot::k_bias:
+      return {{slot == Slot::k ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.kv_dim(), attn.q_dim()}};
+    case Slot::v:
+    case Slot::v_bias:
+      return {{slot == Slot::v ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.kv_dim(),
+               attn.q_dim() + attn.kv_dim()}};
+    case Slot::gate:
+    case Slot::up:
+    case Slot::gate_up:
+      return feed_forward_pieces(slot, ffn, Slot::gate_up);
+    case Slot::gate_bias:
+    case Slot::up_bias:
+    case Slot::gate_up_bias:
+      return feed_forward_pieces(slot, ffn, Slot::gate_up_bias);
+    default:
+      return {{slot, PackPart::whole, 0, num_rows, 0}};
+  }
+}
+
+BoundRules bind_rules(const ArchSpec& arch) {
+  BoundRules bound;
+  for (const WeightRule& rule : arch.weights.rules) {
+    const bool per_layer = rule.name.find("{i}") != std::string::npos;
+    const int32_t num_copies = per_layer ? static_cast<int32_t>(arch.layers.size()) : 1;
+    for (int32_t i = 0; i < num_copies; ++i) {
+      BoundRule entry{.rule = &rule, .layer = per_layer ? i : -1};
+      for (const std::string& symbol : rule.shape) entry.shape.push_back(dimension(symbol, arch, entry.layer));
+      const bool inserted = bound.emplace(expand(rule.name, i), std::move(entry)).second;
+      QUIRE_CHECK(inserted, "two weight rules for ", expand(rule.name, i));
+    }
+  }
+  return bound;
+}
+
+std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& checkpoint) {
+  BoundRules bound = bind_rules(arch);
+  Misfits misfits;
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    BoundRule* entry = find_rule(bound, tensor.name, arch.weights.optional_prefix);
+    if (entry != nullptr && entry->tensor == nullptr) {
+      entry->tensor = &tensor;
+    } else if (entry != nullptr || !is_ignored(tensor.name, arch.weights)) {
+      misfits.unexpected.push_back(tensor.name);
+    }
+  }
+  settle_tied_head(arch, checkpoint, bound);
+  for (const auto& [name, entry] : bound) {
+    if (entry.tensor == nullptr) {
+      if (!entry.rule->optional) misfits.missing.push_back(name);
+      continue;
+    }
+    if (entry.tensor->shape != entry.shape) {
+      misfits.misshaped.push_back(str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape),
+                                          ", but config.json makes it ", shape_text(entry.shape)));
+    } else if (!is_float(entry.tensor->dtype)) {
+      misfits.misshaped.push_back(
+          str_cat(entry.tensor->name, ": ", dtype_name(entry.tensor->dtype), " is no float dtype"));
+    }
+  }
+  std::ranges::sort(misfits.unexpected);
+  misfits.throw_if_any(arch);
+  std::vector<BoundRule> found;
+  for (const auto& [name, entry] : bound) {
+    if (entry.tensor != nullptr) found.push_back(entry);
+  }
+  std::ranges::stable_sort(found, {}, &BoundRule::tensor);
+  return found;
+}
+
+}  // namespace quire
