@@ -9,6 +9,8 @@
 namespace quire {
 namespace {
 
+constexpr int32_t kFirstStride = 32;  // more than the 20 log-probabilities that Python allows by default
+
 struct Layout {
   int32_t *token_ids = nullptr, *ranks = nullptr, *logprob_ids = nullptr;
   float* logprobs = nullptr;
@@ -27,8 +29,13 @@ size_t lay_out(int64_t max_rows, int64_t stride, std::byte* base, Layout& layout
 }  // namespace
 
 SampleOutput::SampleOutput(Device& device, int64_t max_rows) : device_(device), max_rows_(max_rows) {
-  for (Slot& slot : slots_) slot.done = device.make_event();
-  reserve(0);
+  Layout layout;
+  const size_t num_bytes = lay_out(max_rows, kFirstStride, nullptr, layout);
+  for (Slot& slot : slots_) {
+    slot.done = device.make_event();
+    slot.buffer = device.allocate_host(num_bytes);
+  }
+  reserve(kFirstStride);
 }
 
 int32_t SampleOutput::stride_for(int32_t max_logprobs) {

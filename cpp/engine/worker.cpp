@@ -124,24 +124,17 @@ void Worker::run() {
   output_.start_fetch(shape_.num_samples, shape_.logprobs_stride);
 }
 
+// A bucket's first step runs launch by launch, which loads its kernels, and is captured while it runs.
 void Worker::replay(const StepShape& bucket) {
-  Graph* graph = graphs_.find(bucket);
-  if (graph == nullptr) {
-    std::unique_ptr<Graph> captured;
-    try {
-      captured = device_->capture([&] { launch(bucket); });
-    } catch (const OutOfMemory& error) {
-      log_warning("steps are no longer replayed from graphs, which costs speed and nothing else: ", error.what(),
-                  ". Lower gpu_memory_utilization to leave room for them.");
-    }
-    if (captured == nullptr) {
-      graphs_.disable();
-      return launch(shape_);
-    }
-    graph = captured.get();
-    graphs_.insert(bucket, std::move(captured));
+  if (Graph* graph = graphs_.find(bucket)) return graph->launch();
+  launch(bucket);
+  try {
+    graphs_.insert(bucket, device_->capture([&] { launch(bucket); }));
+  } catch (const OutOfMemory& error) {
+    log_warning("steps are no longer replayed from graphs, which costs speed and nothing else: ", error.what(),
+                ". Lower gpu_memory_utilization to leave room for them.");
+    graphs_.disable();
   }
-  graph->launch();
 }
 
 void Worker::launch(const StepShape& shape) {

@@ -41,6 +41,8 @@ class CudaContext {
   cudaStream_t copy_stream() const { return copy_; }
   const CudaDriver& driver() const { return driver_; }
 
+  bool usable() const { return failure_.empty(); }
+
   // At the start of everything that asks the device: throws what ended it, and makes it the calling thread's device.
   void use();
   void check(cudaError_t error, const char* call) {

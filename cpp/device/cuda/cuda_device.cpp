@@ -86,6 +86,7 @@ class CudaDevice final : public Device {
   Stream copy_stream() const override { return {context_->copy_stream()}; }
   int num_threads() const override { return 1; }  // workspaces are shared out by blocks, not by threads of the host
   bool is_asynchronous() const override { return true; }
+  bool usable() const override { return context_->usable(); }
 
   DeviceMemory memory() const override {
     context_->use();

@@ -1,7 +1,8 @@
-// The whole engine on the CUDA kernels: the embedded model, from prompt to tokens, with every kernel in emulation.
+// The whole engine on the CUDA device: the embedded model, from prompt to tokens, with every kernel and the CUDA
+// runtime in emulation, whose streams do nothing before somebody waits for them.
 //
-// The device is the host's memory with the CUDA backend's table. Tokens are compared with the CPU backend's, bits with
-// the same request in another batch.
+// Tokens are compared with the CPU backend's, bits with the same request in another batch, in chunks, after a prefix
+// hit or a preemption, launch by launch or from graphs, planned ahead or not.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -9,8 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/cuda_kernels.h"
+#include "base/log.h"
+#include "cuda/simt/cudart_emu/cudart_emu.h"
 #include "cuda/simt/engine.h"
+#include "device/cuda/cuda_device.h"
 #include "engine/engine.h"
 
 namespace quire {
@@ -18,55 +21,52 @@ namespace {
 
 const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
 
-class EmulatedDevice final : public Device {
- public:
-  std::string name() const override { return "simt"; }
-  const KernelTable& kernels() const override { return cuda::kernels(); }
-  Stream stream() const override { return {}; }
-  int num_threads() const override { return 1; }
-  DeviceMemory memory() const override { return host_->memory(); }
-  std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) override { return host_->allocate(tag, num_bytes); }
-  void copy_to_device(void* to, const void* from, size_t n) override { host_->copy_to_device(to, from, n); }
-  void copy_to_host(void* to, const void* from, size_t n) override { host_->copy_to_host(to, from, n); }
-  std::unique_ptr<HostBuffer> allocate_host(size_t n) override { return host_->allocate_host(n); }
-  void copy_async(void* to, const void* from, size_t n, Stream s) override { host_->copy_async(to, from, n, s); }
-  void fill_async(void* to, std::byte value, size_t n, Stream s) override { host_->fill_async(to, value, n, s); }
-  std::unique_ptr<Event> make_event() override { return host_->make_event(); }
-  void wait_for(Stream, const Event&) override {}
-  std::unique_ptr<Graph> capture(const std::function<void()>&) override { return nullptr; }
-  void synchronize() override {}
-
- private:
-  std::unique_ptr<Device> host_ = make_host_device({.num_threads = 1});
+struct Wish {
+  std::vector<int32_t> prompt;
+  SamplingParams params;
 };
 
 struct Generated {
-  std::vector<int32_t> token_ids;
-  std::vector<float> logprobs;  // of the tokens
+  std::vector<std::vector<int32_t>> token_ids;  // of each sequence
+  std::vector<std::vector<float>> logprobs;     // of the tokens
+  FinishReason reason = FinishReason::none;
+  std::string error;
+  bool operator==(const Generated&) const = default;
 };
 
-EngineOptions options_of(const char* dtype) {
+EngineOptions options_of(const char* dtype = "float32") {
   return {.dtype = dtype, .max_model_len = 128, .max_num_seqs = 4, .max_num_batched_tokens = 64};
 }
 
-// All prompts in one engine, together.
-std::vector<Generated> generate(std::unique_ptr<Device> device, const EngineOptions& options,
-                                const std::vector<std::vector<int32_t>>& prompts, const SamplingParams& params) {
+std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
+  std::unique_ptr<Device> device = options.device == "cpu" ? make_host_device({.num_threads = 2}) : make_cuda_device(0);
   EngineConfig config = resolve_engine_config(kDemo, options, *device);
   const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
-  Engine engine(std::move(config), std::move(device), checkpoint.get());
-  std::vector<Generated> all(prompts.size());
-  for (size_t i = 0; i < prompts.size(); ++i) {
+  return std::make_unique<Engine>(std::move(config), std::move(device), checkpoint.get());
+}
+
+// All wishes together.
+std::vector<Generated> generate(Engine& engine, const std::vector<Wish>& wishes) {
+  std::vector<Generated> all(wishes.size());
+  for (size_t i = 0; i < wishes.size(); ++i) {
     const auto keep = [&all, i](const Delta& delta) {
       if (delta.finished == nullptr) return;
-      const Completion& completion = delta.finished->completions.front();
-      all[i] = {completion.token_ids, completion.logprobs.logprobs};
+      all[i].reason = delta.finish_reason;
+      all[i].error = delta.finished->error;
+      for (const Completion& completion : delta.finished->completions) {
+        all[i].token_ids.push_back(completion.token_ids);
+        all[i].logprobs.push_back(completion.logprobs.logprobs);
+      }
     };
-    engine.submit(prompts[i], params, keep, Notify::finished);
+    engine.submit(wishes[i].prompt, wishes[i].params, keep, Notify::finished);
   }
   while (engine.step()) {
   }
   return all;
+}
+
+std::vector<Generated> generate(const EngineOptions& options, const std::vector<Wish>& wishes) {
+  return generate(*make_engine(options), wishes);
 }
 
 std::vector<int32_t> story_prompt(int32_t length) {
@@ -75,43 +75,251 @@ std::vector<int32_t> story_prompt(int32_t length) {
   return ids;
 }
 
-class EngineOnCudaKernels : public testing::TestWithParam<const char*> {
+SamplingParams greedy(int32_t max_tokens) {
+  return {.temperature = 0.0f, .ignore_eos = true, .max_tokens = max_tokens, .logprobs = 0};
+}
+
+// Every way in which a row of sampling parameters comes to the device.
+std::vector<Wish> many_wishes() {
+  std::vector<Wish> wishes = {{story_prompt(21), greedy(5)}};
+  SamplingParams drawn = {
+      .temperature = 0.8f, .top_p = 0.9f, .top_k = 40, .seed = 11, .ignore_eos = true, .max_tokens = 4, .logprobs = 2};
+  wishes.push_back({story_prompt(5), drawn});
+  drawn.n = 2;
+  drawn.logprobs = 0;
+  wishes.push_back({story_prompt(18), drawn});
+  SamplingParams biased = greedy(4);
+  biased.logit_bias = {{700, 3.0f}, {701, 2.5f}};
+  biased.allowed_token_ids = {500, 600, 700, 701, 702};
+  biased.min_tokens = 2;
+  biased.stop_token_ids = {700};
+  wishes.push_back({story_prompt(9), biased});
+  return wishes;
+}
+
+class EngineOnSimt : public testing::Test {
  protected:
-  void TearDown() override { simt::set_order(simt::Order::forward); }
+  void SetUp() override { cudart_emu::reset(); }
+  void TearDown() override {
+    simt::set_order(simt::Order::forward);
+    cudart_emu::reset();
+  }
 };
 
+class EngineOnSimtTypes : public EngineOnSimt, public testing::WithParamInterface<const char*> {};
+
 // Greedy tokens and their logprobs agree with the CPU's: the kernels sum in another order, nothing else.
-TEST_P(EngineOnCudaKernels, WritesWhatTheCpuWrites) {
-  const SamplingParams params = {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 4, .logprobs = 0};
-  const std::vector<std::vector<int32_t>> prompts = {story_prompt(21), story_prompt(5)};
-  const auto expected = generate(make_host_device({.num_threads = 2}), options_of(GetParam()), prompts, params);
-  const auto got = generate(std::make_unique<EmulatedDevice>(), options_of(GetParam()), prompts, params);
+TEST_P(EngineOnSimtTypes, WritesWhatTheCpuWrites) {
+  const std::vector<Wish> wishes = {{story_prompt(21), greedy(4)}, {story_prompt(5), greedy(4)}};
+  EngineOptions on_cpu = options_of(GetParam());
+  on_cpu.device = "cpu";
+  const auto expected = generate(on_cpu, wishes);
+  const auto got = generate(options_of(GetParam()), wishes);
   const float tolerance = std::string(GetParam()) == "float32" ? 1e-4f : 0.05f;
-  for (size_t i = 0; i < prompts.size(); ++i) {
+  for (size_t i = 0; i < wishes.size(); ++i) {
     EXPECT_EQ(got[i].token_ids, expected[i].token_ids);
-    ASSERT_EQ(got[i].logprobs.size(), expected[i].logprobs.size());
-    for (size_t t = 0; t < got[i].logprobs.size(); ++t) {
-      EXPECT_NEAR(got[i].logprobs[t], expected[i].logprobs[t], tolerance) << "prompt " << i << " token " << t;
+    ASSERT_EQ(got[i].logprobs[0].size(), expected[i].logprobs[0].size());
+    for (size_t t = 0; t < got[i].logprobs[0].size(); ++t) {
+      EXPECT_NEAR(got[i].logprobs[0][t], expected[i].logprobs[0][t], tolerance) << "prompt " << i << " token " << t;
     }
   }
 }
 
 // A request's bits do not depend on its batch mates, on chunking or on the order in which threads run.
-TEST_P(EngineOnCudaKernels, BitsDoNotDependOnTheBatch) {
-  const SamplingParams params = {
-      .temperature = 0.8f, .top_p = 0.9f, .seed = 11, .ignore_eos = true, .max_tokens = 3, .logprobs = 0};
-  const auto prompt = story_prompt(19);
-  const auto alone = generate(std::make_unique<EmulatedDevice>(), options_of(GetParam()), {prompt}, params);
+TEST_P(EngineOnSimtTypes, BitsDoNotDependOnTheBatch) {
+  const Wish wish = {
+      story_prompt(19),
+      {.temperature = 0.8f, .top_p = 0.9f, .seed = 11, .ignore_eos = true, .max_tokens = 3, .logprobs = 0}};
+  const auto alone = generate(options_of(GetParam()), {wish});
   simt::set_order(simt::Order::reverse, 1);
   EngineOptions chunked = options_of(GetParam());
   chunked.max_num_batched_tokens = 7;
-  const auto among = generate(std::make_unique<EmulatedDevice>(), chunked, {story_prompt(8), prompt}, params);
-  EXPECT_EQ(alone[0].token_ids, among[1].token_ids);
-  EXPECT_EQ(alone[0].logprobs, among[1].logprobs);
+  const auto among = generate(chunked, {{story_prompt(8), wish.params}, wish});
+  EXPECT_EQ(alone[0], among[1]);
 }
 
-INSTANTIATE_TEST_SUITE_P(, EngineOnCudaKernels, testing::Values("float32", "bfloat16"),
+INSTANTIATE_TEST_SUITE_P(, EngineOnSimtTypes, testing::Values("float32", "bfloat16"),
                          [](const auto& instance) { return std::string(instance.param); });
+
+// Tokens of every kind of request, from an engine that replays graphs and plans ahead.
+TEST_F(EngineOnSimt, EveryKindOfRequestGivesTheTokensOfTheCpu) {
+  EngineOptions on_cpu = options_of();
+  on_cpu.device = "cpu";
+  const auto expected = generate(on_cpu, many_wishes());
+  const auto engine = make_engine(options_of());
+  const auto got = generate(*engine, many_wishes());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].token_ids, expected[i].token_ids) << "request " << i;
+  EXPECT_GT(engine->worker().num_graphs(), 0u);
+}
+
+// Four engines that run a step in other ways give the same bits.
+TEST_F(EngineOnSimt, GraphsAndPlanningAheadChangeNoBit) {
+  EngineOptions options = options_of();
+  options.enforce_eager = true;
+  options.async_scheduling = false;
+  const auto plain = generate(options, many_wishes());
+  for (const int way : {1, 2, 3}) {
+    options.enforce_eager = way == 1;
+    options.async_scheduling = way != 2;
+    const auto engine = make_engine(options);
+    EXPECT_EQ(generate(*engine, many_wishes()), plain) << "way " << way;
+    EXPECT_EQ(engine->worker().num_graphs() > 0, !options.enforce_eager);
+  }
+}
+
+// Penalties and bad words of several tokens need the last token on the host: beside them nobody is planned ahead.
+TEST_F(EngineOnSimt, RequestsThatReadTheirOutputGiveTheTokensOfTheCpu) {
+  SamplingParams reader = greedy(6);
+  reader.repetition_penalty = 1.3f;
+  reader.presence_penalty = 0.4f;
+  reader.bad_words_token_ids = {{700}, {300, 337}};
+  const std::vector<Wish> wishes = {{story_prompt(12), reader}, {story_prompt(20), greedy(3)}};
+  EngineOptions on_cpu = options_of();
+  on_cpu.device = "cpu";
+  const auto expected = generate(on_cpu, wishes);
+  const auto got = generate(options_of(), wishes);
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].token_ids, expected[i].token_ids) << "request " << i;
+}
+
+TEST_F(EngineOnSimt, APrefixHitAndAPreemptionChangeNoBit) {
+  const Wish wish = {story_prompt(40), greedy(12)};
+  const auto plain = generate(options_of(), {wish});
+  const auto engine = make_engine(options_of());
+  EXPECT_EQ(generate(*engine, {wish})[0], plain[0]);
+  EXPECT_EQ(generate(*engine, {wish})[0], plain[0]);
+  EXPECT_GE(engine->stats().cached_prompt_tokens, 32);
+  EngineOptions small = options_of();
+  small.max_model_len = 64;
+  small.num_gpu_blocks_override = 7;  // two sequences of 40 tokens, and 52 of one of them
+  small.enable_prefix_caching = false;
+  const auto poor = make_engine(small);
+  const auto both = generate(*poor, {wish, wish});
+  EXPECT_GT(poor->stats().num_preemptions, 0);
+  EXPECT_EQ(both[0], plain[0]);
+  EXPECT_EQ(both[1], plain[0]);
+}
+
+// Stops are seen a step late, which nobody can tell from the output.
+TEST_F(EngineOnSimt, StopsAreSeenLateAndChangeNothing) {
+  const auto free_running = generate(options_of(), {{story_prompt(21), greedy(8)}});
+  SamplingParams stopping = greedy(8);
+  stopping.stop_token_ids = {free_running[0].token_ids[0][4]};
+  const auto engine = make_engine(options_of());
+  const auto stopped = generate(*engine, {{story_prompt(21), stopping}, {story_prompt(6), greedy(9)}});
+  const auto& whole = free_running[0].token_ids[0];
+  EXPECT_EQ(stopped[0].token_ids[0], std::vector<int32_t>(whole.begin(), whole.begin() + 5));
+  EXPECT_EQ(stopped[0].reason, FinishReason::stop);
+  EXPECT_EQ(stopped[1].token_ids[0].size(), 9u);
+  EXPECT_EQ(engine->stats().generated_tokens, 14);
+}
+
+TEST_F(EngineOnSimt, CancelledWhileAStepIsUnderWay) {
+  const auto engine = make_engine(options_of());
+  const auto expected = generate(options_of(), {{story_prompt(6), greedy(5)}});
+  Generated kept;
+  const uint64_t cancelled = engine->submit(story_prompt(21), greedy(50), {}, Notify::finished);
+  engine->submit(
+      story_prompt(6), greedy(5),
+      [&](const Delta& delta) {
+        if (delta.finished == nullptr) return;
+        kept.token_ids.push_back(delta.finished->completions[0].token_ids);
+      },
+      Notify::finished);
+  engine->step();
+  EXPECT_TRUE(engine->cancel(cancelled));
+  while (engine->step()) {
+  }
+  EXPECT_EQ(kept.token_ids, expected[0].token_ids);
+  EXPECT_EQ(engine->stats().num_running, 0);
+}
+
+// Every allocation of a start and of the steps behind it fails once: an error that names it, a request that ends with
+// one, or a slower way to the same tokens; nothing is left behind, and the next engine works.
+TEST_F(EngineOnSimt, OutOfMemoryAtEachAllocationInTurn) {
+  SamplingParams large = greedy(2);
+  large.logprobs = 40;
+  for (int32_t id = 0; id < 1500; ++id) large.allowed_token_ids.push_back(id);
+  large.allowed_token_ids.resize(20'000, 7);
+  const std::vector<Wish> wishes = {{story_prompt(5), greedy(3)}, {story_prompt(4), large}};
+  const auto expected = generate(options_of(), wishes);
+  const cudart_emu::Live before = cudart_emu::live();
+  set_log_sink([](LogLevel, const std::string&) {});
+  int num_failed_starts = 0, num_failed_requests = 0, num_survived = 0;
+  bool reached = true;
+  for (int64_t n = 1; reached; ++n) {
+    SCOPED_TRACE(str_cat("allocation ", n, " failed"));
+    cudart_emu::fail_allocation_after(n);
+    std::unique_ptr<Engine> engine;
+    try {
+      engine = make_engine(options_of());
+    } catch (const OutOfMemory& error) {
+      EXPECT_NE(std::string(error.what()).find("memory"), std::string::npos);
+      ++num_failed_starts;
+    }
+    if (engine != nullptr) {
+      const auto got = generate(*engine, wishes);
+      EXPECT_EQ(got[0], expected[0]);
+      if (got[1].reason == FinishReason::error) {
+        EXPECT_NE(got[1].error.find("no memory for the sampling parameters"), std::string::npos) << got[1].error;
+        ++num_failed_requests;
+      } else {
+        EXPECT_EQ(got[1], expected[1]);
+        ++num_survived;
+      }
+    }
+    reached = !cudart_emu::faults_pending();
+    engine.reset();
+    cudart_emu::fail_allocation_after(0);
+    EXPECT_EQ(cudart_emu::live(), before) << "something was left behind";
+  }
+  set_log_sink({});
+  EXPECT_GT(num_failed_starts, 5);
+  EXPECT_GT(num_failed_requests, 1);
+  EXPECT_GT(num_survived, 1) << "a graph that cannot be captured costs no more than itself";
+}
+
+// A kernel that breaks the device ends the engine, which says so from then on; others in the process are not hurt once
+// the device is made anew.
+TEST_F(EngineOnSimt, ABrokenDeviceIsSaidClearly) {
+  const auto engine = make_engine(options_of());
+  engine->submit(story_prompt(5), greedy(6), {}, Notify::finished);
+  EXPECT_TRUE(engine->step());
+  cudart_emu::fail_kernel_after(3);
+  const auto message = [&]() -> std::string {
+    try {
+      for (int i = 0; i < 10; ++i) engine->step();
+    } catch (const DeviceError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  set_log_sink([](LogLevel, const std::string&) {});
+  EXPECT_NE(message().find("illegal"), std::string::npos);
+  const std::string later = message();
+  EXPECT_NE(later.find("can do no more work"), std::string::npos) << later;
+  set_log_sink({});
+}
+
+// A launch that is refused is no broken device: the step is done again.
+TEST_F(EngineOnSimt, ARefusedLaunchLosesNothing) {
+  const auto expected = generate(options_of(), {{story_prompt(5), greedy(4)}});
+  const auto engine = make_engine(options_of());
+  Generated got;
+  engine->submit(
+      story_prompt(5), greedy(4),
+      [&](const Delta& delta) {
+        if (delta.finished == nullptr) return;
+        got.token_ids.push_back(delta.finished->completions[0].token_ids);
+      },
+      Notify::finished);
+  cudart_emu::fail_launch_after(7);
+  set_log_sink([](LogLevel, const std::string&) {});
+  EXPECT_THROW(engine->step(), DeviceError);
+  set_log_sink({});
+  while (engine->step()) {
+  }
+  EXPECT_EQ(got.token_ids, expected[0].token_ids);
+}
 
 }  // namespace
 }  // namespace quire
