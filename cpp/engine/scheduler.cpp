@@ -293,6 +293,7 @@ void Scheduler::abandon() {
     for (const ScheduledSequence& each : step.planned) {
       each.sequence->num_row_blocks = 0;
       each.sequence->row_has_count = each.sequence->row_has_last_token = false;
+      each.sequence->row_serial = ++num_rows_given_;
     }
     step.planned.clear();
     step.sampled.clear();

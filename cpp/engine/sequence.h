@@ -48,7 +48,7 @@ struct Sequence {
 
   // The row of device state that is this sequence's while it runs (SchedulerOptions::device_rows), -1 else.
   int32_t row = -1;
-  uint32_t row_serial = 0;          // another one each time the sequence gets a row
+  uint32_t row_serial = 0;          // another one each time the sequence gets a row, or its row must be told anew
   int32_t num_row_blocks = 0;       // entries of its block table that the row has
   bool row_has_count = false;       // the row's num_computed is right (steps in flight included)
   bool row_has_last_token = false;  // the row has the newest token, sampled in it

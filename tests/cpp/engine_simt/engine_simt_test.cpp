@@ -34,6 +34,15 @@ struct Generated {
   bool operator==(const Generated&) const = default;
 };
 
+// How GoogleTest shows one.
+void PrintTo(const Generated& generated, std::ostream* out) {
+  *out << "finish reason " << static_cast<int>(generated.reason) << " \"" << generated.error << "\"";
+  for (size_t i = 0; i < generated.token_ids.size(); ++i) {
+    *out << " [" << testing::PrintToString(generated.token_ids[i]) << " "
+         << testing::PrintToString(generated.logprobs[i]) << "]";
+  }
+}
+
 EngineOptions options_of(const char* dtype = "float32") {
   return {.dtype = dtype, .max_model_len = 128, .max_num_seqs = 4, .max_num_batched_tokens = 64};
 }
