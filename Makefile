@@ -30,13 +30,13 @@ test: $(VENV)/.ready-dev $(VENV)/.installed
 	cmake -S . -B $(BUILD) -DQUIRE_BUILD_TESTS=ON -DQUIRE_WERROR=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	failed=0; ctest --test-dir $(BUILD) --output-on-failure || failed=1; \
-	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing python -m pytest || failed=1; exit $$failed
+	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing QUIRE_PLUGIN_PATH=$(CURDIR)/$(BUILD)/testing python -m pytest || failed=1; exit $$failed
 
 sanitize: build/.sanitize-address build/.sanitize-thread
 
 # The thread sanitizer runs what uses threads: the pool, whole engines, and kernels, whose missing barriers it finds.
 build/.sanitize-address: SANITIZERS := address,undefined
-build/.sanitize-address: SANITIZED := base kernels device tensor model engine api simt kernels_simt engine_simt
+build/.sanitize-address: SANITIZED := base kernels device tensor model engine api simt kernels_simt engine_simt device_simt
 build/.sanitize-thread: SANITIZERS := thread
 build/.sanitize-thread: SANITIZED := base api kernels_simt
 build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev

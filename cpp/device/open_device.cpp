@@ -1,3 +1,4 @@
+// Names of devices; see open_device.h. Knows which backends are plugins, and nothing of what they do.
 #include "device/open_device.h"
 
 #include <algorithm>

@@ -163,7 +163,7 @@ ARGS: dict[str, Arg] = {
     "worker_cls": _only("auto", _IN_PROCESS),
     "worker_extension_cls": _only("", _IN_PROCESS + " " + _LATER, (None,)),
     "max_parallel_loading_workers": _no_effect(None, "There is one loader."),
-    "device": _python("auto", known=DEVICES),
+    "device": _python("auto", "auto, cpu, cuda or cuda:N; simt is the emulated GPU of the tests.", known=DEVICES),
     "tokenizer_pool_size": _no_effect(0, "Prompts are tokenized in one parallel call."),
     "tokenizer_pool_type": _no_effect("ray", "Prompts are tokenized in one parallel call."),
     "tokenizer_pool_extra_config": _no_effect(None, "Prompts are tokenized in one parallel call."),
@@ -346,9 +346,10 @@ def engine_options(values: Mapping[str, Any], config_overrides: str) -> dict[str
 
 
 def _device(device: Any) -> str:
-    name = str(getattr(device, "type", device))
-    if name in ("neuron", "tpu", "xpu", "hpu"):
-        raise NotImplementedError(f"device={name!r} is not supported by this version of quire. Use 'cpu'.")
+    """The name as the core takes it, from a name or a torch.device: "cuda", "cuda:1", "cpu"."""
+    name = str(device)
+    if name.split(":")[0] in ("neuron", "tpu", "xpu", "hpu"):
+        raise NotImplementedError(f"device={name!r} is not supported by this version of quire. Use 'cuda' or 'cpu'.")
     return name
 
 

@@ -22,6 +22,19 @@ def data_folder() -> Path:
     return folder
 
 
+@pytest.fixture
+def simt_plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plugin of the emulated GPU, where device="simt" finds it: $QUIRE_PLUGIN_PATH, else beside _quire_testing."""
+    folder = os.environ.get("QUIRE_PLUGIN_PATH")
+    if not folder:
+        folder = str(Path(pytest.importorskip("_quire_testing").__file__).parent)
+    plugin = Path(folder) / "libquire_simt.so"
+    if not plugin.is_file():
+        pytest.skip(f"no {plugin}; build with QUIRE_BUILD_TESTS=ON and set QUIRE_PLUGIN_PATH=<build>/testing")
+    monkeypatch.setenv("QUIRE_PLUGIN_PATH", folder)
+    return plugin
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")

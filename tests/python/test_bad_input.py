@@ -215,7 +215,10 @@ def test_too_little_memory_says_how_much_and_what_to_do(tiny_model: Path) -> Non
         ({"load_format": "floppy"}, ValueError, "Invalid load_format 'floppy'"),
         ({"device": "tpu"}, NotImplementedError, "device='tpu'"),
         ({"device": "abacus"}, ValueError, "Invalid device 'abacus'"),
-        ({"device": "cuda"}, (NotImplementedError, ValueError, RuntimeError), "(?i)cuda"),
+        ({"device": "cuda:x"}, ValueError, "Unknown device: cuda:x."),
+        ({"device": "cpu:1"}, ValueError, "Unknown device: cpu:1."),
+        # Without the plugin, without a driver, without so many GPUs.
+        ({"device": "cuda:999"}, (NotImplementedError, RuntimeError), "cuda"),
         ({"limit_mm_per_prompt": {"image": 1}}, ValueError, "only supported for multimodal models"),
         ({"distributed_executor_backend": "carrier pigeon"}, ValueError, "Unrecognized distributed executor backend"),
         ({"distributed_executor_backend": "ray"}, NotImplementedError, "distributed_executor_backend='ray'"),

@@ -1,3 +1,7 @@
+// Streams, the driver's functions and the telling of errors; see context.h.
+//
+// An error of an asynchronous call is told by whichever call comes next, so messages name both that call and the way to
+// learn which kernel it was.
 #include "device/cuda/context.h"
 
 #include <cstdlib>

@@ -1,3 +1,7 @@
+// The checks before a GPU is used; see machine.h.
+//
+// Each says what was found, what is needed and what to do. Knows which compute capabilities have kernels, and nothing
+// else of them.
 #include "device/cuda/machine.h"
 
 #include <cuda_runtime_api.h>

@@ -32,6 +32,8 @@ void run(const std::function<void()>& work) {
 }  // namespace
 
 void advance(Lane& lane, uint64_t position, bool does_work) {
+  if (lane.done >= position) return;
+  const Unlocked unlocked;  // once for all work, because it asks the system for each piece of memory
   while (lane.done < position) {
     const Op op = std::move(lane.ops.front());
     lane.ops.pop_front();
