@@ -54,6 +54,7 @@ _ONE_DEVICE = "One LLM runs on one device in the calling process; start one proc
 _NO_ADAPTERS = "Without adapters there is nothing to size."
 _NO_CAPTURE = "Nothing is captured or compiled on a CPU."
 _TEXT_ONLY = "Only text models run here, and they read no media."
+_OFFLOAD = "cpu_offload_gb chooses how much is offloaded; whole layers, evenly spread, two ahead."
 _IN_PROCESS = "The engine runs in the calling process, with no workers to configure."
 
 TASKS = ("auto", "generate", "embedding", "embed", "classify", "score", "reward", "transcription")
@@ -81,7 +82,7 @@ ARGS: dict[str, Arg] = {
     "seed": _engine(None, "None: a new one from the operating system. Global random generators are never touched."),
     "gpu_memory_utilization": _engine(0.9),
     "swap_space": _no_effect(4, "Preempted requests are recomputed, never swapped."),
-    "cpu_offload_gb": _no_effect(0, "On a CPU all weights are in CPU memory."),
+    "cpu_offload_gb": _engine(0, "GiB of layers that stay in CPU memory. No effect on a CPU, where all weights do."),
     "enforce_eager": _no_effect(None, _NO_CAPTURE),
     "max_seq_len_to_capture": _no_effect(8192, _NO_CAPTURE),
     "disable_custom_all_reduce": _no_effect(False, "One device has nobody to reduce with."),
@@ -191,10 +192,10 @@ ARGS: dict[str, Arg] = {
     "spec_method": _only(None, "Decoding without it gives the same tokens."),
     "spec_model": _only(None, "Decoding without it gives the same tokens."),
     "spec_tokens": _only(None, "Decoding without it gives the same tokens."),
-    "offload_group_size": _no_effect(0, "On a CPU all weights are in CPU memory."),
-    "offload_num_in_group": _no_effect(1, "On a CPU all weights are in CPU memory."),
-    "offload_prefetch_step": _no_effect(1, "On a CPU all weights are in CPU memory."),
-    "offload_params": _no_effect(None, "On a CPU all weights are in CPU memory."),
+    "offload_group_size": _no_effect(0, _OFFLOAD),
+    "offload_num_in_group": _no_effect(1, _OFFLOAD),
+    "offload_prefetch_step": _no_effect(1, _OFFLOAD),
+    "offload_params": _no_effect(None, _OFFLOAD),
     "enable_return_routed_experts": _only(False, "Mixture-of-experts models come in a later release."),
     "return_sampling_mask": _only(False, _LATER),
     "enable_prompt_embeds": _only(False, "Give token ids or text."),
@@ -303,7 +304,7 @@ def _check_memory(values: dict[str, Any]) -> None:
     if not utilization > 0.0:
         raise ValidationError(f"gpu_memory_utilization must be greater than 0, got {utilization}.")
     offload = values["cpu_offload_gb"]
-    if not isinstance(offload, (int, float)) or offload < 0:
+    if not isinstance(offload, (int, float)) or not offload >= 0:
         raise ValidationError(f"CPU offload space must be non-negative, but got {offload}")
     swap = values["swap_space"]
     if not isinstance(swap, (int, float)) or swap < 0:

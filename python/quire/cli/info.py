@@ -39,6 +39,8 @@ def info(
         ("tokens a step", f"{plan['max_num_batched_tokens']:,}"),
         ("all together", in_bytes(sum(plan[name] for name in ("weight_bytes", "workspace_bytes", "kv_cache_bytes")))),
     ]
+    if plan["offloaded_weight_bytes"] > 0:
+        rows.append(("weights in CPU memory", in_bytes(plan["offloaded_weight_bytes"])))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 

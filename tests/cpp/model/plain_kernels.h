@@ -58,7 +58,7 @@ inline const KernelTable& plain_kernels() {
 }
 
 // The host with another table of kernels.
-class TableDevice final : public Device {
+class TableDevice : public Device {
  public:
   explicit TableDevice(const KernelTable& table) : table_(table) {}
   std::string name() const override { return table_.name; }
