@@ -1,11 +1,12 @@
-// Chooses the tile of a product and launches it.
+// Chooses who computes a product, and launches it.
 //
-// The tile follows m, the cut of k follows the weight (weight_layout.h), whether ranges of k run side by side follows
-// the workspace and the grid: only the second one decides bits. f32 goes to the CUDA cores.
+// The kernel and its tile follow m and the grid, the cut of k follows the weight (weight_layout.h), whether ranges of k
+// run side by side follows the workspace and the grid: only the second one decides bits. f32 goes to the CUDA cores.
 #include "cuda/gemm/gemm.h"
 
 #include "base/check.h"
 #include "cuda/gemm/f32_gemm.cuh"
+#include "cuda/gemm/large_gemm.h"
 #include "cuda/gemm/stream_gemm.cuh"
 #include "cuda/gemm/weight_layout.h"
 
@@ -83,13 +84,33 @@ void launch_tile(const GemmParams& g, Stream stream) {
       args);
 }
 
+// A chunk of k costs a tile of 128 x 128 the 1024 cycles of its shared memory (large_gemm.cuh), and one of 64 x 64 some
+// 400, which the second-level cache takes to bring 16 KB to each of 132 processors: so the large tile needs 2.5 times
+// as long for four times the products, and loses where it leaves processors idle.
+bool large_tile_is_faster(const GemmParams& g) {
+  const int64_t processors = simt::num_multiprocessors(), rows = rows_in_use(g.weight);
+  const int64_t large = ceil_div(ceil_div(rows, kLargeRows) * ceil_div(g.m, kLargeTokens), processors);
+  const int64_t small = ceil_div(ceil_div(rows, kRowPadding) * ceil_div(g.m, kMaxSplitTokens), processors);
+  return 5 * large <= 2 * small;
+}
+
+bool launch_large(const GemmParams& g, Stream stream) {
+  const GemmArgs args = args_of(g);
+  if (!args.a_aligned || !large_tile_is_faster(g)) return false;
+  if (large_gemm_shared_bytes(args.num_splits) > simt::max_shared_bytes()) return false;
+  launch_large_gemm(args, g.weight.dtype, rows_in_use(g.weight), padded_outputs(g.weight) * (g.weight.gated ? 2 : 1),
+                    stream);
+  return true;
+}
+
 // Strips grow with m, so that the activations, read once a strip, stay below the weight's bytes.
 template <typename Element>
-void launch_streaming(const GemmParams& g, Stream stream) {
+void launch_tensor_cores(const GemmParams& g, Stream stream) {
   if (g.m <= 4) return launch_tile<Element, 1, 1>(g, stream);
   if (g.m <= 8) return launch_tile<Element, 2, 1>(g, stream);
   if (g.m <= 16) return launch_tile<Element, 4, 2>(g, stream);
   if (g.m <= 32) return launch_tile<Element, 4, 4>(g, stream);
+  if (g.m > kMaxSplitTokens && launch_large(g, stream)) return;
   launch_tile<Element, 4, 8>(g, stream);
 }
 
@@ -113,9 +134,9 @@ void gemm(const GemmParams& g, Stream stream) {
   check_contract(g);
   switch (g.weight.dtype) {
     case DType::bf16:
-      return launch_streaming<__nv_bfloat16>(g, stream);
+      return launch_tensor_cores<__nv_bfloat16>(g, stream);
     case DType::f16:
-      return launch_streaming<__half>(g, stream);
+      return launch_tensor_cores<__half>(g, stream);
     case DType::f32:
       return launch_f32(g, stream);
     default:

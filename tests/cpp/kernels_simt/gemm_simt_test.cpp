@@ -10,6 +10,7 @@
 #include "cuda/simt/engine.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
+#include "support/sanitizers.h"
 
 namespace quire {
 namespace {
@@ -200,6 +201,51 @@ TEST(GemmSimt, RangesOfKInOneBlockAndInSeveral) {
       }
     });
   }
+}
+
+// The tile of 128 x 128 gives every row the bits that it has alone: one range of k and several, whole and half chunks,
+// rows of both operands that end inside a tile, in three thread orders.
+TEST(GemmSimt, LargeTilesKeepTheBits) {
+  constexpr int64_t kRows = 200, kLargeThreads = 256;
+  struct Shape {
+    DType dtype;
+    int64_t n, k;
+    bool gated;
+  };
+  for (const Shape& shape : {Shape{DType::bf16, 300, 168, false}, Shape{DType::f16, 150, 416, true},
+                             Shape{DType::bf16, 133, 2208, true}, Shape{DType::f16, 269, 3112, false}}) {
+    const int64_t rows = shape.gated ? 2 * shape.n : shape.n;
+    Product product(shape.dtype, shape.n, shape.k, shape.gated, shape.k + 8, kRows);
+    Buffer alone(DType::f32, kRows * shape.n);
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::memcpy(alone.as<float>() + row * shape.n, product.multiply(row, 1).data(),
+                  static_cast<size_t>(shape.n) * sizeof(float));
+    }
+    EXPECT_EQ(cases::compare_rows(alone, 20, shape.n, shape.n, 3e-5, 1e-5,
+                                  [&](int64_t r, int64_t c) { return product.reference(r, c); }),
+              "");
+    in_every_order([&](int order) {
+      if (kSanitized && order != 0 && shape.k > 500) return;  // a sanitizer takes minutes for all of them
+      for (const int64_t m : {33, 64, 65, 130, 200}) {
+        const std::string what = str_cat(dtype_name(shape.dtype), " k ", shape.k, " m ", m, " order ", order);
+        const int64_t first = (m * 7) % (kRows - m + 1);
+        const uint64_t before = simt::counters().threads;
+        expect_rows(product.multiply(first, m), alone, first, m, shape.n, what);
+        if (m <= 64) continue;
+        const int64_t tiles = cuda::ceil_div(rows, 128) * cuda::ceil_div(m, 128);
+        EXPECT_EQ(simt::counters().threads - before, static_cast<uint64_t>(tiles * kLargeThreads)) << what;
+      }
+    });
+  }
+}
+
+// Few tiles leave processors idle (the emulation has three): then blocks of 64 tokens stream the weights.
+TEST(GemmSimt, FewTilesAreStreamed) {
+  Product product(DType::bf16, 64, 96, false, 104, 130);
+  const Buffer alone = product.multiply(0, 1);
+  const uint64_t before = simt::counters().threads;
+  expect_rows(product.multiply(0, 130), alone, 0, 1, 64, "streamed");
+  EXPECT_EQ(simt::counters().threads - before, 3u * 128);
 }
 
 // Shapes too small for a workspace ask for none, and one that is too small is not used.
