@@ -24,7 +24,7 @@ struct LargeGemmArgs {
 // A product in so many ranges of k needs more shared memory than some GPUs have.
 size_t large_gemm_shared_bytes(int64_t num_splits);
 
-// 16-bit weights and aligned activations only. `rows` are the packed rows that hold outputs, `packed_rows` all of them.
-void launch_large_gemm(const GemmArgs& args, DType dtype, int64_t rows, int64_t packed_rows, Stream stream);
+// 16-bit weights and aligned activations (GemmArgs::a_aligned) only; no workspace is used.
+void large_gemm(const GemmParams& params, Stream stream);
 
 }  // namespace quire::cuda
