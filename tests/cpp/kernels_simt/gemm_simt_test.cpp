@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <memory>
+#include <new>
 #include <string_view>
 
 #include "cuda/cuda_kernels.h"
@@ -136,6 +138,7 @@ class Product {
   }
 
   const PackedWeight& weight() const { return weight_; }
+  void move_weight(void* to) { weight_.data = std::memcpy(to, packed_.data(), packed_.size_bytes()); }
 
  private:
   int64_t rows(bool gated) const { return gated ? 2 * n_ : n_; }
@@ -238,6 +241,19 @@ TEST(GemmSimt, LargeTilesKeepTheBits) {
       }
     });
   }
+}
+
+// A weight that ends where its memory ends, so that a sanitizer sees what is read behind it: half a chunk at the end of
+// k, a tile with more rows than there are.
+TEST(GemmSimt, NothingBehindAWeightIsRead) {
+  Product product(DType::bf16, 64, 96, false, 104, 130);
+  const Buffer all = product.multiply(0, 130);
+  const auto free = [](void* p) { ::operator delete(p, std::align_val_t{64}); };
+  const std::unique_ptr<void, decltype(free)> exact(
+      ::operator new(cuda::packed_weight_bytes(64, 96, DType::bf16, false), std::align_val_t{64}), free);
+  product.move_weight(exact.get());
+  expect_rows(product.multiply(0, 130, nullptr, cuda::large_gemm), all, 0, 130, 64, "large");
+  expect_rows(product.multiply(7, 3), all, 7, 3, 64, "few rows");
 }
 
 // The case table where the choice would be another one (a GPU has too many processors for shapes so small).
