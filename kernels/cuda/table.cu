@@ -18,6 +18,7 @@ const KernelTable& kernels() {
       .norm = norm,
       .gemm = gemm,
       .gemm_workspace_bytes = gemm_workspace_bytes,
+      .gemm_library_workspace_bytes = gemm_library_workspace_bytes,
       .rope_kv_write = rope_kv_write,
       .paged_attention = paged_attention,
       .attention_workspace_bytes = attention_workspace_bytes,

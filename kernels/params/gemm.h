@@ -1,7 +1,8 @@
 // Matrix products with weights that were packed once at load, and their epilogues.
 //
 // out[m, n] = epilogue( sum_k a[m, k] * weight[n, k] ), summed in float in an order that depends on k alone: a row of
-// the result has the same bits whatever m is, whichever other rows there are and however many threads work.
+// the result has the same bits whatever m is, whichever other rows there are and however many threads work, unless
+// GemmParams::batch_invariant is given up.
 #pragma once
 
 #include <cstddef>
@@ -53,6 +54,10 @@ struct GemmParams {
   DType out_dtype = DType::f32;  // f32, or weight.dtype
   int64_t out_stride = 0;
   bool accumulate = false;  // out += result; out_dtype f32 only (the residual stream)
+  // false: a product of many rows may go to a library that is faster and whose bits are not those of few rows; then a
+  // row's bits depend on how its prompt was cut into launches. Ignored where there is no such library, or where the
+  // workspace is smaller than KernelTable::gemm_library_workspace_bytes.
+  bool batch_invariant = true;
   // Optional: lets several blocks share the sums of a narrow weight (KernelTable::gemm_workspace_bytes); same bits.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;

@@ -35,6 +35,8 @@ struct KernelTable {
   void (*gemm)(const GemmParams&, Stream) = nullptr;
   // What GemmParams::workspace of any row count can use, zero before the first launch. Null: none is ever used.
   size_t (*gemm_workspace_bytes)(int64_t rows, int64_t cols, DType dtype) = nullptr;
+  // The same where GemmParams::batch_invariant may be false; at least as many bytes. Null: there is no library to use.
+  size_t (*gemm_library_workspace_bytes)(int64_t rows, int64_t cols, DType dtype) = nullptr;
   void (*rope_kv_write)(const RopeKvWriteParams&, Stream) = nullptr;
   void (*paged_attention)(const PagedAttentionParams&, Stream) = nullptr;
   // Enough for any launch with at most max_tokens queries of max_seqs sequences.

@@ -35,10 +35,8 @@ __device__ __forceinline__ float activate(Activation activation, float x) {
   return x;
 }
 
-// Finishes and stores out[token][column]. `up` is the second factor of a gated pair, else ignored.
-template <typename Element>
-__device__ __forceinline__ void finish_element(const GemmArgs& p, int token, int column, float sum, float up) {
-  if (token >= p.m || column >= p.outputs) return;
+// What out[token][column] is or is raised by. `up` is the second factor of a gated pair, else ignored.
+__device__ __forceinline__ float finished(const GemmArgs& p, int column, float sum, float up) {
   float x = __fmul_rn(sum, p.scale);
   if (p.bias != nullptr) x = __fadd_rn(x, p.bias[column]);
   x = activate(p.activation, x);
@@ -48,13 +46,29 @@ __device__ __forceinline__ void finish_element(const GemmArgs& p, int token, int
     x = __fmul_rn(x, y);
   }
   if (p.softcap > 0.0f) x = __fmul_rn(p.softcap, tanhf(x / p.softcap));
-  const int64_t at = token * p.out_stride + column;
+  return x;
+}
+
+// out[token][column] where it is float.
+__device__ __forceinline__ float* sum_address(const GemmArgs& p, int token, int column) {
+  return static_cast<float*>(p.out) + token * p.out_stride + column;
+}
+
+// `old` is what out[token][column] has been, looked at only to raise it.
+template <typename Element>
+__device__ __forceinline__ void store_finished(const GemmArgs& p, int token, int column, float x, float old) {
   if (p.rounds) {
-    store_element(static_cast<Element*>(p.out) + at, x);
+    store_element(static_cast<Element*>(p.out) + token * p.out_stride + column, x);
   } else {
-    float* out = static_cast<float*>(p.out) + at;
-    *out = p.accumulate ? __fadd_rn(*out, x) : x;
+    *sum_address(p, token, column) = p.accumulate ? __fadd_rn(old, x) : x;
   }
+}
+
+template <typename Element>
+__device__ __forceinline__ void finish_element(const GemmArgs& p, int token, int column, float sum, float up) {
+  if (token >= p.m || column >= p.outputs) return;
+  const float x = finished(p, column, sum, up);
+  store_finished<Element>(p, token, column, x, p.accumulate ? *sum_address(p, token, column) : 0.0f);
 }
 
 // One lane's four sums of a tile of 16 packed rows x 8 tokens, in the order of an m16n8 accumulator: packed rows g and

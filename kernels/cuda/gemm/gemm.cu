@@ -1,22 +1,22 @@
-// Chooses the tile of a product and launches it.
+// Chooses who computes a product, and launches it.
 //
-// The tile follows m, the cut of k follows the weight (weight_layout.h), whether ranges of k run side by side follows
-// the workspace and the grid: only the second one decides bits. f32 goes to the CUDA cores.
+// The kernel and its tile follow m and the grid, the cut of k follows the weight (weight_layout.h), whether ranges of k
+// run side by side follows the workspace and the grid: only the second one decides bits. f32 goes to the CUDA cores.
+// Who gives up those bits (batch_invariant = false) gets cuBLASLt for more than 64 rows, where there is one.
 #include "cuda/gemm/gemm.h"
 
 #include "base/check.h"
 #include "cuda/gemm/f32_gemm.cuh"
+#include "cuda/gemm/large_gemm.h"
+#include "cuda/gemm/library_gemm.h"
 #include "cuda/gemm/stream_gemm.cuh"
 #include "cuda/gemm/weight_layout.h"
 
 namespace quire::cuda {
 namespace {
 
-constexpr int64_t kCounterBytes = kWantedBlocks * int64_t{sizeof(uint32_t)};  // fewer strips than that are split
 constexpr int64_t kMaxSplitTokens = 64;
 constexpr int64_t kMaxGridY = 65535;
-
-bool starts_at(const void* address, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
 
 void check_contract(const GemmParams& g) {
   QUIRE_CHECK(g.out_dtype == DType::f32 || g.out_dtype == g.weight.dtype);
@@ -27,41 +27,10 @@ void check_contract(const GemmParams& g) {
               g.weight.rows, ", cols ", g.weight.cols);
 }
 
-GemmArgs args_of(const GemmParams& g) {
-  const auto element_bytes = static_cast<int64_t>(dtype_bytes(g.weight.dtype));
-  const int64_t group = 16 / element_bytes;
-  GemmArgs args = {};
-  args.a = g.a;
-  args.a_stride = g.a_stride;
-  args.weight = g.weight.data;
-  args.bias = g.bias;
-  args.out = g.out;
-  args.out_stride = g.out_stride;
-  args.scale = g.scale;
-  args.softcap = g.softcap;
-  args.m = static_cast<int32_t>(g.m);
-  args.outputs = static_cast<int32_t>(num_outputs(g.weight));
-  args.cols = static_cast<int32_t>(g.weight.cols);
-  args.padded_cols = static_cast<int32_t>(padded_cols(g.weight.cols));
-  args.num_chunks = static_cast<int32_t>(num_chunks(g.weight.cols));
-  args.num_splits = static_cast<int32_t>(num_splits(g.weight.rows, g.weight.cols));
-  args.activation = g.activation;
-  args.gated = g.weight.gated;
-  args.accumulate = g.accumulate;
-  args.rounds = g.out_dtype != DType::f32;
-  args.a_aligned = starts_at(g.a, 16) && g.a_stride % group == 0 && g.weight.cols % group == 0;
-  return args;
-}
-
-// Rows of tiles that hold outputs.
-int64_t rows_in_use(const PackedWeight& weight) {
-  return weight.gated ? ceil_div(weight.rows / 2, kGatedGroup) * 2 * kGatedGroup : weight.rows;
-}
-
 template <typename Element, int kRowTiles, int kTokenTiles>
 void launch_tile(const GemmParams& g, Stream stream) {
   using Tile = GemmTile<kRowTiles, kTokenTiles>;
-  GemmArgs args = args_of(g);
+  GemmArgs args = gemm_args(g);
   const int64_t strips = ceil_div(rows_in_use(g.weight), Tile::kRows);
   const int64_t token_blocks = ceil_div(g.m, Tile::kTokens);
   QUIRE_CHECK(strips <= kMaxGridY, "rows ", g.weight.rows);
@@ -83,13 +52,29 @@ void launch_tile(const GemmParams& g, Stream stream) {
       args);
 }
 
+// A chunk of k costs a tile of 128 x 128 the 1024 cycles of its shared memory (large_gemm.cuh), and one of 64 x 64 some
+// 400, which the second-level cache takes to bring 16 KB to each of 132 processors: so the large tile needs 2.5 times
+// as long for four times the products, and loses where it leaves processors idle.
+bool large_tile_is_faster(const GemmParams& g) {
+  const int64_t processors = simt::num_multiprocessors(), rows = rows_in_use(g.weight);
+  const int64_t large = ceil_div(ceil_div(rows, kLargeRows) * ceil_div(g.m, kLargeTokens), processors);
+  const int64_t small = ceil_div(ceil_div(rows, kRowPadding) * ceil_div(g.m, kMaxSplitTokens), processors);
+  return 5 * large <= 2 * small;
+}
+
+bool can_take_large_tile(const GemmParams& g) {
+  const GemmArgs args = gemm_args(g);
+  return args.a_aligned && large_gemm_shared_bytes(args.num_splits) <= simt::max_shared_bytes();
+}
+
 // Strips grow with m, so that the activations, read once a strip, stay below the weight's bytes.
 template <typename Element>
-void launch_streaming(const GemmParams& g, Stream stream) {
+void launch_tensor_cores(const GemmParams& g, Stream stream) {
   if (g.m <= 4) return launch_tile<Element, 1, 1>(g, stream);
   if (g.m <= 8) return launch_tile<Element, 2, 1>(g, stream);
   if (g.m <= 16) return launch_tile<Element, 4, 2>(g, stream);
   if (g.m <= 32) return launch_tile<Element, 4, 4>(g, stream);
+  if (g.m > kMaxSplitTokens && can_take_large_tile(g) && large_tile_is_faster(g)) return large_gemm(g, stream);
   launch_tile<Element, 4, 8>(g, stream);
 }
 
@@ -103,7 +88,7 @@ void launch_f32(const GemmParams& g, Stream stream) {
                          .shared_bytes = 0,
                          .stream = stream,
                          .pdl = true},
-      args_of(g));
+      gemm_args(g));
 }
 
 }  // namespace
@@ -111,11 +96,12 @@ void launch_f32(const GemmParams& g, Stream stream) {
 void gemm(const GemmParams& g, Stream stream) {
   if (g.m <= 0 || g.weight.rows <= 0) return;
   check_contract(g);
+  if (!g.batch_invariant && g.m > kMaxSplitTokens && library_gemm(g, stream)) return;
   switch (g.weight.dtype) {
     case DType::bf16:
-      return launch_streaming<__nv_bfloat16>(g, stream);
+      return launch_tensor_cores<__nv_bfloat16>(g, stream);
     case DType::f16:
-      return launch_streaming<__half>(g, stream);
+      return launch_tensor_cores<__half>(g, stream);
     case DType::f32:
       return launch_f32(g, stream);
     default:
@@ -128,6 +114,11 @@ size_t gemm_workspace_bytes(int64_t rows, int64_t cols, DType dtype) {
   if (dtype == DType::f32 || num_splits(rows, cols) == 1) return 0;
   return static_cast<size_t>(kCounterBytes +
                              num_splits(rows, cols) * padded_rows(rows) * kMaxSplitTokens * int64_t{sizeof(float)});
+}
+
+size_t gemm_library_workspace_bytes(int64_t rows, int64_t cols, DType dtype) {
+  const auto own = gemm_workspace_bytes(rows, cols, dtype), library = library_workspace_bytes(rows);
+  return own < library ? library : own;
 }
 
 }  // namespace quire::cuda

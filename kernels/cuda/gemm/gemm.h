@@ -21,4 +21,8 @@ void gemm(const GemmParams& params, Stream stream);
 // launch leaves the part that must be so zero. Launches of one stream may share it.
 size_t gemm_workspace_bytes(int64_t rows, int64_t cols, DType dtype);
 
+// The same for products with batch_invariant = false, which may go to cuBLASLt (cublaslt.h); at least as many. The same
+// bytes must be zero.
+size_t gemm_library_workspace_bytes(int64_t rows, int64_t cols, DType dtype);
+
 }  // namespace quire::cuda

@@ -31,4 +31,10 @@ struct GemmArgs {
   bool a_aligned;  // rows of a start at 16 bytes and hold whole groups of eight
 };
 
+GemmArgs gemm_args(const GemmParams& params);
+
+inline bool starts_at(const void* address, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
+
 }  // namespace quire::cuda

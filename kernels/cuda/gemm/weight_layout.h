@@ -37,6 +37,9 @@ constexpr int kMaxSplits = 8;
 constexpr int kMinSplitCols = 1024;  // 256 for each warp: eight steps of 32
 constexpr int kWantedBlocks = 256;   // strips of 64 rows x splits; about two blocks on each processor of an H100
 
+// What starts a workspace: counters of strips, zero between launches. Fewer strips than kWantedBlocks are split.
+constexpr int64_t kCounterBytes = kWantedBlocks * int64_t{sizeof(uint32_t)};
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -57,6 +60,14 @@ constexpr int64_t packed_row(int64_t row, PackPart part) {
 // Rows of the whole weight or of one half, padding included.
 constexpr int64_t padded_outputs(const PackedWeight& weight) {
   return weight.gated ? round_up(weight.rows / 2, kRowPadding / 2) : padded_rows(weight.rows);
+}
+
+// All rows in memory.
+constexpr int64_t packed_rows(const PackedWeight& weight) { return padded_outputs(weight) * (weight.gated ? 2 : 1); }
+
+// Up to the last one that holds a weight.
+constexpr int64_t rows_in_use(const PackedWeight& weight) {
+  return weight.gated ? ceil_div(weight.rows / 2, kGatedGroup) * 2 * kGatedGroup : weight.rows;
 }
 
 constexpr int64_t num_chunks(int64_t cols) { return ceil_div(padded_cols(cols), kChunk); }

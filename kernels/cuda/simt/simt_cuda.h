@@ -17,6 +17,7 @@
 namespace quire::simt {
 
 inline constexpr const char* kBackendName = "cuda";
+inline constexpr bool kIsEmulated = false;
 
 struct LaunchConfig {
   dim3 grid;
@@ -45,10 +46,15 @@ inline bool device_has_pdl(int device) {
   return has.load() & bit;
 }
 
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
 // How many blocks that fill a multiprocessor run at once.
 inline int num_multiprocessors() {
-  int device = 0, count = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  int device = current_device(), count = 0;
   check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   return count;
 }

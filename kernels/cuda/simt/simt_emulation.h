@@ -119,6 +119,7 @@ inline __half __ushort_as_half(unsigned short bits) { return std::bit_cast<__hal
 namespace quire::simt {
 
 inline constexpr const char* kBackendName = "simt";
+inline constexpr bool kIsEmulated = true;
 
 struct LaunchConfig {
   dim3 grid;
@@ -140,6 +141,7 @@ void launch(const LaunchConfig& config, const Args& args) {
   run_grid(config.grid, config.block, config.shared_bytes, body, &args);
 }
 
+inline int current_device() { return 0; }
 inline int num_multiprocessors() { return 3; }  // few, so that persistent blocks meet several pieces of work
 inline size_t max_shared_bytes() { return size_t{227} << 10; }
 

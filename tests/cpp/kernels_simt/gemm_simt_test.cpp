@@ -3,13 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <memory>
+#include <new>
+#include <string_view>
 
+#include "cuda/cuda_kernels.h"
 #include "cuda/embedding/embedding.h"
 #include "cuda/gemm/gemm.h"
+#include "cuda/gemm/large_gemm.h"
 #include "cuda/gemm/weight_layout.h"
 #include "cuda/simt/engine.h"
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
+#include "support/sanitizers.h"
 
 namespace quire {
 namespace {
@@ -41,8 +47,7 @@ std::vector<uint8_t> bytes_of(const Buffer& buffer) {
   return {begin, begin + buffer.size_bytes()};
 }
 
-void run_cases(const std::vector<cases::CaseEntry>& entries) {
-  const KernelTable table = table_of_this_family();
+void run_cases(const std::vector<cases::CaseEntry>& entries, const KernelTable& table = table_of_this_family()) {
   for (const cases::CaseEntry& entry : entries) {
     if (entry.is_benchmark) continue;
     std::vector<uint8_t> forward;
@@ -102,7 +107,8 @@ class Product {
   }
 
   // Rows [first, first + m), f32, rows of n.
-  Buffer multiply(int64_t first, int64_t m, Buffer* workspace = nullptr) {
+  Buffer multiply(int64_t first, int64_t m, Buffer* workspace = nullptr,
+                  void (*multiplier)(const GemmParams&, Stream) = cuda::gemm) {
     Buffer out(DType::f32, m * n_);
     GemmParams p;
     p.a = a_.as<uint8_t>() + first * a_stride_ * element_bytes();
@@ -116,7 +122,7 @@ class Product {
       p.workspace = workspace->data();
       p.workspace_bytes = workspace->size_bytes();
     }
-    cuda::gemm(p, Stream{});
+    multiplier(p, Stream{});
     EXPECT_TRUE(out.guards_hold());
     return out;
   }
@@ -132,6 +138,7 @@ class Product {
   }
 
   const PackedWeight& weight() const { return weight_; }
+  void move_weight(void* to) { weight_.data = std::memcpy(to, packed_.data(), packed_.size_bytes()); }
 
  private:
   int64_t rows(bool gated) const { return gated ? 2 * n_ : n_; }
@@ -200,6 +207,81 @@ TEST(GemmSimt, RangesOfKInOneBlockAndInSeveral) {
       }
     });
   }
+}
+
+// The tile of 128 x 128 gives every row the bits that it has alone: one range of k and several, whole and half chunks,
+// rows of both operands that end inside a tile, in three thread orders.
+TEST(GemmSimt, LargeTilesKeepTheBits) {
+  constexpr int64_t kRows = 200;
+  struct Shape {
+    DType dtype;
+    int64_t n, k;
+    bool gated;
+  };
+  for (const Shape& shape : {Shape{DType::bf16, 300, 168, false}, Shape{DType::f16, 150, 416, true},
+                             Shape{DType::bf16, 69, 2208, true}, Shape{DType::f16, 141, 3112, false}}) {
+    Product product(shape.dtype, shape.n, shape.k, shape.gated, shape.k + 8, kRows);
+    Buffer alone(DType::f32, kRows * shape.n);
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::memcpy(alone.as<float>() + row * shape.n, product.multiply(row, 1).data(),
+                  static_cast<size_t>(shape.n) * sizeof(float));
+    }
+    EXPECT_EQ(cases::compare_rows(alone, 20, shape.n, shape.n, 3e-5, 1e-5,
+                                  [&](int64_t r, int64_t c) { return product.reference(r, c); }),
+              "");
+    in_every_order([&](int order) {
+      if (kSanitized && order != 0 && shape.k > 500) return;  // a sanitizer takes minutes for all of them
+      for (const int64_t m : {33, 64, 65, 130, 200}) {
+        const std::string what = str_cat(dtype_name(shape.dtype), " k ", shape.k, " m ", m, " order ", order);
+        const int64_t first = (m * 7) % (kRows - m + 1);
+        if (m <= 65) expect_rows(product.multiply(first, m), alone, first, m, shape.n, what);
+        if (m > 64) {
+          expect_rows(product.multiply(first, m, nullptr, cuda::large_gemm), alone, first, m, shape.n, what + " large");
+        }
+      }
+    });
+  }
+}
+
+// A weight that ends where its memory ends, so that a sanitizer sees what is read behind it: half a chunk at the end of
+// k, a tile with more rows than there are.
+TEST(GemmSimt, NothingBehindAWeightIsRead) {
+  Product product(DType::bf16, 64, 96, false, 104, 130);
+  const Buffer all = product.multiply(0, 130);
+  const auto free = [](void* p) { ::operator delete(p, std::align_val_t{64}); };
+  const std::unique_ptr<void, decltype(free)> exact(
+      ::operator new(cuda::packed_weight_bytes(64, 96, DType::bf16, false), std::align_val_t{64}), free);
+  product.move_weight(exact.get());
+  expect_rows(product.multiply(0, 130, nullptr, cuda::large_gemm), all, 0, 130, 64, "large");
+  expect_rows(product.multiply(7, 3), all, 7, 3, 64, "few rows");
+}
+
+// The case table where the choice would be another one (a GPU has too many processors for shapes so small).
+TEST(GemmSimt, CasesOnLargeTiles) {
+  std::vector<cases::CaseEntry> all, entries;
+  cases::add_large_gemm_cases(all);
+  for (const cases::CaseEntry& entry : all) {
+    if (entry.name.find("float32_m") == std::string::npos) entries.push_back(entry);
+  }
+  ASSERT_EQ(entries.size(), all.size() / 3 * 2);
+  KernelTable table = table_of_this_family();
+  table.gemm = cuda::large_gemm;
+  run_cases(entries, table);
+}
+
+// Few tiles leave processors idle: then blocks of 64 tokens stream the weights. The emulation has three processors.
+TEST(GemmSimt, LargeTilesOnlyWhereTheyFillTheProcessors) {
+  if (std::string_view(cuda::kernels().name) == "simt") {
+    Product many(DType::f16, 300, 96, false, 104, 200);
+    const uint64_t before = simt::counters().threads;
+    many.multiply(0, 200);
+    EXPECT_EQ(simt::counters().threads - before, 6u * 256);
+  }
+  Product product(DType::bf16, 64, 96, false, 104, 130);
+  const Buffer alone = product.multiply(0, 1);
+  const uint64_t before = simt::counters().threads;
+  expect_rows(product.multiply(0, 130), alone, 0, 1, 64, "streamed");
+  EXPECT_EQ(simt::counters().threads - before, 3u * 128);
 }
 
 // Shapes too small for a workspace ask for none, and one that is too small is not used.

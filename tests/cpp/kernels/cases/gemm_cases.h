@@ -18,6 +18,7 @@ struct GemmSpec {
   DType source_dtype = DType::f32;
   bool is_transposed = false;  // the source is [k, n]
   int64_t first_rows = 0;      // pack in two parts, the second one first
+  bool is_aligned = false;     // rows of activations start at 16 bytes, for k a multiple of 8
 };
 
 inline double activation_reference(Activation activation, double x) {
@@ -41,7 +42,7 @@ class GemmCase : public KernelCase {
   GemmCase(const GemmSpec& spec, const KernelTable& table, Stream stream)
       : spec_(spec),
         rows_(spec.gated ? 2 * spec.n : spec.n),
-        a_(spec.dtype, spec.m * (spec.k + 3)),
+        a_(spec.dtype, spec.m * a_stride()),
         source_(spec.source_dtype, rows_ * (spec.k + 5) + spec.k),
         bias_(DType::f32, rows_),
         out_(spec.rounds_output ? spec.dtype : DType::f32, spec.m * out_stride()),
@@ -49,7 +50,7 @@ class GemmCase : public KernelCase {
     Random random(static_cast<uint64_t>(spec.m * 1000003 + spec.n * 1009 + spec.k));
     a_.fill_uniform(random, 1.0);
     for (int64_t r = 0; r < spec.m; ++r) {  // what lies between rows must never be read
-      for (int64_t i = spec.k; i < spec.k + 3; ++i) a_.set(r * (spec.k + 3) + i, std::nan(""));
+      for (int64_t i = spec.k; i < a_stride(); ++i) a_.set(r * a_stride() + i, std::nan(""));
     }
     source_.fill_uniform(random, 4.0 / std::sqrt(static_cast<double>(spec.k)));
     bias_.fill_uniform(random, 1.0);
@@ -72,7 +73,7 @@ class GemmCase : public KernelCase {
   GemmParams params() {
     GemmParams p;
     p.a = a_.data();
-    p.a_stride = spec_.k + 3;
+    p.a_stride = a_stride();
     p.m = spec_.m;
     p.weight = {packed_.data(), spec_.dtype, spec_.gated, rows_, spec_.k};
     p.bias = spec_.has_bias ? bias_.as<float>() : nullptr;
@@ -98,6 +99,7 @@ class GemmCase : public KernelCase {
   }
 
  private:
+  int64_t a_stride() const { return spec_.k + (spec_.is_aligned ? 8 : 3); }
   int64_t out_stride() const { return spec_.n + 2; }
 
   int64_t source_index(int64_t row, int64_t k) const {
@@ -136,7 +138,7 @@ class GemmCase : public KernelCase {
 
   double linear(int64_t row, int64_t column) const {
     double sum = 0.0;
-    for (int64_t k = 0; k < spec_.k; ++k) sum += a_.get(row * (spec_.k + 3) + k) * weight_at(column, k);
+    for (int64_t k = 0; k < spec_.k; ++k) sum += a_.get(row * a_stride() + k) * weight_at(column, k);
     return sum * spec_.scale + (spec_.has_bias ? bias_.get(column) : 0.0);
   }
 
@@ -158,13 +160,48 @@ inline std::string gemm_name(const GemmSpec& s) {
                  s.has_bias ? "_bias" : "", kActivations[static_cast<int>(s.activation)],
                  s.softcap > 0 ? "_softcap" : "", s.scale != 1.0f ? "_scale" : "", s.rounds_output ? "_rounded" : "",
                  s.accumulate ? "_add" : "", s.is_transposed ? "_transposed" : "", s.first_rows > 0 ? "_parts" : "",
-                 "_from_", dtype_name(s.source_dtype));
+                 s.is_aligned ? "_aligned" : "", "_from_", dtype_name(s.source_dtype));
 }
 
 inline void add_gemm(std::vector<CaseEntry>& cases, const GemmSpec& spec, bool is_benchmark = false) {
   cases.push_back({gemm_name(spec), is_benchmark, [spec](const KernelTable& table, Stream stream) {
                      return std::make_unique<GemmCase>(spec, table, stream);
                    }});
+}
+
+// Sizes around tiles of 128 x 128, with activations that such tiles can copy.
+inline void add_large_gemm_cases(std::vector<CaseEntry>& cases) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    add_gemm(cases, {.dtype = dtype, .m = 70, .n = 300, .k = 40, .has_bias = true, .is_aligned = true});
+    add_gemm(cases, {.dtype = dtype,
+                     .m = 129,
+                     .n = 257,
+                     .k = 72,
+                     .activation = Activation::gelu,
+                     .scale = 0.5f,
+                     .rounds_output = true,
+                     .is_aligned = true});
+    add_gemm(cases, {.dtype = dtype,
+                     .m = 128,
+                     .n = 133,
+                     .k = 104,
+                     .gated = true,
+                     .has_bias = true,
+                     .activation = Activation::silu,
+                     .rounds_output = true,
+                     .is_aligned = true});
+    add_gemm(cases,
+             {.dtype = dtype, .m = 97, .n = 130, .k = 96, .gated = true, .accumulate = true, .is_aligned = true});
+    add_gemm(cases, {.dtype = dtype,
+                     .m = 200,
+                     .n = 320,
+                     .k = 200,
+                     .has_bias = true,
+                     .softcap = 1.5f,
+                     .accumulate = true,
+                     .is_aligned = true});
+    add_gemm(cases, {.dtype = dtype, .m = 100, .n = 65, .k = 2080, .is_aligned = true});
+  }
 }
 
 inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
@@ -200,6 +237,7 @@ inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
     add_gemm(cases, {.dtype = dtype, .m = 15, .n = 39, .k = 40, .has_bias = true, .scale = 3.0f, .accumulate = true});
     add_gemm(cases, {.dtype = dtype, .m = 2, .n = 16, .k = 8, .gated = true, .accumulate = true});
   }
+  add_large_gemm_cases(cases);
   // The layers of a 135M and of a 0.5B parameter model: attention output, QKV, gated MLP, down projection, head.
   for (const int64_t m : {1, 4, 16, 64, 1024}) {
     for (const GemmSpec& shape :
