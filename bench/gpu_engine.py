@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Times quire's engine on a device, one JSON object a line, each workload in a process of its own with a time limit.
 
-Reads the ceilings (copy bandwidth, matrix product) from the records of bench_cuda_kernels and bench/gpu_peers.py, so that
-each figure stands beside the floor that its bytes and flops set on the same machine; without them, and on a CPU, there
-is no floor. Weights are dummies or a file of noise: speed is that of the shape. What the engine says of itself is
+Reads the ceilings (copy bandwidth, matrix product) from the records of bench_cuda_kernels and bench/gpu_peers.py, so
+that each figure stands beside the floor that its bytes and flops set on the same machine; without them, and on a CPU,
+there is no floor. Weights are dummies or a file of noise: speed is that of the shape. What the engine says of itself is
 optional: LLM.stats() with step_seconds, host_seconds, device_seconds or device_idle_seconds gives shares of a step.
 
   decode      ms a step by batch at 1,024 tokens of context (Llama-3.2-1B, Llama-3.1-8B)
@@ -12,7 +12,7 @@ optional: LLM.stats() with step_seconds, host_seconds, device_seconds or device_
   trace       what the device does in some steps, and how much of the time it does nothing
   memory      what close() gives back            invariant   batch_invariant=True against False
 
-usage: python bench/gpu_engine.py [RECORD.jsonl...] [--device cuda|simt|cpu] [--json FILE] [--seconds S] [--filter REGEX]
+usage: python bench/gpu_engine.py [RECORD.jsonl...] [--device cuda|simt|cpu] [--json FILE] [--seconds S] [--filter RE]
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def arguments_of(context: Context) -> dict[str, Any]:
     return {**arguments, **context.extra}
 
 
-# Workloads -------------------------------------------------------------------------------------------------------------
+# Workloads -----------------------------------------------------------------------------------------------------------
 
 
 def run_shared(context: Context, workload: workloads.Decode | workloads.Throughput) -> Iterator[Line]:

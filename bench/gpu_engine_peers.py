@@ -4,9 +4,9 @@
 transformers (`generate` with a static cache, bf16, random weights made on the device; a batch is padded to its longest
 prompt and runs to its longest output), the same with its compiled decode step, and vLLM and nano-vllm where they are
 installed. A peer that is not there or fails is a line of the record and nothing else. Decides how each is called at its
-best; what is asked and how it is timed is gpu_workloads.py, the same as for quire. On a CPU: toys, as a test of itself.
+best; what is asked and how it is timed is gpu_workloads.py, as for quire. On a CPU: toys, as a test of itself.
 
-usage: python bench/gpu_engine_peers.py [RECORD.jsonl...] [--device cuda|cpu] [--json FILE] [--seconds S] [--filter REGEX]
+usage: python bench/gpu_engine_peers.py [RECORD.jsonl...] [--device cuda|cpu] [--json FILE] [--seconds S] [--filter RE]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs workloads one after the other, each in a process of its own with a time limit, and collects their lines.
 
-A program calls `main` with its jobs; called with --child it is one of them. Decides how time is dealt out (by weight, what
-a job leaves over goes to the later ones), that a job which is killed loses only the line it was working on, and where
-models are written. Knows no engine.
+A program calls `main` with its jobs; called with --child it is one of them. Decides how time is dealt out (by weight,
+what a job leaves over goes to the later ones), that a job which is killed loses only the line it was working on, and
+where models are written. Knows no engine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Models by shape, for the benchmarks of an engine: config.json written on the fly, and how much work a shape is.
 
-Decides the shapes (those of the published models; weights are random, so speed is comparable and text is not), the names
-and values of a checkpoint that is written where a file is wanted, and the floor of a workload: bytes and flops that no
-implementation can do without. Knows no engine.
+Decides the shapes (those of the published models; weights are random, so speed is comparable and text is not), the
+names and values of a checkpoint that is written where a file is wanted, and the floor of a workload: bytes and flops
+that no implementation can do without. Knows no engine.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def checkpoint_bytes(model: str) -> int:
 
 
 def write_checkpoint(model: str, folder: Path) -> Path:
-    """A bf16 checkpoint in one file, at the speed of the file system: matrices repeat 32 MB of noise, norms are ones."""
+    """A bf16 checkpoint in one file, as fast as files are written: matrices repeat 32 MB of noise, norms are ones."""
     import numpy as np
 
     write_config(model, folder)

@@ -1,13 +1,14 @@
-"""What a device does in some decode steps: from CUPTI, through torch's profiler, or without it from the tokens' arrival.
+"""What a device does in some decode steps: from CUPTI, through torch's profiler, or else from the tokens' arrival.
 
 Decides how a trace is cut into steps and what counts as idle. CUPTI sees all kernels of the process, whoever linked the
-CUDA runtime; it stretches kernels a little, so shares are of the traced run, and the untraced time of a step stands beside.
+CUDA runtime; it stretches kernels a little, so shares are of the traced run; a step's untraced time stands beside.
 Between steps is the longest gap of each step: from the last kernel of one to the first of the next, where the host has
 the word. Knows no engine but through `generate` and, for arrivals, LLM.stream.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -31,6 +32,9 @@ def lines(engine: Any, model: str, device: str, length: int) -> Iterator[Line]:
     prompt = tokens_of(model, "trace", length)
     yield arrivals(engine, prompt)
     if device != "cuda":
+        return
+    if importlib.util.find_spec("torch") is None:
+        yield {"kind": "engine_skipped", "name": "cupti", "reason": "no torch, whose profiler reads CUPTI"}
         return
     for batch in (1, 64):
         prompts = [tokens_of(model, f"trace/{i}", length) for i in range(batch)]
@@ -102,7 +106,7 @@ def summary(events: list[Line]) -> Line:
         )
     starts = starts[2:]
     inside = [span for span in device if starts[0] <= span[0] < starts[-1]]
-    gaps = [gap for gap in gaps_of(inside) if gap[0] < starts[-1]]
+    gaps = gaps_of([*inside, (starts[-1], starts[-1], "the next step")])
     total, steps = starts[-1] - starts[0], len(starts) - 1
     longest = [
         max((long for when, long in gaps if begin <= when < end), default=0.0) for begin, end in zip(starts, starts[1:])

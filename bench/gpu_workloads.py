@@ -1,8 +1,8 @@
 """What is asked of an engine that is timed, and how its time is taken: the same code for quire and for its peers.
 
-An engine is anything with `generate(prompts, new_tokens, temperature)`. Decides prompts, lengths, repeats and which size
-still fits the time that is left. A workload yields lines of the record as it gets them, so that a killed process loses
-only what it was doing. Knows no engine by name, no device and no report.
+An engine is anything with `generate(prompts, new_tokens, temperature)`. Decides prompts, lengths, repeats and which
+size still fits the time that is left. A workload yields lines of the record as it gets them, so that a killed process
+loses only what it was doing. Knows no engine by name, no device and no report.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Decode:
             "ms_highest": (max(long) - min(short)) / steps * 1e3,
             "tok_s": batch / ms * 1e3,
             "floor_ms": None if floor is None else floor * 1e3,
-            "floor_bytes": work.weight_bytes + work.kv_bytes * batch * self.context,
+            "bytes": work.weight_bytes + work.kv_bytes * batch * self.context,
+            "flops": (work.weight_flops + work.attention_flops * self.context) * batch,
             "counters": grown(before, engine.counters()),
         }
 
@@ -210,7 +211,7 @@ def scaled(lengths: Lengths, num: int, part: int) -> Lengths:
     return [(max(1, prompt // part), max(2, new // part)) for prompt, new in lengths[:num]]
 
 
-# The workloads ---------------------------------------------------------------------------------------------------------
+# The workloads -------------------------------------------------------------------------------------------------------
 
 LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What peers without continuous batching are asked too, so it is small.
