@@ -175,7 +175,7 @@ def run_memory(context: Context, model: str) -> Iterator[Line]:
 def run_invariant(context: Context, model: str) -> Iterator[Line]:
     """Decode by batch, and prompts alone: that is where batch_invariant may choose other kernels."""
     measured: dict[str, list[float]] = {}
-    length, count = (48, 4) if context.is_toy else (2048, 16)
+    length, count = {"full": (2048, 16), "toy": (48, 4), "tiny": (16, 2)}[context.scale]
     for value in (True, False):
         try:
             engine = Quire(context, model, batch_invariant=value)
@@ -183,7 +183,7 @@ def run_invariant(context: Context, model: str) -> Iterator[Line]:
             yield {"kind": "engine_skipped", "case": f"invariant/{model}", "reason": str(error)}
             return
         with engine.llm:
-            for line in workloads.decode(model, context.is_toy, (1, 32, 256)).lines(
+            for line in workloads.decode(model, context.scale, (1, 4) if context.is_toy else (1, 32, 256)).lines(
                 engine, Ceilings(), Clock(context.clock.left() / (2 if value else 1))
             ):
                 if line["kind"] == "engine":
@@ -203,21 +203,22 @@ def run_invariant(context: Context, model: str) -> Iterator[Line]:
 def run_trace(context: Context, model: str) -> Iterator[Line]:
     engine = Quire(context, model)
     with engine.llm:
-        for line in trace.lines(engine, model, context.device, 4 if context.is_toy else 1024):
+        for line in trace.lines(engine, model, context.device, context.scale):
             yield {"case": f"trace/{model}/{line.pop('name')}", "workload": "trace", "model": model, **line}
 
 
-def jobs_of(is_toy: bool) -> list[Job]:
+def jobs_of(scale: str) -> list[Job]:
+    is_toy = scale != "full"
     small, tiny = ("toy", "toy-qwen3") if is_toy else ("llama-1b", "qwen3-0.6b")
     large, eight = ("toy", "toy-qwen3") if is_toy else ("llama-8b", "qwen3-8b")
     decodes = dict.fromkeys((small, large))
     return [
-        *(Job(f"decode/{m}", 30.0, lambda c, m=m: run_shared(c, workloads.decode(m, is_toy))) for m in decodes),
-        Job(f"throughput/{tiny}", 30.0, lambda c: run_shared(c, workloads.throughput_nano(tiny, is_toy))),
+        *(Job(f"decode/{m}", 30.0, lambda c, m=m: run_shared(c, workloads.decode(m, scale))) for m in decodes),
+        Job(f"throughput/{tiny}", 30.0, lambda c: run_shared(c, workloads.throughput_nano(tiny, scale))),
         Job(f"startup/{large}", 35.0, lambda c: run_startup(c, large)),
         Job(f"trace/{large}", 20.0, lambda c: run_trace(c, large)),
         Job(f"memory/{small}", 15.0, lambda c: run_memory(c, small)),
-        Job(f"throughput-8b/{eight}", 60.0, lambda c: run_shared(c, workloads.throughput_8b(eight, is_toy))),
+        Job(f"throughput-8b/{eight}", 60.0, lambda c: run_shared(c, workloads.throughput_8b(eight, scale))),
         Job(f"invariant/{small}", 20.0, lambda c: run_invariant(c, small)),
     ]
 

@@ -155,8 +155,8 @@ def run(context: Context, make: Make, workload: workloads.Decode | workloads.Thr
         yield {**line, "kind": "engine_peer" if line["kind"] == "engine" else line["kind"]}
 
 
-def jobs_of(is_toy: bool) -> list[Job]:
-    jobs = []
+def jobs_of(scale: str) -> list[Job]:
+    jobs, is_toy = [], scale != "full"
     for peer, (module, make) in PEERS.items():
         has_batching = peer in ("vllm", "nanovllm")  # the others get what a static batch can do in the time
         batches = workloads.LADDER if has_batching else (1,) if is_toy else (1, 16, 64)
@@ -164,13 +164,13 @@ def jobs_of(is_toy: bool) -> list[Job]:
             ("toy", "toy", "toy-qwen3", "toy-qwen3") if is_toy else ("llama-1b", "llama-8b", "qwen3-0.6b", "qwen3-8b")
         )
         asked: dict[str, workloads.Decode | workloads.Throughput] = {
-            f"decode/{one}": workloads.decode(one, is_toy, batches),
-            f"decode/{eight}": workloads.decode(eight, is_toy, batches),
-            f"throughput/{tiny}": workloads.throughput_nano(tiny, is_toy, small_alone=not has_batching),
-            f"throughput-8b/{big}": workloads.throughput_8b(big, is_toy, small_alone=not has_batching),
+            f"decode/{one}": workloads.decode(one, scale, batches),
+            f"decode/{eight}": workloads.decode(eight, scale, batches),
+            f"throughput/{tiny}": workloads.throughput_nano(tiny, scale, small_alone=not has_batching),
+            f"throughput-8b/{big}": workloads.throughput_8b(big, scale, small_alone=not has_batching),
         }
         if peer == "transformers_compiled":
-            asked = {f"decode/{one}": workloads.decode(one, is_toy, (1,))}
+            asked = {f"decode/{one}": workloads.decode(one, scale, (1,))}
         if is_toy and peer == "transformers_compiled":
             continue
         missing = "" if importlib.util.find_spec(module) else "not installed"

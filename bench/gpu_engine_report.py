@@ -236,7 +236,7 @@ def draw_roofline(axes: Any, lines: EngineLines, kernel_cases: list[Line], gb_s:
         points = [(line["flops"] / line["bytes"], line["flops"] / line["ms"] * 1e-9) for line in steps]
         axes.plot(*zip(*points), "o-", label=f"{model}, steps by batch")
     if gb_s > 0:
-        xs = [2.0**i / 4 for i in range(16)]
+        xs = sorted([2.0**i / 4 for i in range(16)] + [tflop_s / gb_s * 1e3])
         axes.plot(xs, [min(x * gb_s * 1e-3, tflop_s or 1e9) for x in xs], "k--", linewidth=1, label="copy, matmul")
     axes.set(title="roofline", xlabel="flops a byte", ylabel="TFLOP/s", xscale="log", yscale="log")
 
@@ -257,7 +257,9 @@ def draw_latency(axes: Any, lines: EngineLines) -> None:
             if theirs:
                 axes.plot(*zip(*theirs), marker + ":", color=color, label=f"{model}, {peer}")
     axes.set(title="a decode step", xlabel="sequences", ylabel="ms", yscale="log")
+    batches = sorted({line["shape"]["batch"] for line in lines.of("decode")})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(batches, list(map(str, batches)))
 
 
 def draw_timeline(axes: Any, lines: EngineLines) -> None:

@@ -25,6 +25,10 @@ from typing import Any
 from gpu_workloads import Ceilings, Clock, Line
 
 
+def scale_of(device: str) -> str:
+    return {"cuda": "full", "cpu": "toy"}.get(device, "tiny")
+
+
 @dataclass
 class Context:
     """What a workload gets."""
@@ -36,8 +40,12 @@ class Context:
     extra: dict[str, Any]  # arguments of the engine
 
     @property
+    def scale(self) -> str:
+        return scale_of(self.device)
+
+    @property
     def is_toy(self) -> bool:
-        return self.device != "cuda"
+        return self.scale != "full"
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,9 @@ def run_child(command: list[str], job: Job, seconds: float, folder: Path, write:
         os.killpg(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
         reason = f"killed after {seconds:.0f} s"
+    finally:
+        if process.returncode is None:  # this program is being ended
+            os.killpg(process.pid, signal.SIGKILL)
     sys.stderr.write(errors)
     for text in part.read_text(encoding="utf-8").splitlines() if part.exists() else ():
         try:
@@ -128,8 +139,8 @@ def run_all(arguments: argparse.Namespace, jobs: list[Job], write: Write) -> boo
     return failed == 0
 
 
-def main(description: str | None, jobs_of: Callable[[bool], list[Job]]) -> None:
-    """jobs_of(is_toy) are the jobs of this program. Exit status 1: a job failed."""
+def main(description: str | None, jobs_of: Callable[[str], list[Job]]) -> None:
+    """jobs_of(scale) are the jobs of this program. Exit status 1: a job failed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="*", type=Path)
     parser.add_argument("--device", default="cuda", help="other than cuda: toy sizes, as a test of this program")
@@ -141,7 +152,7 @@ def main(description: str | None, jobs_of: Callable[[bool], list[Job]]) -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the jobs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    jobs = jobs_of(arguments.device != "cuda")
+    jobs = jobs_of(scale_of(arguments.device))
     if arguments.list:
         print("\n".join(job.name for job in jobs))
         return
@@ -151,11 +162,14 @@ def main(description: str | None, jobs_of: Callable[[bool], list[Job]]) -> None:
         print(json.dumps(line), file=out, flush=True)
 
     if not arguments.child:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally of run_child
         sys.exit(0 if run_all(arguments, jobs, write) else 1)
     job = next(job for job in jobs if job.name == arguments.child)
     # A toy has no floor; a job has time to end by itself before it is killed.
-    is_toy, clock = arguments.device != "cuda", Clock(arguments.seconds * 0.85)
-    ceilings = Ceilings() if is_toy else ceilings_in(arguments.records)
-    context = Context(arguments.device, ceilings, clock, arguments.scratch, json.loads(arguments.llm))
+    context = Context(
+        arguments.device, Ceilings(), Clock(arguments.seconds * 0.85), arguments.scratch, json.loads(arguments.llm)
+    )
+    if not context.is_toy:
+        context.ceilings = ceilings_in(arguments.records)
     for line in job.run(context):
         write({**line, **dict(job.labels), "device": arguments.device})

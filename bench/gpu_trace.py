@@ -20,7 +20,7 @@ from typing import Any
 from gpu_workloads import Line, tokens_of
 
 Span = tuple[float, float, str]  # begin and end in us, name
-STEPS = 48
+STEPS = {"full": 48, "toy": 48, "tiny": 6}
 # The one kernel of ours that runs exactly once a step.
 MARKER = "embedding"
 SHOWN_STEPS = 3
@@ -28,9 +28,10 @@ DEVICE_EVENTS = ("kernel", "gpu_memcpy", "gpu_memset")
 HOST_EVENTS = ("cuda_runtime", "cuda_driver")
 
 
-def lines(engine: Any, model: str, device: str, length: int) -> Iterator[Line]:
+def lines(engine: Any, model: str, device: str, scale: str) -> Iterator[Line]:
+    length, steps = 4 if scale != "full" else 1024, STEPS[scale]
     prompt = tokens_of(model, "trace", length)
-    yield arrivals(engine, prompt)
+    yield arrivals(engine, prompt, steps)
     if device != "cuda":
         return
     if importlib.util.find_spec("torch") is None:
@@ -39,35 +40,35 @@ def lines(engine: Any, model: str, device: str, length: int) -> Iterator[Line]:
     for batch in (1, 64):
         prompts = [tokens_of(model, f"trace/{i}", length) for i in range(batch)]
         engine.generate(prompts, [1] * batch, 0.0)
-        yield {"name": f"b{batch}", **profiled(engine, prompts)}
+        yield {"name": f"b{batch}", **profiled(engine, prompts, steps)}
 
 
-def arrivals(engine: Any, prompt: list[int]) -> Line:
+def arrivals(engine: Any, prompt: list[int], steps: int) -> Line:
     """When the tokens of one stream reach Python."""
     from quire import SamplingParams
 
-    params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, detokenize=False)
+    params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
     list(engine.llm.stream(prompt, params))
     begin = time.perf_counter()
     times = [(time.perf_counter() - begin) * 1e6 for chunk in engine.llm.stream(prompt, params) if chunk.token_ids]
     gaps = [after - before for before, after in zip(times, times[1:])]
     if not gaps:
-        raise RuntimeError(f"a stream of {STEPS} tokens came in {len(times)} chunks")
+        raise RuntimeError(f"a stream of {steps} tokens came in {len(times)} chunks")
     return {
         "kind": "engine_trace", "name": "arrivals", "source": "stream", "token_us": times,
         "step_us": statistics.median(gaps), "step_us_highest": max(gaps),
     }  # fmt: skip
 
 
-def profiled(engine: Any, prompts: list[list[int]]) -> Line:
+def profiled(engine: Any, prompts: list[list[int]], steps: int) -> Line:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.init()
-    new_tokens = [STEPS] * len(prompts)
+    new_tokens = [steps] * len(prompts)
     begin = time.perf_counter()
     engine.generate(prompts, new_tokens, 0.0)
-    untraced = (time.perf_counter() - begin) / STEPS
+    untraced = (time.perf_counter() - begin) / steps
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         engine.generate(prompts, new_tokens, 0.0)
     with tempfile.TemporaryDirectory() as folder:

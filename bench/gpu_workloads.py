@@ -154,9 +154,10 @@ class Throughput:
         for size in self.sizes:
             line = {"case": f"throughput/{self.model}/{size.name}", "workload": "throughput", "model": self.model}
             expected = slowdown * self.guess(size)
-            if not size.required and (has_optional or clock.left() < 1.2 * expected):
-                reason = "a larger size ran" if has_optional else f"out of time: would take {expected:.0f} s"
-                yield {"kind": "engine_skipped", **line, "reason": reason}
+            if not size.required and has_optional:
+                continue
+            if not size.required and clock.left() < 1.2 * expected:
+                yield {"kind": "engine_skipped", **line, "reason": f"out of time: would take {expected:.0f} s"}
                 continue
             measured = self.measure(engine, size, ceilings)
             slowdown = measured["seconds"] / self.guess(size)
@@ -219,27 +220,30 @@ SMALL_8B = uniform(32, 1024, 64, is_required=True)
 SMALL_NANO = Size("nano_n64_quarter", scaled(nano_lengths(), 64, 4), required=True)
 
 
-def decode(model: str, is_toy: bool, batches: tuple[int, ...] = LADDER) -> Decode:
-    if is_toy:
-        return Decode(model, 64, tuple(batch for batch in batches if batch in (1, 4, 16)), short=2, long=66, repeats=3)
-    return Decode(model, 1024, batches)
+def decode(model: str, scale: str, batches: tuple[int, ...] = LADDER) -> Decode:
+    """scale: "full", "toy" for a CPU, "tiny" for the emulation of a GPU, where a step takes long."""
+    if scale == "full":
+        return Decode(model, 1024, batches)
+    batches = tuple(batch for batch in batches if batch in (1, 4))
+    return Decode(model, 64, batches, short=2, long=66) if scale == "toy" else Decode(model, 16, batches, 1, 5, 1)
 
 
-def throughput_8b(model: str, is_toy: bool, num: int = 256, small_alone: bool = False) -> Throughput:
-    if is_toy:
-        small, rest = uniform(4, 32, 8, is_required=True), [uniform(8, 32, 64), uniform(8, 32, 16)]
-    else:
-        small, rest = SMALL_8B, [uniform(num, 1024, new) for new in (1024, 512, 256, 128)]
-    return Throughput(model, (small, *([] if small_alone else rest)))
+def throughput_8b(model: str, scale: str, small_alone: bool = False) -> Throughput:
+    sizes = {
+        "full": (SMALL_8B, *(uniform(256, 1024, new) for new in (1024, 512, 256, 128))),
+        "toy": (uniform(4, 32, 8, is_required=True), uniform(8, 32, 64), uniform(8, 32, 16)),
+        "tiny": (uniform(2, 16, 3, is_required=True), uniform(4, 16, 4)),
+    }[scale]
+    return Throughput(model, sizes[:1] if small_alone else sizes)
 
 
-def throughput_nano(model: str, is_toy: bool, small_alone: bool = False) -> Throughput:
-    if is_toy:
-        small = Size("nano_n64_quarter", scaled(nano_lengths(), 4, 32), required=True)
-        rest = [Size("nano_n256", scaled(nano_lengths(), 12, 16))]
-    else:
-        small, rest = (
-            SMALL_NANO,
-            [Size("nano_n256", nano_lengths()), Size("nano_n256_half", scaled(nano_lengths(), 256, 2))],
-        )
-    return Throughput(model, (small, *([] if small_alone else rest)), temperature=0.6)
+def throughput_nano(model: str, scale: str, small_alone: bool = False) -> Throughput:
+    lengths = nano_lengths()
+    small, large = {
+        "full": (SMALL_NANO.lengths, lengths),
+        "toy": (scaled(lengths, 4, 32), scaled(lengths, 12, 16)),
+    }.get(scale, (scaled(lengths, 2, 128), scaled(lengths, 4, 128)))
+    sizes = [Size("nano_n64_quarter", small, required=True), Size("nano_n256", large)]
+    if scale == "full":
+        sizes.append(Size("nano_n256_half", scaled(lengths, 256, 2)))
+    return Throughput(model, tuple(sizes[:1] if small_alone else sizes), temperature=0.6)
