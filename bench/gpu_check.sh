@@ -6,15 +6,15 @@
 #
 # Sections, each of which survives the failure of another: machine, build, cases (the kernel cases and the tests of the
 # emulation, compiled by nvcc), benchmark, peers (torch and FlashInfer at the same shapes), engine (quire.LLM: latency,
-# throughput, start, trace, memory), pytest (tests/python/gpu on the device), engine_peers (transformers and others at the
-# same workloads), sanitizer (compute-sanitizer on small cases), report. What is left after the build is divided among the
-# chosen sections by weight; what one leaves over goes to the later ones. Exit status: 0 when no section failed. Without a
-# GPU the same happens at toy sizes on the emulation (the engine: on the CPU where the build has no emulated device), as a
-# test of this script.
+# throughput, start, trace, memory), pytest (tests/python/gpu on the device), engine_peers (transformers and others at
+# the same workloads), sanitizer (compute-sanitizer on small cases), report. What is left after the build is divided
+# among the chosen sections by weight; what one leaves over goes to the later ones. Exit status: 0 when no section
+# failed. Without a GPU the same happens at toy sizes on the emulation (the engine: on the CPU where the build has no
+# emulated device), as a test of this script.
 #
 # The engine needs quire's Python package for $PYTHON. It is taken from QUIRE_GPU_PROGRAMS, else built with the programs
-# where pybind11 is installed (pip is not used, so nothing needs a network); the machine also needs numpy, and for pytest
-# and engine_peers pytest, torch and transformers.
+# where pybind11 is installed (pip is not used, so nothing needs a network). The machine also needs numpy, and for
+# pytest and engine_peers pytest, torch and transformers.
 #
 #   QUIRE_GPU_PROGRAMS   a folder, or a build tree, with what is built already: test_kernels_cuda and bench_cuda_kernels
 #                        (without a GPU test_kernels_simt and bench_simt_kernels), and a package folder
@@ -39,7 +39,9 @@ sections=(machine build cases benchmark peers engine pytest engine_peers sanitiz
 declare -A weights=([cases]=60 [benchmark]=100 [peers]=50 [engine]=170 [pytest]=45 [engine_peers]=60 [sanitizer]=50)
 chosen=${QUIRE_GPU_SECTIONS:-${sections[*]}}
 for name in $chosen; do
-  [[ " ${sections[*]} " == *" $name "* ]] || { echo "QUIRE_GPU_SECTIONS: no section $name; there are ${sections[*]}" >&2; exit 2; }
+  [[ " ${sections[*]} " == *" $name "* ]] && continue
+  echo "QUIRE_GPU_SECTIONS: no section $name; there are ${sections[*]}" >&2
+  exit 2
 done
 programs=${QUIRE_GPU_PROGRAMS:-}
 test_program='' bench_program='' package='' engine_device=''
@@ -130,8 +132,10 @@ find_programs() {
 # Whether what the chosen sections need is there; which device the engine gets.
 check_programs() {
   local status=0
-  if is_chosen cases || is_chosen sanitizer; then [[ -n $test_program ]] || { note+="no test_kernels_$backend; "; status=1; }; fi
-  if is_chosen benchmark; then [[ -n $bench_program ]] || { note+="no bench_${backend}_kernels; "; status=1; }; fi
+  if [[ -z $test_program ]] && { is_chosen cases || is_chosen sanitizer; }; then
+    note+="no test_kernels_$backend; " status=1
+  fi
+  if [[ -z $bench_program ]] && is_chosen benchmark; then note+="no bench_${backend}_kernels; " status=1; fi
   is_chosen engine || is_chosen pytest || return $status
   [[ -n $package ]] || { note+="no Python package; "; return 1; }
   PYTHONPATH=$package limited 60 "$python" -c 'import quire._quire, quire.llm' || {
@@ -258,7 +262,8 @@ section_pytest() {
   [[ -n $package ]] || { note="no Python package"; return 77; }
   "$python" -c 'import pytest, torch, transformers, tokenizers' || { note="no pytest or no transformers"; return 77; }
   note="device $engine_device"
-  PYTHONPATH=$package QUIRE_TEST_DEVICE=$engine_device limited 200 "$python" -m pytest -q -p no:cacheprovider -m gpu     --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/python/gpu" --junitxml="$parts/pytest.xml"
+  PYTHONPATH=$package QUIRE_TEST_DEVICE=$engine_device limited 200 "$python" -m pytest -q -p no:cacheprovider -m gpu \
+    --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/python/gpu" --junitxml="$parts/pytest.xml"
   local status=$?
   [[ -e $parts/pytest.xml ]] || echo "ended with $status" >"$parts/pytest.xml"
   return $status
