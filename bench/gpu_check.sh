@@ -272,7 +272,7 @@ section_pytest() {
 section_engine_peers() {
   "$python" -c 'import torch, transformers' || { note="no transformers"; return 77; }
   if [[ $backend == simt ]]; then
-    CUDA_VISIBLE_DEVICES='' engine_program gpu_engine_peers --device cpu --filter '/(decode|throughput)/' \
+    CUDA_VISIBLE_DEVICES='' engine_program gpu_engine_peers --device cpu --filter /decode/ \
       --json "$parts/engine_peers.jsonl"
     return
   fi

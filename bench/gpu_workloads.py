@@ -113,13 +113,14 @@ class Decode:
             short.append(timed(engine, prompts, [self.short] * batch, 0.0))
             before = engine.counters()
             long.append(timed(engine, prompts, [self.long] * batch, 0.0))
-        ms = (statistics.median(long) - statistics.median(short)) / steps * 1e3
-        if ms <= 0:
-            raise RuntimeError(f"{self.long} tokens took no longer than {self.short}: {long} s, {short} s")
+        ms, method = (statistics.median(long) - statistics.median(short)) / steps * 1e3, "difference"
+        if ms <= 0:  # of toys on a busy machine: the noise is longer than the steps
+            ms, method = min(long) / self.long * 1e3, "whole call"
         floor = ceilings.floor(lambda gb_s, tflop_s: work.decode_seconds(batch, self.context, gb_s, tflop_s))
         return {
             "shape": {"batch": batch, "context": self.context, "steps": steps},
             "ms": ms,
+            "method": method,
             "ms_lowest": (min(long) - max(short)) / steps * 1e3,
             "ms_highest": (max(long) - min(short)) / steps * 1e3,
             "tok_s": batch / ms * 1e3,
