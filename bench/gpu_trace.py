@@ -8,7 +8,6 @@ the word. Knows no engine but through `generate` and, for arrivals, LLM.stream.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -34,8 +33,13 @@ def lines(engine: Any, model: str, device: str, scale: str) -> Iterator[Line]:
     yield arrivals(engine, prompt, steps)
     if device != "cuda":
         return
-    if importlib.util.find_spec("torch") is None:
-        yield {"kind": "engine_skipped", "name": "cupti", "reason": "no torch, whose profiler reads CUPTI"}
+    try:
+        import torch
+
+        torch.cuda.init()
+    except (ImportError, AssertionError, RuntimeError) as error:
+        reason = f"no torch for CUDA, whose profiler reads CUPTI: {error}"
+        yield {"kind": "engine_skipped", "name": "cupti", "reason": reason}
         return
     for batch in (1, 64):
         prompts = [tokens_of(model, f"trace/{i}", length) for i in range(batch)]
@@ -61,10 +65,8 @@ def arrivals(engine: Any, prompt: list[int], steps: int) -> Line:
 
 
 def profiled(engine: Any, prompts: list[list[int]], steps: int) -> Line:
-    import torch
     from torch.profiler import ProfilerActivity, profile
 
-    torch.cuda.init()
     new_tokens = [steps] * len(prompts)
     begin = time.perf_counter()
     engine.generate(prompts, new_tokens, 0.0)

@@ -233,6 +233,8 @@ def test_goals_follow_the_figures(bench: None, monkeypatch: pytest.MonkeyPatch, 
     found = goals_of(tmp_path, slow)
     assert {found[name] for name in (eight, nano, start_goal, idle)} == {"not met"}
     assert "not measured" == goals_of(tmp_path, [{**line, "device": "cpu"} for line in fast])[eight]
+    # Faster than the bytes allow is no success.
+    assert "not measured" == goals_of(tmp_path, fake_record(monkeypatch, 0.5))[eight]
 
 
 def test_a_trace_is_cut_into_steps(bench: None) -> None:
