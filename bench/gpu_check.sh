@@ -1,17 +1,24 @@
 #!/usr/bin/env bash
-# Proves and times the CUDA kernels on a machine with a GPU, in under nine minutes, and writes what came out to OUT
-# (default $OUT, else build/gpu-check): report.md, report.json, report.png, record.jsonl, log.txt.
+# Proves and times the CUDA kernels and the engine on a machine with a GPU, in under nine minutes, and writes what came
+# out to OUT (default $OUT, else build/gpu-check): report.md, report.json, report.png, engine.png, record.jsonl, log.txt.
 #
 #   bench/gpu_check.sh [OUT]
 #
 # Sections, each of which survives the failure of another: machine, build, cases (the kernel cases and the tests of the
-# emulation, compiled by nvcc), benchmark, peers (torch and FlashInfer at the same shapes), sanitizer (compute-sanitizer
-# on small cases), report. Exit status: 0 when no section failed. Without a GPU the same happens at toy sizes on the
-# emulation, as a test of this script.
+# emulation, compiled by nvcc), benchmark, peers (torch and FlashInfer at the same shapes), engine (quire.LLM: latency,
+# throughput, start, trace, memory), pytest (tests/python/gpu on the device), engine_peers (transformers and others at
+# the same workloads), sanitizer (compute-sanitizer on small cases), report. What is left after the build is divided
+# among the chosen sections by weight; what one leaves over goes to the later ones. Exit status: 0 when no section
+# failed. Without a GPU the same happens at toy sizes on the emulation (the engine: on the CPU where the build has no
+# emulated device), as a test of this script.
 #
-#   QUIRE_GPU_PROGRAMS   a folder, or a build tree, with programs that are built already: test_kernels_cuda and
-#                        bench_cuda_kernels (without a GPU test_kernels_simt and bench_simt_kernels); else cmake builds
-#                        them in build/gpu
+# The engine needs quire's Python package for $PYTHON. It is taken from QUIRE_GPU_PROGRAMS, else built with the programs
+# where pybind11 is installed (pip is not used, so nothing needs a network). The machine also needs numpy, and for
+# pytest and engine_peers pytest, torch and transformers.
+#
+#   QUIRE_GPU_PROGRAMS   a folder, or a build tree, with what is built already: test_kernels_cuda and bench_cuda_kernels
+#                        (without a GPU test_kernels_simt and bench_simt_kernels), and a package folder
+#                        quire/ with _quire*.so in it, or a wheel quire-*.whl; else cmake builds them in build/gpu
 #   QUIRE_GPU_SECTIONS   which sections, separated by spaces; default all
 #   QUIRE_GPU_SECONDS    when to give up what is left but the report; default 520
 #   QUIRE_CMAKE_ARGS     more arguments for cmake
@@ -27,9 +34,18 @@ log=$out/log.txt
 
 python=${PYTHON:-python3}
 deadline=${QUIRE_GPU_SECONDS:-520}
-chosen=${QUIRE_GPU_SECTIONS:-machine build cases benchmark peers sanitizer report}
+sections=(machine build cases benchmark peers engine pytest engine_peers sanitizer report)
+# Of the time after the build.
+declare -A weights=([cases]=60 [benchmark]=100 [peers]=50 [engine]=170 [pytest]=45 [engine_peers]=60 [sanitizer]=50)
+chosen=${QUIRE_GPU_SECTIONS:-${sections[*]}}
+for name in $chosen; do
+  [[ " ${sections[*]} " == *" $name "* ]] && continue
+  echo "QUIRE_GPU_SECTIONS: no section $name; there are ${sections[*]}" >&2
+  exit 2
+done
 programs=${QUIRE_GPU_PROGRAMS:-}
-test_program='' bench_program=''
+test_program='' bench_program='' package='' engine_device=''
+section_end=$deadline
 backend=simt
 nvidia-smi -L 2>/dev/null | grep -q GPU && backend=cuda
 note=
@@ -37,19 +53,41 @@ note=
 # A string for JSON.
 quoted() { printf '%s' "$1" | tr -d '\\"\000-\037' | sed 's/.*/"&"/;1q' | grep . || printf '""'; }
 
-# limited SECONDS COMMAND...: no longer than that, and than what is left of the whole.
+# limited SECONDS COMMAND...: no longer than that, and than what is left of the section.
 limited() {
-  local left=$((deadline - SECONDS)) seconds=$1
+  local left=$((section_end - SECONDS)) seconds=$1
   shift
-  ((left < 5)) && { echo "no time left for $*"; return 124; }
+  ((left < 2)) && { echo "no time left for $*"; return 124; }
   timeout -k 5 $((seconds < left ? seconds : left)) "$@"
+}
+
+is_chosen() { [[ " $chosen " == *" $1 "* ]]; }
+
+# Sets section_end: the section's part of what is left, by its weight and those of the chosen ones after it.
+share_time() {
+  local name left=$((deadline - SECONDS)) total=0 is_later=0
+  for name in "${sections[@]}"; do
+    [[ $name == "$1" ]] && is_later=1
+    ((is_later)) && is_chosen "$name" && ((total += ${weights[$name]:-0}))
+  done
+  section_end=$deadline
+  [[ -n ${weights[$1]:-} ]] && ((left > 0)) && section_end=$((SECONDS + left * ${weights[$1]} / total))
+  return 0
+}
+
+# scaled SECONDS TOTAL: that part of TOTAL, less where the section has less.
+scaled() {
+  local left=$(((section_end - section_begin) * 9 / 10))
+  echo $((left >= $2 ? $1 : left * $1 / $2 > 1 ? left * $1 / $2 : 1))
 }
 
 # section NAME: runs section_NAME and notes how it ended. 77: skipped.
 section() {
   local name=$1 begin=$SECONDS status=ok
-  [[ " $chosen " == *" $name "* ]] || return 0
+  is_chosen "$name" || return 0
   note=
+  section_begin=$SECONDS
+  share_time "$name"
   echo "== $name" | tee -a "$log"
   "section_$name" >>"$log" 2>&1
   case $? in 0) ;; 77) status=skipped ;; *) status=failed ;; esac
@@ -76,29 +114,67 @@ section_machine() {
   return 0
 }
 
-# The paths of the two programs, empty where they are not.
+# The paths of the two programs and the folder for PYTHONPATH, empty where they are not.
 find_programs() {
   test_program=$(find -L "$1" -name "test_kernels_$backend" -type f -executable -print -quit)
   bench_program=$(find -L "$1" -name "bench_${backend}_kernels" -type f -executable -print -quit)
+  local found
+  found=$(find -L "$1" -path '*/quire/_quire*.so' -print -quit)
+  if [[ -n $found ]]; then
+    package=$(cd "$(dirname "$found")/.." && pwd)
+    return
+  fi
+  found=$(find -L "$1" -name 'quire-*.whl' -print -quit)
+  [[ -n $found ]] && "$python" -m zipfile -e "$found" "$parts/site" && package=$parts/site
+  return 0
+}
+
+# Whether what the chosen sections need is there; which device the engine gets.
+check_programs() {
+  local status=0
+  if [[ -z $test_program ]] && { is_chosen cases || is_chosen sanitizer; }; then
+    note+="no test_kernels_$backend; " status=1
+  fi
+  if [[ -z $bench_program ]] && is_chosen benchmark; then note+="no bench_${backend}_kernels; " status=1; fi
+  is_chosen engine || is_chosen pytest || return $status
+  [[ -n $package ]] || { note+="no Python package; "; return 1; }
+  PYTHONPATH=$package limited 60 "$python" -c 'import quire._quire, quire.llm' || {
+    note+="quire does not import in $python (see log.txt); " package=
+    return 1
+  }
+  engine_device=cuda
+  if [[ $backend == simt ]]; then
+    engine_device=simt
+    PYTHONPATH=$package:$root/bench limited 60 "$python" - "$parts/probe" <<'END' || engine_device=cpu
+import pathlib, sys
+import gpu_models, quire
+folder = gpu_models.write_config("toy", pathlib.Path(sys.argv[1]))
+arguments = dict(load_format="dummy", skip_tokenizer_init=True, max_model_len=64, num_gpu_blocks_override=8)
+quire.LLM(str(folder), device="simt", **arguments).close()
+END
+    [[ $engine_device == cpu ]] && note+="no emulated device: the engine on the CPU; "
+  fi
+  return $status
 }
 
 section_build() {
   if [[ -n $programs ]]; then
-    note="taken from QUIRE_GPU_PROGRAMS"
+    note="taken from QUIRE_GPU_PROGRAMS; "
     find_programs "$programs"
-    [[ -n $test_program && -n $bench_program ]] || { note="programs are missing in $programs"; return 1; }
-    return 0
+    check_programs
+    return
   fi
-  local build=$root/build/gpu cuda=ON
+  local build=$root/build/gpu cuda=ON module=OFF targets=("test_kernels_$backend" "bench_${backend}_kernels")
   [[ $backend == simt ]] && cuda=OFF
+  "$python" -c 'import pybind11' && module=ON && targets+=(_quire)
   # shellcheck disable=SC2086
-  limited 60 cmake -G Ninja -S "$root" -B "$build" -DQUIRE_CUDA=$cuda -DQUIRE_BUILD_TESTS=ON -DQUIRE_BUILD_PYTHON=OFF \
-    ${QUIRE_CMAKE_ARGS:-} || return
+  limited 60 cmake -G Ninja -S "$root" -B "$build" -DQUIRE_CUDA=$cuda -DQUIRE_BUILD_TESTS=ON \
+    -DQUIRE_BUILD_PYTHON=$module -DPython_EXECUTABLE="$(command -v "$python")" ${QUIRE_CMAKE_ARGS:-} || return
   # Whatever can be built is built: the benchmark runs without the tests and the other way round.
-  limited 240 cmake --build "$build" --target "test_kernels_$backend" "bench_${backend}_kernels" -- -k 0
+  limited 240 cmake --build "$build" --target "${targets[@]}" -- -k 0
   local status=$?
   find_programs "$build"
-  return $status
+  check_programs && return $status
 }
 
 # tests GROUP FILTER: one process a group, so that a broken device ends no other group.
@@ -113,6 +189,7 @@ tests() {
 }
 
 section_cases() {
+  [[ -n $test_program ]] || { note="no program"; return 77; }
   if [[ $backend == simt ]]; then
     tests simt 'SimtCases.norm_rms_float32_1*:SimtCases.norm_layer_bfloat16_37:SimtCases.rope_bfloat16_full:SimtCases.*prepare_batch*:PackWeight*' 40
     return
@@ -136,12 +213,13 @@ section_cases() {
 
 section_benchmark() {
   local status=0 family seconds
+  [[ -n $bench_program ]] || { note="no program"; return 77; }
   if [[ $backend == simt ]]; then
     limited 30 "$bench_program" --json "$parts/bench-simt.jsonl"
     return
   fi
   for family in decode:60 prefill:20 sampling:25 gemm:25 norm:8 rope_kv_write:8 plan:8; do
-    seconds=${family#*:} family=${family%:*}
+    seconds=$(scaled "${family#*:}" 154) family=${family%:*}
     limited $((seconds + 20)) "$bench_program" --filter "^$family/" --seconds "$seconds" \
       --json "$parts/bench-$family.jsonl" || { note+="$family failed; "; status=1; }
   done
@@ -158,16 +236,55 @@ section_peers() {
     return
   fi
   for family in gemm:20 prefill:25 sampling:25 decode:45 norm:8; do
-    seconds=${family#*:} family=${family%:*}
+    seconds=$(scaled "${family#*:}" 123) family=${family%:*}
     limited $((seconds + 60)) "$python" "$root/bench/gpu_peers.py" "${records[@]}" --filter "^$family/" \
       --seconds "$seconds" --json "$parts/peers-$family.jsonl" || { note+="$family failed; "; status=1; }
   done
   return $status
 }
 
+# engine_program NAME [ARGUMENT...]: a program of bench/ that ends by itself before its time is over.
+engine_program() {
+  local name=$1 records=("$parts"/bench-*.jsonl "$parts"/peers-*.jsonl) left=$((section_end - SECONDS - 2)) i
+  shift
+  for i in "${!records[@]}"; do [[ -e ${records[i]} ]] || unset "records[i]"; done
+  ((left > 2)) || { note+="no time left"; return 1; }
+  PYTHONPATH=$package limited $((left + 2)) "$python" "$root/bench/$name.py" "${records[@]}" --seconds "$left" "$@"
+}
+
+section_engine() {
+  [[ -n $package ]] || { note="no Python package"; return 77; }
+  note="device $engine_device"
+  engine_program gpu_engine --device "$engine_device" --json "$parts/engine.jsonl"
+}
+
+section_pytest() {
+  [[ -n $package ]] || { note="no Python package"; return 77; }
+  "$python" -c 'import pytest, torch, transformers, tokenizers' || { note="no pytest or no transformers"; return 77; }
+  note="device $engine_device"
+  PYTHONPATH=$package QUIRE_TEST_DEVICE=$engine_device limited 200 "$python" -m pytest -q -p no:cacheprovider -m gpu \
+    --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/python/gpu" --junitxml="$parts/pytest.xml"
+  local status=$?
+  [[ -e $parts/pytest.xml ]] || echo "ended with $status" >"$parts/pytest.xml"
+  return $status
+}
+
+section_engine_peers() {
+  "$python" -c 'import torch, transformers' || { note="no transformers"; return 77; }
+  if [[ $backend == simt ]]; then
+    CUDA_VISIBLE_DEVICES='' engine_program gpu_engine_peers --device cpu --filter /decode/ \
+      --json "$parts/engine_peers.jsonl"
+    return
+  fi
+  # A peer that fails is a line of the report, not of quire's making.
+  engine_program gpu_engine_peers --device cuda --json "$parts/engine_peers.jsonl" || note+="some gave no figure"
+  return 0
+}
+
 # Shared memory and global memory alone: what the emulation's sanitizers see too, now of the machine code.
 section_sanitizer() {
   [[ $backend == simt ]] && { note="the emulation has sanitizers of its own"; return 77; }
+  [[ -n $test_program ]] || { note="no program"; return 77; }
   command -v compute-sanitizer >/dev/null || { note="no compute-sanitizer"; return 77; }
   local small='CudaCases.attention_bfloat16_h4_kv2_d64_*mixed:CudaCases.attention_float16_h4_kv2_d128_*mixed'
   small+=':CudaCases.attention_float32_h4_kv2_d20_*mixed:CudaCases.norm_rms_bfloat16_100:CudaCases.norm_layer_float32_wide_1028'
@@ -195,6 +312,6 @@ section_sanitizer() {
 section_report() { "$python" "$root/bench/gpu_report.py" "$parts" "$out"; }
 
 failed=0
-for name in machine build cases benchmark peers sanitizer report; do section "$name"; done
+for name in "${sections[@]}"; do section "$name"; done
 sed -n '/^== report/,$p' "$log"
 exit $failed

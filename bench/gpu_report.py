@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Turns the parts of a run of bench/gpu_check.sh into one record, a report and a picture.
+"""Turns the parts of a run of bench/gpu_check.sh into one record, a report and pictures.
 
-Reads every *.jsonl (sections, machine, ceilings, cases, peers) and cases-*.json (GoogleTest) of a folder; writes
-record.jsonl (all lines, with what the tests said), report.json (tables and goals), report.md and, where matplotlib is
-installed, report.png. Decides what a share and a goal are; a goal is met, not met, or not measured. It needs nothing
-but Python's own library otherwise, and makes a report of whatever parts there are.
+Reads every *.jsonl (sections, machine, ceilings, cases, peers, engine), cases-*.json (GoogleTest) and pytest*.xml of a
+folder; writes record.jsonl (all lines, with what the tests said), report.json (tables and goals), report.md and, where
+matplotlib is installed, report.png (kernels) and engine.png. Decides what a share and a goal are; a goal is met, not
+met, or not measured. What concerns the engine is in gpu_engine_report.py. It needs nothing but Python's own library
+otherwise, and makes a report of whatever parts there are.
 
 usage: python bench/gpu_report.py PARTS OUT
 """
@@ -15,6 +16,9 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+import gpu_engine_report as engine_report
 
 Line = dict[str, Any]
 FAMILIES = ("decode", "prefill", "sampling", "gemm", "norm", "rope_kv_write", "plan")
@@ -30,6 +34,7 @@ class Record:
         machines = self.of("machine")
         self.machine: Line = machines[0] if machines else {}
         self.is_measured = self.machine.get("backend") == "cuda"
+        self.engine = engine_report.EngineLines(lines)
         self.peers: dict[str, dict[str, float]] = {}
         for line in self.of("peer"):
             self.peers.setdefault(self.shape_key(line["case"]), {})[line["peer"]] = line["us"]
@@ -85,6 +90,24 @@ def read_tests(path: Path) -> Line:
     return {**line, "run": len(tests), "passed": passed, "skipped": skipped, "failures": failures}
 
 
+def read_pytest(path: Path) -> Line:
+    """What pytest wrote with --junitxml, as one line."""
+    line: Line = {"kind": "tests", "group": path.stem}
+    try:
+        cases = list(ElementTree.parse(path).iter("testcase"))
+    except (ElementTree.ParseError, OSError):
+        return {**line, "run": 0, "passed": 0, "skipped": 0, "failures": ["no report: the program was killed"]}
+    failures, skipped = [], 0
+    for case in cases:
+        wrong = case.find("failure") if case.find("failure") is not None else case.find("error")
+        skipped += case.find("skipped") is not None
+        if wrong is not None:
+            text = (wrong.get("message") or wrong.text or "").strip()
+            failures.append(f"{case.get('classname')}.{case.get('name')}: {text[:400]}")
+    return {**line, "run": len(cases), "passed": len(cases) - len(failures) - skipped, "skipped": skipped,
+            "failures": failures}  # fmt: skip
+
+
 # Goals ---------------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +161,7 @@ def goals_of(record: Record) -> list[Line]:
         sampling_goal(record),
         gemm_goal(record, "8b"),
         gemm_goal(record, "1b"),
+        *engine_report.goals(record.engine),
     ]
 
 
@@ -205,10 +229,14 @@ def ceilings_text(record: Record) -> str:
     return "Ceilings of this run: " + (", ".join(parts) if parts else "none measured") + ".\n"
 
 
+def name_of(record: Record) -> str:
+    devices = [line["text"].split(",")[0] for line in record.of("device")]
+    return record.machine.get("name") or (devices[0] if devices else "no device")
+
+
 def markdown(record: Record, goals: list[Line]) -> str:
-    machine = record.machine
-    text = "# CUDA kernels: " + (machine.get("name") or "no device") + "\n\n"
-    if not record.is_measured:
+    text = "# Kernels and engine: " + name_of(record) + "\n\n"
+    if not record.is_measured and not record.engine.is_measured:
         text += "**No GPU: the emulation at toy sizes. These times tell nothing of a GPU; no goal is measured.**\n\n"
     for line in record.of("device"):
         text += f"{line['text']}\n\n"
@@ -222,7 +250,8 @@ def markdown(record: Record, goals: list[Line]) -> str:
         head, rows = family_rows(record, family)
         if rows:
             text += f"\n## {family}\n\n" + table(head, rows)
-    missing = record.of("failed", "skipped", "peer_failed")
+    text += engine_report.text(record.engine)
+    missing = record.of("failed", "skipped", "peer_failed", "engine_failed", "engine_skipped")
     if missing:
         text += "\n## What gave no figure\n\n"
     for line in missing[:60]:
@@ -305,7 +334,7 @@ def draw(record: Record, path: Path) -> None:
             each.legend(frameon=False, fontsize=7)
     if sampling.lines:
         sampling.set_yscale("log")
-    name = record.machine.get("name") or "no device"
+    name = name_of(record)
     figure.suptitle(name if record.is_measured else f"{name}: a test of the report, times without meaning")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -317,6 +346,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tests = [read_tests(path) for path in sorted(arguments.parts.glob("cases-*.json"))]
+    tests += [read_pytest(path) for path in sorted(arguments.parts.glob("pytest*.xml"))]
     record = Record(read_lines(arguments.parts) + tests)
     goals = goals_of(record)
     text = "".join(json.dumps(line) + "\n" for line in record.lines)
@@ -327,17 +357,28 @@ def main() -> None:
         tables[family] = [dict(zip(head, row)) for row in rows]
     report = {
         "machine": record.machine,
-        "is_measured": record.is_measured,
+        "is_measured": record.is_measured or record.engine.is_measured,
         "ceilings": record.of("ceiling"),
         "goals": goals,
         "sections": record.of("section"),
         "tests": tests,
         "tables": tables,
+        "engine": {
+            heading: [dict(zip(head, row)) for row in rows]
+            for heading, head, rows in engine_report.tables(record.engine)
+        },
     }
     (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (arguments.out / "report.md").write_text(markdown(record, goals), encoding="utf-8")
     try:
-        draw(record, arguments.out / "report.png")
+        if record.cases or not record.engine.cases:
+            draw(record, arguments.out / "report.png")
+        ceilings = (
+            record.ceiling("copy") or record.ceiling("torch_copy"),
+            record.ceiling("torch_matmul", "tflop_s"),
+        )
+        kernels = list(record.cases.values())
+        engine_report.draw(record.engine, kernels, ceilings, name_of(record), arguments.out / "engine.png")
     except ImportError as error:
         print(f"no picture: {error}")
     for each in goals:
