@@ -93,9 +93,9 @@ struct Engine {
   char begin_order = 0, end_order = 0;  // for ThreadSanitizer
 
   static void entry();
-  void run(dim3 grid, dim3 block, size_t bytes);
-  void start_block(const dim3& block);
-  void run_block(const dim3& block);
+  void run_blocks();
+  void run_block();
+  void start_block();
   void abandon_fibers();
   bool land_one();
   Fiber* next();
@@ -196,8 +196,9 @@ void Engine::complete(unsigned first_warp, unsigned num_warps, const Collective&
   const uint32_t mask = current->mask;
   Warp* const group = warps + first_warp;
   if (std::any_of(group, group + num_warps, [mask](const Warp& warp) { return mask & ~warp.pending; })) return;
-  void* records[128] = {};
+  void* records[128];
   for (unsigned i = 0; i < num_warps * 32; i++) {
+    records[i] = nullptr;
     if (!(mask >> i % 32 & 1)) continue;
     const Fiber& other = *fibers[first_warp * 32 + i];
     if (other.mask != mask || other.name != current->name) return;
@@ -254,7 +255,7 @@ void Engine::abandon_fibers() {
   acquire(&end_order);
 }
 
-void Engine::start_block(const dim3& block) {
+void Engine::start_block() {
   ++serial;
   std::memset(shared, 0xFF, shared_bytes);
   returned = 0;
@@ -269,13 +270,13 @@ void Engine::start_block(const dim3& block) {
     fiber.copies = {};
     warps[fiber.warp()].alive |= fiber.bit();
     ready.add(fiber.warp(), fiber.bit());
-    if (++thread.x == block.x) thread.x = 0, ++thread.y;
-    if (thread.y == block.y) thread.y = 0, ++thread.z;
+    if (++thread.x == blockDim.x) thread.x = 0, ++thread.y;
+    if (thread.y == blockDim.y) thread.y = 0, ++thread.z;
   }
 }
 
-void Engine::run_block(const dim3& block) {
-  start_block(block);
+void Engine::run_block() {
+  start_block();
   release(&begin_order);
   switch_to(next());
   acquire(&end_order);
@@ -284,36 +285,12 @@ void Engine::run_block(const dim3& block) {
   if (!deferred.empty()) throw KernelError("the block ended before its asynchronous copies");
 }
 
-void Engine::run(dim3 grid, dim3 block, size_t bytes) {
-  const uint64_t block_threads = uint64_t{block.x} * block.y * block.z;
-  if (current) throw KernelError("a kernel cannot launch a kernel");
-  if (!block_threads || block_threads > kMaxThreads || block.z > 64 || bytes > kMaxSharedBytes || !grid.x || !grid.y ||
-      !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-    throw KernelError(str_cat("invalid launch: grid ", grid.x, "x", grid.y, "x", grid.z, ", block ", block.x, "x",
-                              block.y, "x", block.z, ", ", bytes, " bytes of shared memory"));
-  }
-  threads = static_cast<unsigned>(block_threads);
-  while (fibers.size() < threads) {
-    auto fiber = std::make_unique<Fiber>();
-    fiber->index = static_cast<unsigned>(fibers.size());
-    fiber->stack.create(&Engine::entry);
-    fibers.push_back(std::move(fiber));
-  }
-  // A heap block of the exact size, so that AddressSanitizer sees an overrun.
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 1024, bytes ? bytes : 1)) throw std::bad_alloc();
-  const std::unique_ptr<void, decltype(&std::free)> owner(memory, &std::free);
-  shared = static_cast<unsigned char*>(memory);
-  shared_bytes = bytes;
-  gridDim = grid;
-  blockDim = block;
-  ++counters.launches;
-  counters.threads += block_threads * grid.x * grid.y * grid.z;
+void Engine::run_blocks() {
   current = &main;
   try {
-    for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++) {
-      for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++) {
-        for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) run_block(block);
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++) {
+      for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++) {
+        for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) run_block();
       }
     }
   } catch (...) {
@@ -337,9 +314,33 @@ Counters counters() { return engine().counters; }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*), const void* args) {
   Engine& e = engine();
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (e.current) throw KernelError("a kernel cannot launch a kernel");
+  if (!threads || threads > kMaxThreads || block.z > 64 || shared_bytes > kMaxSharedBytes || !grid.x || !grid.y ||
+      !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    throw KernelError(str_cat("invalid launch: grid ", grid.x, "x", grid.y, "x", grid.z, ", block ", block.x, "x",
+                              block.y, "x", block.z, ", ", shared_bytes, " bytes of shared memory"));
+  }
   e.body = body;
   e.args = args;
-  e.run(grid, block, shared_bytes);
+  e.threads = static_cast<unsigned>(threads);
+  while (e.fibers.size() < threads) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->index = static_cast<unsigned>(e.fibers.size());
+    fiber->stack.create(&Engine::entry);
+    e.fibers.push_back(std::move(fiber));
+  }
+  // A heap block of the exact size, so that AddressSanitizer sees an overrun.
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 1024, shared_bytes ? shared_bytes : 1)) throw std::bad_alloc();
+  const std::unique_ptr<void, decltype(&std::free)> owner(memory, &std::free);
+  e.shared = static_cast<unsigned char*>(memory);
+  e.shared_bytes = shared_bytes;
+  gridDim = grid;
+  blockDim = block;
+  ++e.counters.launches;
+  e.counters.threads += threads * grid.x * grid.y * grid.z;
+  e.run_blocks();
 }
 
 void fail(const std::string& what, Loc loc) {

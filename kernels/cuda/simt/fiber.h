@@ -90,8 +90,8 @@ class Stack {
     mprotect(map, kGuard, PROT_NONE);
     map_ = map;
     bottom_ = static_cast<char*>(map) + kGuard;
-    if (__tsan_create_fiber) tsan_ = __tsan_create_fiber(0);
-    seed_context(&context_, bottom_, bytes_, entry);
+    tsan_ = nullptr;
+    restart(entry);
   }
 
   // Forgets all frames and starts again at entry.
@@ -99,7 +99,7 @@ class Stack {
     if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(bottom_, bytes_);
     fake_stack_ = nullptr;
     if (__tsan_create_fiber) {
-      __tsan_destroy_fiber(tsan_);
+      if (tsan_) __tsan_destroy_fiber(tsan_);
       tsan_ = __tsan_create_fiber(0);
     }
     seed_context(&context_, bottom_, bytes_, entry);

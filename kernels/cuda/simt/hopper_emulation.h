@@ -295,6 +295,7 @@ void execute_wgmma(const WgmmaRecord& op, const std::array<const uint32_t*, 128>
 template <typename Tag, int kColumns, Major kAMajor, Major kBMajor>
 void issue_wgmma(WgmmaRecord record, Loc loc) {
   static_assert(std::is_same_v<Tag, bf16_tag> || std::is_same_v<Tag, f16_tag>);
+  static_assert(kColumns == 64 || kColumns == 80 || kColumns == 128 || kColumns == 256);  // what hopper_ptx.h has
   warpgroup_collective("wgmma", &record, loc, [loc](Warpgroup& group, Records<WgmmaRecord> records) {
     if (!group.is_fenced) fail("wgmma without wgmma_fence before it", loc);
     const WgmmaRecord op = *records[0];

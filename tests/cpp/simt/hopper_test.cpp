@@ -314,7 +314,7 @@ TEST(Tma, CatchesMisplacedTileAndWrongMaps) {
 // ---- wgmma: d[64][N] = c + A[64][64] B[64][N]
 // ------------------------------------------------------------------------
 
-enum class Bug { none, no_fence, waits_too_little, writes_early, bad_address };
+enum class Bug { none, no_fence, two_fences, warp_returns, waits_too_little, writes_early, bad_address };
 
 struct WgmmaArgs {
   TensorMap a;
@@ -370,7 +370,12 @@ __global__ void wgmma_kernel(const __grid_constant__ WgmmaArgs p) {
     const uint16_t* from = p.a_values + (row + (i & 1) * 8) * 64 + i / 4 * 16 + (i >> 1 & 1) * 8 + column;
     a[i / 4][i % 4] = from[0] | static_cast<uint32_t>(from[1]) << 16;
   }
-  if (p.bug != Bug::no_fence) simt::wgmma_fence();
+  if (p.bug == Bug::warp_returns && threadIdx.x >= 96) return;
+  if (p.bug == Bug::two_fences && threadIdx.x >= 96) {
+    simt::wgmma_fence();
+  } else if (p.bug != Bug::no_fence) {
+    simt::wgmma_fence();
+  }
   for (uint32_t k = 0; k < 64; k += 16) {
     uint64_t db = kBMajor == Major::k
                       ? k_major_at<kSwizzle>(s.b, kColumns, k)
@@ -467,6 +472,8 @@ TEST(Wgmma, CatchesMistakes) {
   };
   in_every_order([&] {
     EXPECT_NE(run(Bug::no_fence).find("wgmma_fence"), std::string::npos);
+    EXPECT_NE(run(Bug::two_fences).find("divergent wgmma_fence: "), std::string::npos);
+    EXPECT_NE(run(Bug::warp_returns).find("returned"), std::string::npos);
     EXPECT_NE(run(Bug::writes_early).find("before the wait"), std::string::npos);
     EXPECT_NE(run(Bug::bad_address).find("outside of shared memory"), std::string::npos);
     EXPECT_EQ(run(Bug::none), "");
