@@ -309,6 +309,9 @@ TEST(Tma, CatchesMisplacedTileAndWrongMaps) {
   wrong = spec;
   wrong.swizzle = Swizzle::b64;  // a line of 128 bytes
   EXPECT_TRUE(refused(wrong));
+  wrong = spec;
+  wrong.dtype = DType::f32;
+  EXPECT_NE(error_of([&] { simt::make_tensor_map(wrong); }).find("tensor map of float32"), std::string::npos);
 }
 
 // ---- wgmma: d[64][N] = c + A[64][64] B[64][N]
