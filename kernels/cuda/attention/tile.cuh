@@ -26,16 +26,16 @@ struct SharedRows {
   // A 16 x 16 matrix at (row, 16 * column) as the left operand.
   __device__ static __forceinline__ void load_left(const uint4* rows, int row, int column, uint32_t (&a)[4]) {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    simt::ldmatrix_x4<false>(a, rows + at(row + (lane & 15), column * 2 + (lane >> 4)));
+    simt::ldmatrix<false>(a, rows + at(row + (lane & 15), column * 2 + (lane >> 4)));
   }
   // Keys [row, row + 16) of 16 columns as right operands whose columns are the keys: b[0..1] the first eight keys.
   __device__ static __forceinline__ void load_keys(const uint4* rows, int row, int column, uint32_t (&b)[4]) {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    simt::ldmatrix_x4<false>(b, rows + at(row + (lane & 7) + (lane >> 4) * 8, column * 2 + (lane >> 3 & 1)));
+    simt::ldmatrix<false>(b, rows + at(row + (lane & 7) + (lane >> 4) * 8, column * 2 + (lane >> 3 & 1)));
   }
   // Keys [row, row + 32) of 8 columns as right operands whose rows are the keys: b[0..1] the first sixteen keys.
   __device__ static __forceinline__ void load_values(const uint4* rows, int row, int piece, uint32_t (&b)[4]) {
-    simt::ldmatrix_x4<true>(b, rows + at(row + static_cast<int>(threadIdx.x % 32), piece));
+    simt::ldmatrix<true>(b, rows + at(row + static_cast<int>(threadIdx.x % 32), piece));
   }
 };
 

@@ -1,11 +1,15 @@
-// What the engine is made of below its rules: switching stacks, sets of threads, and the hooks of the sanitizers.
+// What the engine is made of below its rules: stacks and the switch between them, sets of threads, and the hooks of
+// the sanitizers, which are weak symbols, so that the same object serves builds with and without them.
 //
 // Knows nothing of barriers or kernels. Included by engine.cpp alone.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #if !defined(__x86_64__) || defined(QUIRE_SIMT_UCONTEXT)
 #include <ucontext.h>
 #endif
@@ -29,6 +33,7 @@ extern "C" {
 namespace quire::simt {
 
 constexpr unsigned kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
+constexpr unsigned kSwitchWithoutOrder = 1;  // __tsan_switch_to_fiber_no_sync
 
 #if defined(__x86_64__) && !defined(QUIRE_SIMT_UCONTEXT)
 using Context = void*;  // the stack pointer; everything else lies on the stack
@@ -64,6 +69,76 @@ inline void seed_context(Context* context, char* stack, size_t bytes, void (*ent
 }
 #endif
 
+// What runs on a stack. create() gives it one of its own, below which an overflow faults; without, it stands for the
+// launching code and the stack that this came with.
+class Stack {
+ public:
+  Stack() : tsan_(__tsan_get_current_fiber ? __tsan_get_current_fiber() : nullptr) {}
+  Stack(const Stack&) = delete;
+  Stack& operator=(const Stack&) = delete;
+  ~Stack() {
+    if (!map_) return;
+    if (__tsan_destroy_fiber) __tsan_destroy_fiber(tsan_);
+    munmap(map_, kGuard + bytes_);
+  }
+
+  void create(void (*entry)()) {
+    bytes_ = __sanitizer_start_switch_fiber ? 256 << 10 : 64 << 10;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* const map = mmap(nullptr, kGuard + bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (map == MAP_FAILED) throw std::bad_alloc();
+    mprotect(map, kGuard, PROT_NONE);
+    map_ = map;
+    bottom_ = static_cast<char*>(map) + kGuard;
+    tsan_ = nullptr;
+    restart(entry);
+  }
+
+  // Forgets all frames and starts again at entry.
+  void restart(void (*entry)()) {
+    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(bottom_, bytes_);
+    fake_stack_ = nullptr;
+    if (__tsan_create_fiber) {
+      if (tsan_) __tsan_destroy_fiber(tsan_);
+      tsan_ = __tsan_create_fiber(0);
+    }
+    seed_context(&context_, bottom_, bytes_, entry);
+  }
+
+  void switch_to(Stack* to) {
+    if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&fake_stack_, to->bottom_, to->bytes_);
+    to->pose();
+    swap_context(&context_, &to->context_);
+    if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr);
+  }
+
+  // The first thing that entry does; `launching` is where the very first switch of all came from.
+  static void begin(Stack* launching) {
+    if (!__sanitizer_finish_switch_fiber) return;
+    const void* bottom = nullptr;
+    size_t bytes = 0;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+    if (launching->bytes_) return;
+    launching->bottom_ = static_cast<char*>(const_cast<void*>(bottom));
+    launching->bytes_ = bytes;
+  }
+
+  // For ThreadSanitizer, what follows is done by this one.
+  void pose() const {
+    if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(tsan_, kSwitchWithoutOrder);
+  }
+
+ private:
+  static constexpr size_t kGuard = 4096;
+
+  Context context_{};
+  void* map_ = nullptr;
+  char* bottom_ = nullptr;
+  size_t bytes_ = 0;
+  void* fake_stack_ = nullptr;  // AddressSanitizer's
+  void* tsan_;
+};
+
 // A set of threads: a word a warp, and a word that says which warps have any.
 struct ThreadSet {
   uint32_t lanes[kMaxWarps] = {};
@@ -83,18 +158,17 @@ struct ThreadSet {
       lanes[warp] = 0;
     }
   }
-  unsigned lowest() const {
-    const unsigned warp = static_cast<unsigned>(std::countr_zero(warps));
-    return warp * 32 + static_cast<unsigned>(std::countr_zero(lanes[warp]));
-  }
   unsigned highest() const {
     const unsigned warp = 31 - static_cast<unsigned>(std::countl_zero(warps));
     return warp * 32 + 31 - static_cast<unsigned>(std::countl_zero(lanes[warp]));
   }
-  unsigned any(uint32_t random) const {
-    const int turn = static_cast<int>(random & 31), lane_turn = static_cast<int>(random >> 5 & 31);
-    const unsigned warp = static_cast<unsigned>(std::countr_zero(std::rotr(warps, turn)) + turn) & 31;
-    return warp * 32 + (static_cast<unsigned>(std::countr_zero(std::rotr(lanes[warp], lane_turn)) + lane_turn) & 31);
+  // The lowest warp and its lowest lane, counted from a warp and a lane that turn names and going round; 0: the lowest.
+  unsigned from(uint32_t turn) const {
+    const auto first = [](uint32_t bits, unsigned start) {
+      return (static_cast<unsigned>(std::countr_zero(std::rotr(bits, static_cast<int>(start)))) + start) % 32;
+    };
+    const unsigned warp = first(warps, turn % 32);
+    return warp * 32 + first(lanes[warp], turn / 32 % 32);
   }
 };
 

@@ -1,382 +1,332 @@
 // What hopper.h's instructions do on a CPU. Everything asynchronous is as late as it may be: a TMA copy lands when no
-// thread of the block can run, a TMA store at its wait, a wgmma at its wait; until then destinations hold NaN.
+// thread of the block can run, a wgmma at its wait; until then destinations hold NaN. Included by hopper.h alone.
 // Called by kernel threads only (fibers of one OS thread); state is thread_local and dies with its block.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
+#include <array>
+#include <list>
 #include <memory>
 #include <vector>
 
-#include "base/check.h"
 #include "cuda/simt/tc.h"
 
 namespace quire::simt {
 
-// A tensor map as the driver would encode it. strides[i] is in bytes, of dimension i; strides[0] is the element.
+inline bool device_has_wgmma() { return true; }
+
+// A specification that was checked.
 struct alignas(64) TensorMap {
-  const unsigned char* base = nullptr;
-  uint64_t dims[5] = {};
-  uint64_t strides[5] = {};
-  uint32_t box[5] = {};
-  uint32_t element_bytes = 0;
-  uint32_t swizzle_bytes = 0;
-  int32_t rank = 0;
-
-  uint32_t box_bytes() const { return box[0] * box[1] * box[2] * box[3] * box[4] * element_bytes; }
+  TensorMapSpec spec;
 };
-
-namespace hopper {
-
-inline uint32_t shared_offset(const void* p, const char* name, const Loc& loc) {
-  check_shared(p, 1, 1, name, loc);
-  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
+inline TensorMap make_tensor_map(const TensorMapSpec& spec) {
+  check_tensor_map(spec);
+  return {spec};
 }
+inline void prefetch_tensor_map(const TensorMap&) {}
 
 // Where a byte of a tile lies: 16-byte pieces of each 128-byte line change places with the line's number.
-inline uint32_t swizzled(uint32_t address, uint32_t swizzle_bytes) {
-  const uint32_t mask = swizzle_bytes > 16 ? swizzle_bytes / 16 - 1 : 0;
+inline uint32_t swizzled(uint32_t address, Swizzle swizzle) {
+  const uint32_t mask = static_cast<uint32_t>(swizzle) / 16 - 1;
   return address ^ (((address >> 7) & mask) << 4);
 }
 
-// An mbarrier in its 64 bits. Shared memory starts as 0xFF: a count of 65535 was never initialised.
-struct BarrierState {
+inline uint32_t shared_offset(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
+}
+
+// Shared memory starts as 0xFF: a count of 65535 was never initialised.
+struct alignas(8) Mbarrier {
   uint16_t count, pending;
   int32_t tx : 31;
   uint32_t phase : 1;
 };
-static_assert(sizeof(BarrierState) == 8);
+static_assert(sizeof(Mbarrier) == 8);
 
-inline BarrierState* state_of(void* barrier, const Loc& loc) {
-  check_shared(barrier, 8, 8, "mbarrier", loc);
-  auto* state = static_cast<BarrierState*>(barrier);
-  if (state->count == 0xFFFF) fail("mbarrier used before mbarrier_init", loc);
-  return state;
+inline void mbarrier_init(Mbarrier& barrier, uint32_t arrivals, Loc loc = Loc::current()) {
+  check_shared(&barrier, 8, 8, "mbarrier_init", loc);
+  if (arrivals < 1 || arrivals > 1024) fail("mbarrier of more arrivals than a block has threads", loc);
+  const auto count = static_cast<uint16_t>(arrivals);
+  barrier = {count, count, 0, 0};
+}
+inline void mbarrier_fence_init() {}
+inline void fence_proxy_async() {}
+
+inline void check_mbarrier(const Mbarrier& barrier, Loc loc) {
+  check_shared(&barrier, 8, 8, "mbarrier", loc);
+  if (barrier.count == 0xFFFF) fail("mbarrier used before mbarrier_init", loc);
 }
 
-inline void settle(BarrierState* state) {
-  if (state->pending != 0 || state->tx != 0) return;
-  state->pending = state->count;
-  state->phase ^= 1;
-  wake(state);
+inline void end_phase_if_complete(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.tx != 0) return;
+  barrier.pending = barrier.count;
+  barrier.phase ^= 1;
+  wake(&barrier);
 }
 
-inline bool phase_is_complete(void* barrier, uint32_t parity, const Loc& loc) {
+inline void mbarrier_arrive_expect_tx(Mbarrier& barrier, uint32_t bytes, Loc loc = Loc::current()) {
+  release(&barrier);
   const Quiet quiet;
-  return state_of(barrier, loc)->phase != (parity & 1);
+  check_mbarrier(barrier, loc);
+  if (barrier.pending == 0) fail("mbarrier: too many arrivals", loc);
+  --barrier.pending;
+  barrier.tx = barrier.tx + static_cast<int32_t>(bytes);
+  end_phase_if_complete(barrier);
+}
+inline void mbarrier_arrive(Mbarrier& barrier, Loc loc = Loc::current()) { mbarrier_arrive_expect_tx(barrier, 0, loc); }
+
+inline void mbarrier_wait(Mbarrier& barrier, uint32_t parity, Loc loc = Loc::current()) {
+  const auto is_complete = [&] {
+    const Quiet quiet;
+    check_mbarrier(barrier, loc);
+    return barrier.phase != (parity & 1);
+  };
+  while (!is_complete()) wait_for(&barrier, "mbarrier_wait", loc);
+  acquire(&barrier);
 }
 
-struct TmaCopy {
-  TensorMap map;
-  unsigned char* shared;
-  BarrierState* barrier;
-  int32_t at[5];
-  Loc loc;
-};
+constexpr uint32_t kElementBytes = 2;  // of all types that a tensor map may have
 
-struct TmaStore {
-  TmaCopy copy;
-  unsigned thread;
-  int group;
-};
+inline uint32_t box_bytes(const TensorMapSpec& spec) {
+  uint32_t bytes = kElementBytes;
+  for (int i = 0; i < spec.rank; ++i) bytes *= spec.box[i];
+  return bytes;
+}
 
+inline void land_box(unsigned char* tile, const TensorMapSpec& spec, const std::array<int, 5>& at) {
+  const uint32_t start = shared_offset(tile), line_bytes = spec.box[0] * kElementBytes;
+  for (uint32_t line = 0; line < box_bytes(spec) / line_bytes; ++line) {
+    const auto* global = static_cast<const unsigned char*>(spec.base);
+    bool is_inside = true;
+    uint32_t rest = line;
+    for (size_t i = 1; i < static_cast<size_t>(spec.rank); ++i) {
+      const int64_t x = int64_t{at[i]} + rest % spec.box[i];
+      rest /= spec.box[i];
+      is_inside = is_inside && x >= 0 && static_cast<uint64_t>(x) < spec.dims[i];
+      if (is_inside) global += static_cast<uint64_t>(x) * spec.strides[i];
+    }
+    for (uint32_t i = 0; i < spec.box[0]; ++i) {
+      const int64_t x = int64_t{at[0]} + i;
+      unsigned char* to = shared_memory() + swizzled(start + line * line_bytes + i * kElementBytes, spec.swizzle);
+      if (is_inside && x >= 0 && static_cast<uint64_t>(x) < spec.dims[0]) {
+        std::memcpy(to, global + static_cast<uint64_t>(x) * kElementBytes, kElementBytes);
+      } else {
+        std::memset(to, 0, kElementBytes);
+      }
+    }
+  }
+}
+
+template <int kRank>
+void tma_load(void* tile, const TensorMap& map, Mbarrier& barrier, const int (&at)[kRank], Loc loc = Loc::current()) {
+  const uint32_t bytes = box_bytes(map.spec);
+  const bool is_swizzled = map.spec.swizzle != Swizzle::none;
+  check_shared(tile, bytes, is_swizzled ? static_cast<uint32_t>(map.spec.swizzle) * 8 : 128, "TMA tile", loc);
+  if (kRank != map.spec.rank) fail("TMA coordinates are not of the tensor map's rank", loc);
+  check_mbarrier(barrier, loc);
+  std::fill_n(static_cast<Word*>(tile), bytes / 8, ~uint64_t{0});
+  release(&barrier);  // whoever waits for the bytes comes after these writes
+  const Quiet quiet;
+  std::array<int, 5> corner{};
+  std::copy_n(at, kRank, corner.begin());
+  defer([tile, spec = map.spec, &barrier, corner, bytes] {
+    land_box(static_cast<unsigned char*>(tile), spec, corner);
+    barrier.tx = barrier.tx - static_cast<int32_t>(bytes);
+    end_phase_if_complete(barrier);
+  });
+}
+
+template <int kRegisters>
+void increase_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
+template <int kRegisters>
+void decrease_registers() {
+  static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+}
+
+template <Major kMajor, Swizzle kSwizzle = Swizzle::b128>
+uint64_t matrix_descriptor(const void* tile, uint32_t panel_bytes = 16, Loc loc = Loc::current()) {
+  check_shared(tile, 1, static_cast<uint32_t>(kSwizzle) * 8, "wgmma tile", loc);
+  return encode_descriptor<kSwizzle>(shared_offset(tile), panel_bytes);
+}
+
+// Element (row along M or N, k) of an operand in shared memory, by the canonical layouts of the descriptor.
+template <typename Tag, Major kMajor>
+float operand(uint64_t descriptor, uint32_t row, uint32_t k, Loc loc) {
+  constexpr Swizzle kSwizzles[4] = {Swizzle::none, Swizzle::b128, Swizzle::b64, Swizzle::b32};
+  const auto span = static_cast<uint32_t>(kSwizzles[descriptor >> 62]);
+  const auto panel_bytes = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4;
+  const auto atom_bytes = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  const uint32_t inside =
+      kMajor == Major::k ? row % 8 * span + row / 8 * atom_bytes + k * 2
+                         : row % (span / 2) * 2 + row / (span / 2) * panel_bytes + k % 8 * span + k / 8 * atom_bytes;
+  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
+  const uint32_t address = swizzled(start + inside, kSwizzles[descriptor >> 62]);
+  if (address + 2 > shared_memory_bytes()) fail("wgmma operand outside of shared memory", loc);
+  uint16_t bits;
+  std::memcpy(&bits, shared_memory() + address, 2);
+  return decode(bits, 0, Tag());
+}
+
+// The matrix that the registers of a warpgroup stand for while a wgmma that adds to it is under way.
 struct Accumulator {
   float* registers[128];
   int columns;
   std::vector<float> value;  // [64][columns]
   int pending = 0;           // instructions issued and not yet executed
+
+  // f(register, element of the matrix): the accumulator fragment of m64nNk16.
+  template <typename F>
+  void for_each_register(F&& f) {
+    for (int t = 0; t < 128; ++t) {
+      for (int i = 0; i < columns / 2; ++i) {
+        const int row = t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8, column = (i >> 2) * 8 + t % 4 * 2 + (i & 1);
+        f(registers[t][i], value[static_cast<size_t>(row * columns + column)]);
+      }
+    }
+  }
 };
 
-struct WgmmaOp {
-  int columns = 0;
-  bool is_f16 = false, a_is_mn_major = false, b_is_mn_major = false, accumulate = false, a_in_registers = false;
-  uint64_t a = 0, b = 0;
-  const uint32_t* a_registers[128] = {};
-  Accumulator* accumulator = nullptr;
-  int group = 0;
-  Loc loc;
-};
-
-struct WarpgroupState {
-  std::vector<WgmmaOp> ops;
-  std::vector<std::unique_ptr<Accumulator>> accumulators;
-  int committed = 0;
-  bool fenced = false;
-};
-
-struct State {
+struct Warpgroup {
   uint64_t block = 0;
-  std::vector<TmaStore> stores;
-  std::vector<int> store_groups = std::vector<int>(1024);  // committed, by thread
-  std::vector<WarpgroupState> warpgroups = std::vector<WarpgroupState>(8);
+  LateWork late;
+  std::list<Accumulator> accumulators;
+  bool is_fenced = false;
 };
 
-// Of the running block.
-inline State& state() {
-  thread_local State s;
-  acquire(&s);  // its memory passes from fiber to fiber
-  if (s.block != block_serial()) {
-    s = State{};
-    s.block = block_serial();
+// Of the running block; its memory passes from fiber to fiber.
+inline Warpgroup& warpgroup() {
+  thread_local Warpgroup groups[8];
+  Warpgroup& group = groups[thread_index() / 128];
+  acquire(&group);
+  if (group.block != block_serial()) {
+    group = {};
+    group.block = block_serial();
   }
-  return s;
+  return group;
 }
 
-// Calls piece(shared bytes, global bytes or null when outside of the tensor, count) for every 16 bytes of a box.
-template <typename F>
-void for_each_piece(const TmaCopy& copy, F&& piece) {
-  const TensorMap& map = copy.map;
-  check_shared(copy.shared, map.box_bytes(), 1, "TMA box", copy.loc);
-  const uint32_t start = shared_offset(copy.shared, "TMA box", copy.loc), line_bytes = map.box[0] * map.element_bytes;
-  const uint32_t lines = map.box_bytes() / line_bytes, step = map.element_bytes;
-  for (uint32_t line = 0; line < lines; ++line) {
-    uint32_t rest = line;
-    bool inside = true;
-    const unsigned char* global = map.base;
-    for (int i = 1; i < map.rank; ++i) {
-      const int64_t at = int64_t{copy.at[i]} + rest % map.box[i];
-      rest /= map.box[i];
-      inside = inside && at >= 0 && static_cast<uint64_t>(at) < map.dims[i];
-      if (inside) global += static_cast<uint64_t>(at) * map.strides[i];
-    }
-    for (uint32_t byte = 0; byte < line_bytes; byte += step) {
-      const int64_t x = int64_t{copy.at[0]} + byte / step;
-      const bool in = inside && x >= 0 && static_cast<uint64_t>(x) < map.dims[0];
-      unsigned char* shared = shared_memory() + swizzled(start + line * line_bytes + byte, map.swizzle_bytes);
-      piece(shared, in ? global + static_cast<uint64_t>(x) * step : nullptr, step);
-    }
-  }
-}
-
-inline void land(const TmaCopy& copy) {
-  const Quiet quiet;
-  for_each_piece(copy, [](unsigned char* shared, const unsigned char* global, uint32_t count) {
-    if (global != nullptr) {
-      std::memcpy(shared, global, count);
-    } else {
-      std::memset(shared, 0, count);
-    }
+// Runs run(warpgroup, records) once for all threads.
+template <typename Record, typename Run>
+void warpgroup_collective(const char* name, Record* record, Loc loc, const Run& run) {
+  collective<4>(~0u, name, record, loc, [&](Records<Record> records) {
+    Warpgroup& group = warpgroup();
+    run(group, records);
+    release(&group);
   });
-  copy.barrier->tx = copy.barrier->tx - static_cast<int32_t>(copy.map.box_bytes());
-  settle(copy.barrier);
+}
+template <typename Run>
+void warpgroup_collective(const char* name, Loc loc, const Run& run) {
+  warpgroup_collective<char>(name, nullptr, loc, [&run](Warpgroup& group, Records<char>) { run(group); });
 }
 
-inline TmaCopy checked_copy(void* shared, const TensorMap& map, const int* at, int rank, const Loc& loc) {
-  const uint32_t alignment = map.swizzle_bytes >= 32 ? map.swizzle_bytes * 8 : 128;
-  check_shared(shared, map.box_bytes(), alignment, "TMA tile", loc);
-  if (rank != map.rank) fail("TMA coordinates are not of the tensor map's rank", loc);
-  TmaCopy copy{map, static_cast<unsigned char*>(shared), nullptr, {}, loc};
-  for (int i = 0; i < rank; ++i) copy.at[i] = at[i];
-  return copy;
+inline void wgmma_fence(Loc loc = Loc::current()) {
+  warpgroup_collective("wgmma_fence", loc, [](Warpgroup& group) { group.is_fenced = true; });
 }
-
-inline void issue_load(void* shared, const TensorMap& map, void* barrier, const int* at, int rank, const Loc& loc) {
-  TmaCopy copy = checked_copy(shared, map, at, rank, loc);
-  copy.barrier = state_of(barrier, loc);
-  typedef uint64_t __attribute__((may_alias)) Word;
-  for (uint32_t i = 0; i < map.box_bytes() / 8; ++i) static_cast<Word*>(shared)[i] = ~uint64_t{0};
-  release(barrier);  // whoever waits for the bytes comes after these writes
-  const Quiet quiet;
-  defer([copy] { land(copy); });
-}
-
-inline void issue_store(const TensorMap& map, const void* shared, const int* at, int rank, const Loc& loc) {
-  const Quiet quiet;
-  const unsigned thread = thread_index();
-  const TmaCopy copy = checked_copy(const_cast<void*>(shared), map, at, rank, loc);
-  state().stores.push_back({copy, thread, state().store_groups[thread]});
-}
-
-inline void finish_stores(int pending_groups) {
-  const Quiet quiet;
-  State& s = state();
-  const unsigned thread = thread_index();
-  std::vector<TmaStore> rest;
-  for (TmaStore& store : s.stores) {
-    if (store.thread != thread || store.group >= s.store_groups[thread] - pending_groups) {
-      rest.push_back(store);
-      continue;
-    }
-    for_each_piece(store.copy, [](unsigned char* shared, const unsigned char* global, uint32_t count) {
-      if (global != nullptr) std::memcpy(const_cast<unsigned char*>(global), shared, count);
-    });
-  }
-  s.stores.swap(rest);
-}
-
-inline float to_float(uint16_t bits, bool is_f16) {
-  return is_f16 ? float{__ushort_as_half(bits)} : bf16_to_float(bits);
-}
-
-inline WarpgroupState& warpgroup() { return state().warpgroups[thread_index() / 128]; }
-
-// Element (row along M or N, k) of an operand in shared memory, by the canonical layouts of the descriptor.
-inline float operand(const WgmmaOp& op, uint64_t descriptor, bool is_mn_major, uint32_t row, uint32_t k) {
-  constexpr uint32_t kSwizzleBytes[4] = {16, 128, 64, 32};
-  const uint32_t span = kSwizzleBytes[descriptor >> 62];
-  const auto leading = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4;
-  const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
-  uint32_t address = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
-  if (is_mn_major) {
-    const uint32_t panel = span / 2;
-    const uint32_t next_panel = span == 16 ? stride : leading, next_k = span == 16 ? leading : stride;
-    address += row % panel * 2 + row / panel * next_panel + k % 8 * span + k / 8 * next_k;
-  } else if (span == 16) {
-    address += row % 8 * 16 + row / 8 * stride + k / 8 * leading + k % 8 * 2;
-  } else {
-    address += row % 8 * span + row / 8 * stride + k * 2;
-  }
-  address = swizzled(address, span);
-  if (address + 2 > shared_memory_bytes()) fail("wgmma operand outside of shared memory", op.loc);
-  uint16_t bits;
-  std::memcpy(&bits, shared_memory() + address, 2);
-  return to_float(bits, op.is_f16);
-}
-
-// f(register, element of the 64 x columns matrix): the accumulator fragment of m64nNk16.
-template <typename F>
-void for_each_register(Accumulator& acc, F&& f) {
-  for (int t = 0; t < 128; ++t) {
-    for (int i = 0; i < acc.columns / 2; ++i) {
-      const int row = t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8, column = (i >> 2) * 8 + t % 4 * 2 + (i & 1);
-      f(acc.registers[t][i], acc.value[static_cast<size_t>(row * acc.columns + column)]);
-    }
-  }
-}
-
-inline void execute(const WgmmaOp& op) {
-  struct Tiles {
-    float a[64][16], b[16][256];
-  };
-  const auto tiles = std::make_unique_for_overwrite<Tiles>();
-  auto& [a, b] = *tiles;
-  const int columns = op.columns;
-  for (uint32_t t = 0; op.a_in_registers && t < 128; ++t) {
-    for (uint32_t i = 0; i < 8; ++i) {
-      const uint32_t pair = op.a_registers[t][i / 2];
-      const uint32_t row = t / 32 * 16 + t % 32 / 4 + (i / 2 & 1) * 8, k = t % 4 * 2 + (i / 4) * 8 + i % 2;
-      a[row][k] = to_float(static_cast<uint16_t>(i % 2 ? pair >> 16 : pair), op.is_f16);
-    }
-  }
-  for (uint32_t row = 0; !op.a_in_registers && row < 64; ++row) {
-    for (uint32_t k = 0; k < 16; ++k) a[row][k] = operand(op, op.a, op.a_is_mn_major, row, k);
-  }
-  for (int c = 0; c < columns; ++c) {
-    for (uint32_t k = 0; k < 16; ++k) b[k][c] = operand(op, op.b, op.b_is_mn_major, static_cast<uint32_t>(c), k);
-  }
-  std::vector<float>& d = op.accumulator->value;
-  if (!op.accumulate) std::fill(d.begin(), d.end(), 0.0f);
-  for (int row = 0; row < 64; ++row) {
-    float* out = d.data() + row * columns;
-    for (int k = 0; k < 16; ++k) {
-      const float x = a[row][k];
-      for (int c = 0; c < columns; ++c) out[c] += x * b[k][c];
-    }
-  }
-}
-
-struct WgmmaRecord {
-  float* d;
-  const uint32_t* a_registers;
-  WgmmaOp op;
-};
-
-template <typename Tag>
-WgmmaRecord make_record(float* d, const uint32_t* a_registers, int columns, bool a_is_mn_major, bool b_is_mn_major,
-                        bool accumulate, const Loc& loc) {
-  static_assert(std::is_same_v<Tag, bf16_tag> || std::is_same_v<Tag, f16_tag>);
-  WgmmaRecord record{d, a_registers, {}};
-  WgmmaOp& op = record.op;
-  op.columns = columns;
-  op.is_f16 = std::is_same_v<Tag, f16_tag>;
-  op.a_is_mn_major = a_is_mn_major;
-  op.b_is_mn_major = b_is_mn_major;
-  op.accumulate = accumulate;
-  op.a_in_registers = a_registers != nullptr;
-  op.loc = loc;
-  return record;
+inline void wgmma_commit(Loc loc = Loc::current()) {
+  warpgroup_collective("wgmma_commit", loc, [](Warpgroup& group) { group.late.commit(); });
 }
 
 constexpr uint32_t kPoison = 0xFFBFFFFFu;  // a signalling NaN: arithmetic changes its bits
 
-// Takes the accumulator out of the registers, which are NaN until the wait that gives it back.
-inline Accumulator* take_accumulator(WarpgroupState& group, void* const* records, int columns, bool accumulate) {
-  const auto registers = [records](int t) { return static_cast<WgmmaRecord*>(records[t])->d; };
-  for (auto& acc : group.accumulators) {
-    if (acc->registers[0] == registers(0)) return acc.get();
-  }
-  auto acc = std::make_unique<Accumulator>();
-  acc->columns = columns;
-  acc->value.resize(static_cast<size_t>(64 * columns));
-  for (int t = 0; t < 128; ++t) acc->registers[t] = registers(t);
-  for_each_register(*acc, [accumulate](float& in_register, float& value) {
-    if (accumulate) value = in_register;
-    in_register = __uint_as_float(kPoison);
-  });
-  group.accumulators.push_back(std::move(acc));
-  return group.accumulators.back().get();
-}
-
-inline void give_back(Accumulator& acc, const Loc& loc) {
-  for_each_register(acc, [&loc](float& in_register, float& value) {
-    if (__float_as_uint(in_register) != kPoison) fail("accumulator written before the wait of its wgmma", loc);
-    in_register = value;
+template <int kPending>
+void wgmma_wait(Loc loc = Loc::current()) {
+  warpgroup_collective("wgmma_wait", loc, [loc](Warpgroup& group) {
+    group.late.wait(kPending);
+    group.accumulators.remove_if([loc](Accumulator& accumulator) {
+      if (accumulator.pending != 0) return false;
+      accumulator.for_each_register([loc](float& in_register, float value) {
+        if (__float_as_uint(in_register) != kPoison) fail("accumulator written before the wait of its wgmma", loc);
+        in_register = value;
+      });
+      return true;
+    });
+    group.is_fenced = false;
   });
 }
 
-inline void issue_wgmma(WgmmaRecord record) {
-  const auto run = [](void* const* records) {
-    WarpgroupState& group = warpgroup();
-    WgmmaOp op = static_cast<WgmmaRecord*>(records[0])->op;
-    if (!group.fenced) fail("wgmma without wgmma_fence before it", op.loc);
-    for (int t = 0; t < 128; ++t) {
-      const auto& other = *static_cast<WgmmaRecord*>(records[t]);
-      if (other.op.a != op.a || other.op.b != op.b || other.op.accumulate != op.accumulate) {
-        fail("wgmma operands differ within the warpgroup", op.loc);
-      }
-      op.a_registers[t] = other.a_registers;
-    }
-    op.group = group.committed;
-    op.accumulator = take_accumulator(group, records, op.columns, op.accumulate);
-    ++op.accumulator->pending;
-    group.ops.push_back(op);
-    release(&state());
-  };
-  warpgroup_collective("wgmma", &record, run, record.op.loc);
-}
+template <typename T, int kCount>
+void keep_registers(T (&)[kCount]) {}
 
-struct WaitRecord {
-  int pending_groups;
-  Loc loc;
+struct WgmmaRecord {
+  float* d;
+  const uint32_t* a_registers;  // null: A is in shared memory
+  uint64_t a, b;
+  bool accumulate;
 };
 
-inline void finish_wgmma(int pending_groups, const Loc& loc) {
-  WaitRecord record{pending_groups, loc};
-  const auto run = [](void* const* records) {
-    const auto& wait = *static_cast<WaitRecord*>(records[0]);
-    WarpgroupState& group = warpgroup();
-    auto op = group.ops.begin();
-    for (; op != group.ops.end() && op->group < group.committed - wait.pending_groups; ++op) {
-      execute(*op);
-      --op->accumulator->pending;
-    }
-    group.ops.erase(group.ops.begin(), op);
-    std::erase_if(group.accumulators, [&wait](const auto& acc) {
-      if (acc->pending == 0) give_back(*acc, wait.loc);
-      return acc->pending == 0;
-    });
-    group.fenced = false;
-    release(&state());
+// The accumulator of these registers, which are NaN from the first wgmma to the wait that gives it back.
+inline Accumulator& take_accumulator(Warpgroup& group, Records<WgmmaRecord> records, int columns) {
+  const auto first_register = [](const Accumulator& accumulator) { return accumulator.registers[0]; };
+  const auto known = std::ranges::find(group.accumulators, records[0]->d, first_register);
+  if (known != group.accumulators.end()) return *known;
+  Accumulator& accumulator = group.accumulators.emplace_back();
+  accumulator.columns = columns;
+  accumulator.value.resize(static_cast<size_t>(64 * columns));
+  for (size_t t = 0; t < 128; ++t) accumulator.registers[t] = records[t]->d;
+  accumulator.for_each_register([&](float& in_register, float& value) {
+    if (records[0]->accumulate) value = in_register;
+    in_register = __uint_as_float(kPoison);
+  });
+  return accumulator;
+}
+
+template <typename Tag, int kColumns, Major kAMajor, Major kBMajor>
+void execute_wgmma(const WgmmaRecord& op, const std::array<const uint32_t*, 128>& a_registers, float* d, Loc loc) {
+  struct Tiles {
+    float a[64][16], b[16][kColumns];
   };
-  warpgroup_collective("wgmma_wait", &record, run, loc);
+  const auto tiles = std::make_unique_for_overwrite<Tiles>();  // plugins get few bytes of static TLS
+  auto& [a, b] = *tiles;
+  for (uint32_t t = 0; op.a_registers && t < 128; ++t) {
+    for (uint32_t i = 0; i < 8; ++i) {
+      const uint32_t row = t / 32 * 16 + t % 32 / 4 + (i / 2 & 1) * 8, k = t % 4 * 2 + i / 4 * 8 + i % 2;
+      a[row][k] = decode(a_registers[t][i / 2], static_cast<int>(i % 2), Tag());
+    }
+  }
+  for (uint32_t k = 0; k < 16; ++k) {
+    for (uint32_t row = 0; !op.a_registers && row < 64; ++row) a[row][k] = operand<Tag, kAMajor>(op.a, row, k, loc);
+    for (uint32_t c = 0; c < kColumns; ++c) b[k][c] = operand<Tag, kBMajor>(op.b, c, k, loc);
+  }
+  if (!op.accumulate) std::fill_n(d, 64 * kColumns, 0.0f);
+  for (int row = 0; row < 64; ++row) {
+    for (int k = 0; k < 16; ++k) {
+      for (int c = 0; c < kColumns; ++c) d[row * kColumns + c] += a[row][k] * b[k][c];
+    }
+  }
 }
 
-inline void commit_wgmma(const Loc& loc) {
-  warpgroup_collective("wgmma_commit", nullptr, [](void* const*) { ++warpgroup().committed; }, loc);
+template <typename Tag, int kColumns, Major kAMajor, Major kBMajor>
+void issue_wgmma(WgmmaRecord record, Loc loc) {
+  static_assert(std::is_same_v<Tag, bf16_tag> || std::is_same_v<Tag, f16_tag>);
+  static_assert(kColumns == 64 || kColumns == 80 || kColumns == 128 || kColumns == 256);  // what hopper_ptx.h has
+  warpgroup_collective("wgmma", &record, loc, [loc](Warpgroup& group, Records<WgmmaRecord> records) {
+    if (!group.is_fenced) fail("wgmma without wgmma_fence before it", loc);
+    const WgmmaRecord op = *records[0];
+    std::array<const uint32_t*, 128> a_registers;
+    for (size_t t = 0; t < 128; ++t) {
+      if (records[t]->a != op.a || records[t]->b != op.b || records[t]->accumulate != op.accumulate) {
+        fail("wgmma operands differ within the warpgroup", loc);
+      }
+      a_registers[t] = records[t]->a_registers;
+    }
+    Accumulator& accumulator = take_accumulator(group, records, kColumns);
+    ++accumulator.pending;
+    group.late.add([op, a_registers, &accumulator, loc] {
+      execute_wgmma<Tag, kColumns, kAMajor, kBMajor>(op, a_registers, accumulator.value.data(), loc);
+      --accumulator.pending;
+    });
+  });
 }
 
-inline void fence_wgmma(const Loc& loc) {
-  warpgroup_collective("wgmma_fence", nullptr, [](void* const*) { warpgroup().fenced = true; }, loc);
+template <typename Tag, int kColumns, Major kBMajor = Major::k, Major kAMajor = Major::k>
+void wgmma(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate, Loc loc = Loc::current()) {
+  issue_wgmma<Tag, kColumns, kAMajor, kBMajor>({d, nullptr, a, b, accumulate}, loc);
+}
+template <typename Tag, int kColumns, Major kBMajor = Major::k>
+void wgmma(float (&d)[kColumns / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate, Loc loc = Loc::current()) {
+  issue_wgmma<Tag, kColumns, Major::k, kBMajor>({d, a, 0, b, accumulate}, loc);
 }
 
-}  // namespace hopper
 }  // namespace quire::simt

@@ -23,27 +23,22 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) __attribute__((aligned(n)))
 
-#define QUIRE_SIMT_VECTOR2(T, name)    \
-  struct alignas(2 * sizeof(T)) name { \
-    T x, y;                            \
-  };                                   \
-  inline name make_##name(T x, T y) { return {x, y}; }
-#define QUIRE_SIMT_VECTOR4(T, name)                              \
-  struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name { \
-    T x, y, z, w;                                                \
-  };                                                             \
-  inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
-QUIRE_SIMT_VECTOR2(float, float2)
-QUIRE_SIMT_VECTOR2(int, int2)
-QUIRE_SIMT_VECTOR2(unsigned, uint2)
-QUIRE_SIMT_VECTOR2(unsigned short, ushort2)
-QUIRE_SIMT_VECTOR4(float, float4)
-QUIRE_SIMT_VECTOR4(int, int4)
-QUIRE_SIMT_VECTOR4(unsigned, uint4)
-QUIRE_SIMT_VECTOR4(unsigned short, ushort4)
-QUIRE_SIMT_VECTOR4(unsigned char, uchar4)
-#undef QUIRE_SIMT_VECTOR2
-#undef QUIRE_SIMT_VECTOR4
+template <typename T>
+struct alignas(2 * sizeof(T)) QuireVector2 {
+  T x, y;
+};
+template <typename T>
+struct alignas(4 * sizeof(T)) QuireVector4 {
+  T x, y, z, w;
+};
+using float2 = QuireVector2<float>;
+using float4 = QuireVector4<float>;
+using uint2 = QuireVector2<unsigned>;
+using uint4 = QuireVector4<unsigned>;
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 using std::isfinite;
 using std::isinf;
@@ -55,19 +50,7 @@ inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits);
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 inline int __popc(uint32_t x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<uint32_t>(x)); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
-inline uint32_t __brev(uint32_t x) {
-  uint32_t reversed = 0;
-  for (int i = 0; i < 32; i++) reversed |= (x >> i & 1) << (31 - i);
-  return reversed;
-}
-inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
-  const uint64_t bytes = uint64_t{high} << 32 | low;
-  uint32_t picked = 0;
-  for (int i = 0; i < 4; i++) picked |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return picked;
-}
 
 // The hardware's approximations are rounded differently; nothing may depend on their last bits.
 inline float __fdividef(float a, float b) { return a / b; }
@@ -76,33 +59,19 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline int __float2int_rn(float x) { return static_cast<int>(rintf(x)); }
 inline float __uint2float_rn(uint32_t x) { return static_cast<float>(x); }
 
-struct __nv_bfloat16 {
+template <uint16_t (*kEncode)(float), float (*kDecode)(uint16_t)>
+struct QuireFloat16 {
   uint16_t bits;
-  __nv_bfloat16() = default;
-  __nv_bfloat16(float value) : bits(value == value ? quire::float_to_bf16(value) : uint16_t{0x7fff}) {}
-  operator float() const { return quire::bf16_to_float(bits); }
+  QuireFloat16() = default;
+  QuireFloat16(float value) : bits(value == value ? kEncode(value) : uint16_t{0x7fff}) {}  // CUDA has one NaN
+  operator float() const { return kDecode(bits); }
 };
-struct __half {
-  uint16_t bits;
-  __half() = default;
-  __half(float value) : bits(value == value ? quire::float_to_f16(value) : uint16_t{0x7fff}) {}
-  operator float() const {
-    // Exact, subnormals too: scale by 2^112 what lies in the wrong place of the exponent.
-    const float scaled = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
-    const uint32_t magnitude =
-        (bits & 0x7c00u) == 0x7c00u ? __float_as_uint(scaled) | 0x7f800000u : __float_as_uint(scaled);
-    return __uint_as_float(magnitude | (bits & 0x8000u) << 16);
-  }
-};
-struct alignas(4) __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
-struct alignas(4) __half2 {
-  __half x, y;
-};
+using __nv_bfloat16 = QuireFloat16<quire::float_to_bf16, quire::bf16_to_float>;
+using __half = QuireFloat16<quire::float_to_f16, quire::f16_to_float>;
+using __nv_bfloat162 = QuireVector2<__nv_bfloat16>;
+using __half2 = QuireVector2<__half>;
 inline float __bfloat162float(__nv_bfloat16 value) { return value; }
 inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
@@ -143,7 +112,7 @@ void launch(const LaunchConfig& config, const Args& args) {
 
 inline int current_device() { return 0; }
 inline int num_multiprocessors() { return 3; }  // few, so that persistent blocks meet several pieces of work
-inline size_t max_shared_bytes() { return size_t{227} << 10; }
+inline size_t max_shared_bytes() { return kMaxSharedBytes; }
 
 template <typename T>
 T& block_shared(Loc loc = Loc::current()) {
@@ -175,67 +144,39 @@ T undefined_value() {
   return value;
 }
 
+inline int lane() { return static_cast<int>(thread_index() % 32); }
+
+// What the lane `source` brought, or the own value where that lies behind the own segment of width lanes.
 template <typename T>
-T shuffle(uint32_t mask, T value, int source, const char* name, Loc loc) {
+T shuffle(uint32_t mask, T value, int source, int width, const char* name, Loc loc) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
   struct Record {
     T value, result;
     int source;
-  } record{value, value, source};
-  warp_collective(
-      mask, name, &record,
-      [](void* const* records) {
-        for (int lane = 0; lane < 32; lane++) {
-          auto* const own = static_cast<Record*>(records[lane]);
-          if (!own) continue;
-          const auto* const other = static_cast<const Record*>(records[own->source]);
-          own->result = other ? other->value : undefined_value<T>();
-        }
-      },
-      loc);
+  } record{value, value, source < (lane() & -width) + width ? source : lane()};
+  collective(mask, name, &record, loc, [](Records<Record> records) {
+    for (size_t i = 0; i < 32; i++) {
+      if (!records[i]) continue;
+      const Record* const other = records[static_cast<size_t>(records[i]->source)];
+      records[i]->result = other ? other->value : undefined_value<T>();
+    }
+  });
   return record.result;
 }
 
-// All lanes bring a value and get what Reduce makes of them, in the order of the lanes.
-template <typename T, typename Reduce>
-T lane_reduce(uint32_t mask, T value, const char* name, Loc loc) {
-  warp_collective(
-      mask, name, &value,
-      [](void* const* records) {
-        T result{};
-        bool first = true;
-        for (int lane = 0; lane < 32; lane++) {
-          if (!records[lane]) continue;
-          const T other = *static_cast<const T*>(records[lane]);
-          result = first ? other : Reduce()(result, other);
-          first = false;
-        }
-        for (int lane = 0; lane < 32; lane++) {
-          if (records[lane]) *static_cast<T*>(records[lane]) = result;
-        }
-      },
-      loc);
+// All lanes bring a value and get what combine makes of them; a value that comes twice must not matter.
+template <typename T, typename Combine>
+T lane_reduce(uint32_t mask, T value, const char* name, Loc loc, Combine combine) {
+  collective(mask, name, &value, loc, [&](Records<T> records) {
+    T result = value;
+    for (size_t i = 0; i < 32; i++) {
+      if (records[i]) result = combine(result, *records[i]);
+    }
+    for (size_t i = 0; i < 32; i++) {
+      if (records[i]) *records[i] = result;
+    }
+  });
   return value;
-}
-
-// For each lane the set of lanes whose value equals its own.
-inline uint32_t equal_lanes(uint32_t mask, uint64_t value, const char* name, Loc loc) {
-  struct Record {
-    uint64_t value;
-    uint32_t result;
-  } record{value, 0};
-  warp_collective(
-      mask, name, &record,
-      [](void* const* records) {
-        for (int lane = 0; lane < 32; lane++) {
-          auto* const own = static_cast<Record*>(records[lane]);
-          for (int other = 0; own && other < 32; other++) {
-            if (records[other] && static_cast<Record*>(records[other])->value == own->value) own->result |= 1u << other;
-          }
-        }
-      },
-      loc);
-  return record.result;
 }
 
 template <typename T, typename Update>
@@ -252,87 +193,64 @@ T atomic_update(T* address, Update update, Loc loc) {
 
 #define QUIRE_SIMT_LOC quire::simt::Loc loc = quire::simt::Loc::current()
 inline void __syncthreads(QUIRE_SIMT_LOC) { quire::simt::barrier(0, 0, true, false, loc); }
-inline int __syncthreads_or(int p, QUIRE_SIMT_LOC) {
-  return static_cast<int>(quire::simt::barrier(0, 0, true, p != 0, loc).any);
-}
-inline int __syncthreads_and(int p, QUIRE_SIMT_LOC) {
-  return static_cast<int>(quire::simt::barrier(0, 0, true, p != 0, loc).all);
-}
-inline int __syncthreads_count(int p, QUIRE_SIMT_LOC) {
-  return static_cast<int>(quire::simt::barrier(0, 0, true, p != 0, loc).count);
-}
+inline int __syncthreads_or(int p, QUIRE_SIMT_LOC) { return quire::simt::barrier(0, 0, true, p != 0, loc); }
 inline void __syncwarp(uint32_t mask = ~0u, QUIRE_SIMT_LOC) {
-  quire::simt::warp_collective(mask, "__syncwarp", nullptr, nullptr, loc);
+  quire::simt::collective(1, mask, "__syncwarp", nullptr, nullptr, loc);
 }
 
 template <typename T>
 T __shfl_sync(uint32_t mask, T value, int source, int width = 32, QUIRE_SIMT_LOC) {
-  const int lane = static_cast<int>(quire::simt::thread_index() % 32), first = lane & ~(width - 1);
-  return quire::simt::shuffle(mask, value, first | (source & (width - 1)), "__shfl_sync", loc);
+  const int first = quire::simt::lane() & -width;
+  return quire::simt::shuffle(mask, value, first + (source & (width - 1)), width, "__shfl_sync", loc);
 }
 template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, QUIRE_SIMT_LOC) {
-  const int lane = static_cast<int>(quire::simt::thread_index() % 32), source = lane ^ bits;
-  return quire::simt::shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane, "__shfl_xor_sync",
-                              loc);
+  return quire::simt::shuffle(mask, value, quire::simt::lane() ^ bits, width, "__shfl_xor_sync", loc);
 }
 template <typename T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, QUIRE_SIMT_LOC) {
-  const int lane = static_cast<int>(quire::simt::thread_index() % 32), source = lane - static_cast<int>(delta);
-  return quire::simt::shuffle(mask, value, source >= (lane & ~(width - 1)) ? source : lane, "__shfl_up_sync", loc);
+  const int lane = quire::simt::lane(), down = static_cast<int>(delta);
+  return quire::simt::shuffle(mask, value, lane % width < down ? lane : lane - down, width, "__shfl_up_sync", loc);
 }
 template <typename T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, QUIRE_SIMT_LOC) {
-  const int lane = static_cast<int>(quire::simt::thread_index() % 32), source = lane + static_cast<int>(delta);
-  return quire::simt::shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane, "__shfl_down_sync",
-                              loc);
+  const int source = quire::simt::lane() + static_cast<int>(delta);
+  return quire::simt::shuffle(mask, value, source, width, "__shfl_down_sync", loc);
 }
 
 inline uint32_t __ballot_sync(uint32_t mask, int p, QUIRE_SIMT_LOC) {
-  const uint32_t bit = p ? 1u << quire::simt::thread_index() % 32 : 0;
-  return quire::simt::lane_reduce<uint32_t, std::bit_or<>>(mask, bit, "__ballot_sync", loc);
+  const uint32_t bit = uint32_t{p != 0} << quire::simt::lane();
+  return quire::simt::lane_reduce(mask, bit, "__ballot_sync", loc, std::bit_or<uint32_t>());
 }
 inline int __any_sync(uint32_t mask, int p, QUIRE_SIMT_LOC) {
-  return quire::simt::lane_reduce<int, std::bit_or<>>(mask, p != 0, "__any_sync", loc);
+  return quire::simt::lane_reduce(mask, p != 0, "__any_sync", loc, std::logical_or<bool>());
 }
 inline int __all_sync(uint32_t mask, int p, QUIRE_SIMT_LOC) {
-  return quire::simt::lane_reduce<int, std::bit_and<>>(mask, p != 0, "__all_sync", loc);
-}
-template <typename T>
-uint32_t __match_any_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof value);
-  return quire::simt::equal_lanes(mask, bits, "__match_any_sync", loc);
-}
-template <typename T>
-T __reduce_add_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
-  return quire::simt::lane_reduce<T, std::plus<>>(mask, value, "__reduce_add_sync", loc);
+  return quire::simt::lane_reduce(mask, p != 0, "__all_sync", loc, std::logical_and<bool>());
 }
 template <typename T>
 T __reduce_max_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
-  struct Max {
-    T operator()(T a, T b) const { return a < b ? b : a; }
-  };
-  return quire::simt::lane_reduce<T, Max>(mask, value, "__reduce_max_sync", loc);
+  return quire::simt::lane_reduce(mask, value, "__reduce_max_sync", loc, [](T a, T b) { return std::max(a, b); });
 }
+// For each lane the set of lanes whose value equals its own.
 template <typename T>
-T __reduce_min_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
-  struct Min {
-    T operator()(T a, T b) const { return b < a ? b : a; }
-  };
-  return quire::simt::lane_reduce<T, Min>(mask, value, "__reduce_min_sync", loc);
-}
-template <typename T>
-T __reduce_or_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
-  return quire::simt::lane_reduce<T, std::bit_or<>>(mask, value, "__reduce_or_sync", loc);
+uint32_t __match_any_sync(uint32_t mask, T value, QUIRE_SIMT_LOC) {
+  static_assert(std::is_integral_v<T>);
+  struct Record {
+    T value;
+    uint32_t equal;
+  } record{value, 0};
+  quire::simt::collective(mask, "__match_any_sync", &record, loc, [](quire::simt::Records<Record> records) {
+    for (size_t i = 0; i < 32; i++) {
+      for (size_t j = 0; records[i] && j < 32; j++) {
+        if (records[j] && records[j]->value == records[i]->value) records[i]->equal |= 1u << j;
+      }
+    }
+  });
+  return record.equal;
 }
 
 inline void __threadfence() {}
-template <typename T>
-T __ldg(const T* address, QUIRE_SIMT_LOC) {
-  quire::simt::check_aligned(address, alignof(T), "__ldg", loc);
-  return *address;
-}
 template <typename T>
 T __ldcg(const T* address, QUIRE_SIMT_LOC) {
   quire::simt::check_aligned(address, alignof(T), "__ldcg", loc);
@@ -344,26 +262,10 @@ T atomicAdd(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
 }
 template <typename T>
 T atomicMax(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
-  return quire::simt::atomic_update(address, [=](T old) { return old < value ? value : old; }, loc);
-}
-template <typename T>
-T atomicMin(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
-  return quire::simt::atomic_update(address, [=](T old) { return value < old ? value : old; }, loc);
+  return quire::simt::atomic_update(address, [=](T old) { return std::max(old, value); }, loc);
 }
 template <typename T>
 T atomicOr(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
   return quire::simt::atomic_update(address, [=](T old) { return old | value; }, loc);
-}
-template <typename T>
-T atomicAnd(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
-  return quire::simt::atomic_update(address, [=](T old) { return old & value; }, loc);
-}
-template <typename T>
-T atomicExch(T* address, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
-  return quire::simt::atomic_update(address, [=](T) { return value; }, loc);
-}
-template <typename T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value, QUIRE_SIMT_LOC) {
-  return quire::simt::atomic_update(address, [=](T old) { return old == expected ? value : old; }, loc);
 }
 #undef QUIRE_SIMT_LOC

@@ -245,22 +245,22 @@ __global__ void misaligned_copy_kernel(const __grid_constant__ Args p) {
 constexpr int kMatrixLine = __LINE__ + 3;
 __global__ void misaligned_matrix_kernel(const __grid_constant__ Args p) {
   uint32_t r[4];
-  ldmatrix_x4<false>(r, block_shared<Block>().data() + threadIdx.x % 32 * 2);
+  ldmatrix<false>(r, block_shared<Block>().data() + threadIdx.x % 32 * 2);
   p.x[0] = static_cast<float>(r[0]);
 }
 
 constexpr int kGlobalLine = __LINE__ + 3;
 __global__ void matrix_in_global_kernel(const __grid_constant__ Args p) {
   uint32_t r[4];
-  ldmatrix_x4<false>(r, p.x);
+  ldmatrix<false>(r, p.x);
   p.x[0] = static_cast<float>(r[0]);
 }
 
 TEST(Bugs, AddressesThatTheHardwareRefuses) {
   EXPECT_CAUGHT(misaligned_load_kernel, "load_streaming: address is not 16-byte aligned", here(kLoadLine));
   EXPECT_CAUGHT(misaligned_copy_kernel, "cp_async16: address is not 16-byte aligned", here(kCopyLine));
-  EXPECT_CAUGHT(misaligned_matrix_kernel, "ldmatrix_x4: address is not 16-byte aligned", here(kMatrixLine));
-  EXPECT_CAUGHT(matrix_in_global_kernel, "ldmatrix_x4: address is not in shared memory", here(kGlobalLine));
+  EXPECT_CAUGHT(misaligned_matrix_kernel, "ldmatrix: address is not 16-byte aligned", here(kMatrixLine));
+  EXPECT_CAUGHT(matrix_in_global_kernel, "ldmatrix: address is not in shared memory", here(kGlobalLine));
 }
 
 constexpr int kCountLine = __LINE__ + 2;

@@ -159,7 +159,6 @@ TEST(Mbarrier, CatchesTooManyArrivals) {
 
 struct TmaArgs {
   TensorMap from;
-  TensorMap to;
   int at[5];
   uint32_t bytes;
   unsigned char* raw;  // the tile as it lies in shared memory
@@ -182,7 +181,7 @@ __global__ void tma_kernel(const __grid_constant__ TmaArgs p) {
   __syncthreads();
   int at[kRank];
   for (int i = 0; i < kRank; ++i) at[i] = p.at[i];
-  if (threadIdx.x < 32 && simt::elect_one()) {
+  if (threadIdx.x == 13) {
     simt::prefetch_tensor_map(p.from);
     simt::mbarrier_arrive_expect_tx(s.landed, p.bytes);
     simt::tma_load(s.tile + p.misplaced, p.from, s.landed, at);
@@ -191,21 +190,13 @@ __global__ void tma_kernel(const __grid_constant__ TmaArgs p) {
   for (uint32_t i = threadIdx.x; i < p.bytes; i += blockDim.x) p.raw[i] = s.tile[i];
   __syncthreads();
   if (!p.waits) simt::mbarrier_wait(s.landed, 0);
-  if (threadIdx.x == 0) {
-    simt::tma_store(p.to, s.tile, at);
-    simt::tma_store_commit();
-    simt::tma_store_wait<0>();
-  }
 }
 
 template <int kRank>
-std::vector<unsigned char> run_tma(const TensorMapSpec& spec, const std::vector<int>& at, void* copy, bool waits = true,
+std::vector<unsigned char> run_tma(const TensorMapSpec& spec, const std::vector<int>& at, bool waits = true,
                                    int misplaced = 0) {
   TmaArgs args{};
   args.from = simt::make_tensor_map(spec);
-  TensorMapSpec to = spec;
-  to.base = copy;
-  args.to = simt::make_tensor_map(to);
   args.bytes = static_cast<uint32_t>(dtype_bytes(spec.dtype));
   for (int i = 0; i < kRank; ++i) {
     args.bytes *= spec.box[i];
@@ -226,7 +217,7 @@ uint32_t swizzled_byte(uint32_t byte, Swizzle swizzle) {
   return swizzle == Swizzle::none ? byte : byte / 128 * 128 + (piece ^ key) * 16 + byte % 16;
 }
 
-TEST(Tma, LoadsAndStoresEveryRankAndSwizzle) {
+TEST(Tma, EverySwizzle) {
   for (const Swizzle swizzle : {Swizzle::none, Swizzle::b32, Swizzle::b64, Swizzle::b128}) {
     const uint32_t line = static_cast<uint32_t>(swizzle) / 2;  // elements
     TensorMapSpec spec{.dtype = DType::f16, .rank = 4, .dims = {2 * line, 9, 3, 5}, .swizzle = swizzle};
@@ -235,14 +226,12 @@ TEST(Tma, LoadsAndStoresEveryRankAndSwizzle) {
     spec.strides[3] = spec.strides[2] * 3;
     uint32_t box[4] = {line, 8, 2, 2};
     std::copy(box, box + 4, spec.box);
-    alignas(16) static uint16_t data[2 * 64 * 9 * 3 * 5], copy[2 * 64 * 9 * 3 * 5];
+    alignas(16) static uint16_t data[2 * 64 * 9 * 3 * 5];
     for (size_t i = 0; i < std::size(data); ++i) data[i] = static_cast<uint16_t>(i + 1);
     spec.base = data;
     in_every_order([&] {
-      std::fill(std::begin(copy), std::end(copy), uint16_t{0});
       const std::vector<int> at = {static_cast<int>(line), -2, 2, 3};  // rows -2 and -1, heads 3 are outside
-      const std::vector<unsigned char> raw = run_tma<4>(spec, at, copy);
-      uint32_t stored = 0;
+      const std::vector<unsigned char> raw = run_tma<4>(spec, at);
       for (uint32_t i = 0; i < raw.size() / 2; ++i) {
         const uint64_t x = line + i % line, y = uint64_t{i / line % 8} - 2, z = 2 + i / line / 8 % 2;
         const uint64_t w = 3 + i / line / 16;
@@ -251,14 +240,7 @@ TEST(Tma, LoadsAndStoresEveryRankAndSwizzle) {
         uint16_t got;
         std::memcpy(&got, raw.data() + swizzled_byte(i * 2, swizzle), 2);
         ASSERT_EQ(got, inside ? data[element] : 0) << i;
-        if (inside) {
-          ASSERT_EQ(copy[element], data[element]) << i;
-        }
-        stored += inside;
       }
-      uint32_t written = 0;
-      for (const uint16_t value : copy) written += value != 0;
-      EXPECT_EQ(written, stored);
     });
   }
 }
@@ -266,7 +248,6 @@ TEST(Tma, LoadsAndStoresEveryRankAndSwizzle) {
 template <int kRank>
 void check_first_box() {
   static const std::vector<uint16_t> data = some_values(64 * 6 * 6 * 6 * 6);
-  std::vector<uint16_t> copy(data.size());
   TensorMapSpec spec{.base = data.data(), .rank = kRank, .swizzle = Swizzle::b128};
   uint64_t elements = 1;
   for (int i = 0; i < kRank; ++i) {
@@ -276,7 +257,7 @@ void check_first_box() {
     elements *= spec.dims[i];
   }
   const std::vector<int> at = {0, 3, 2, 1, 4};
-  const std::vector<unsigned char> raw = run_tma<kRank>(spec, at, copy.data());
+  const std::vector<unsigned char> raw = run_tma<kRank>(spec, at);
   for (uint32_t i = 0; i < raw.size() / 2; ++i) {
     uint64_t element = i % 64;
     for (int d = 1; d < kRank; ++d) {
@@ -286,7 +267,6 @@ void check_first_box() {
     uint16_t got;
     std::memcpy(&got, raw.data() + swizzled_byte(i * 2, Swizzle::b128), 2);
     ASSERT_EQ(got, data[element]) << i;
-    ASSERT_EQ(copy[element], data[element]) << i;
   }
 }
 
@@ -302,9 +282,8 @@ TEST(Tma, RanksTwoToFive) {
 TEST(Tma, CatchesMissingWait) {
   if (kReportsRaces) GTEST_SKIP();
   const std::vector<uint16_t> data(64 * 8, uint16_t{0x3f80});
-  std::vector<uint16_t> copy(data.size());
   in_every_order([&] {
-    const auto raw = run_tma<2>(matrix_spec(data.data(), 8, 64, 8, 64, Swizzle::b128), {0, 0}, copy.data(), false);
+    const auto raw = run_tma<2>(matrix_spec(data.data(), 8, 64, 8, 64, Swizzle::b128), {0, 0}, false);
     EXPECT_EQ(raw[0], 0xFF);  // NaN: the bytes had not landed
     EXPECT_EQ(raw.back(), 0xFF);
   });
@@ -312,11 +291,10 @@ TEST(Tma, CatchesMissingWait) {
 
 TEST(Tma, CatchesMisplacedTileAndWrongMaps) {
   const std::vector<uint16_t> data(64 * 8);
-  std::vector<uint16_t> copy(data.size());
   const auto spec = matrix_spec(data.data(), 8, 64, 8, 64, Swizzle::b128);
-  const std::string error = error_of([&] { run_tma<2>(spec, {0, 0}, copy.data(), true, 128); });
+  const std::string error = error_of([&] { run_tma<2>(spec, {0, 0}, true, 128); });
   EXPECT_NE(error.find("aligned"), std::string::npos) << error;
-  EXPECT_NE(error_of([&] { run_tma<3>(spec, {0, 0, 0}, copy.data()); }).find("rank"), std::string::npos);
+  EXPECT_NE(error_of([&] { run_tma<3>(spec, {0, 0, 0}); }).find("rank"), std::string::npos);
   const auto refused = [](TensorMapSpec wrong) { return error_of([&] { simt::make_tensor_map(wrong); }) != ""; };
   TensorMapSpec wrong = spec;
   EXPECT_FALSE(refused(wrong));
@@ -331,12 +309,15 @@ TEST(Tma, CatchesMisplacedTileAndWrongMaps) {
   wrong = spec;
   wrong.swizzle = Swizzle::b64;  // a line of 128 bytes
   EXPECT_TRUE(refused(wrong));
+  wrong = spec;
+  wrong.dtype = DType::f32;
+  EXPECT_NE(error_of([&] { simt::make_tensor_map(wrong); }).find("tensor map of float32"), std::string::npos);
 }
 
 // ---- wgmma: d[64][N] = c + A[64][64] B[64][N]
 // ------------------------------------------------------------------------
 
-enum class Bug { none, no_fence, waits_too_little, writes_early, bad_address };
+enum class Bug { none, no_fence, two_fences, warp_returns, waits_too_little, writes_early, bad_address };
 
 struct WgmmaArgs {
   TensorMap a;
@@ -354,7 +335,7 @@ struct WgmmaSmem {
   Mbarrier landed;
 };
 
-constexpr uint32_t line_of(int columns) { return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
+constexpr uint32_t line_of(int columns) { return columns % 128 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
 constexpr Swizzle swizzle_of(uint32_t line) { return static_cast<Swizzle>(line * 2); }
 
 // A tile is panels one line wide. K-major: panels follow each other along k, `rows` lines each.
@@ -392,7 +373,12 @@ __global__ void wgmma_kernel(const __grid_constant__ WgmmaArgs p) {
     const uint16_t* from = p.a_values + (row + (i & 1) * 8) * 64 + i / 4 * 16 + (i >> 1 & 1) * 8 + column;
     a[i / 4][i % 4] = from[0] | static_cast<uint32_t>(from[1]) << 16;
   }
-  if (p.bug != Bug::no_fence) simt::wgmma_fence();
+  if (p.bug == Bug::warp_returns && threadIdx.x >= 96) return;
+  if (p.bug == Bug::two_fences && threadIdx.x >= 96) {
+    simt::wgmma_fence();
+  } else if (p.bug != Bug::no_fence) {
+    simt::wgmma_fence();
+  }
   for (uint32_t k = 0; k < 64; k += 16) {
     uint64_t db = kBMajor == Major::k
                       ? k_major_at<kSwizzle>(s.b, kColumns, k)
@@ -473,13 +459,9 @@ void check_wgmma() {
 
 template <typename Tag>
 void check_all_columns() {
-  check_wgmma<Tag, 16>();
-  check_wgmma<Tag, 32>();
   check_wgmma<Tag, 64>();
   check_wgmma<Tag, 80>();
-  check_wgmma<Tag, 96>();
   check_wgmma<Tag, 128>();
-  check_wgmma<Tag, 192>();
   check_wgmma<Tag, 256>();
 }
 
@@ -493,6 +475,8 @@ TEST(Wgmma, CatchesMistakes) {
   };
   in_every_order([&] {
     EXPECT_NE(run(Bug::no_fence).find("wgmma_fence"), std::string::npos);
+    EXPECT_NE(run(Bug::two_fences).find("divergent wgmma_fence: "), std::string::npos);
+    EXPECT_NE(run(Bug::warp_returns).find("returned"), std::string::npos);
     EXPECT_NE(run(Bug::writes_early).find("before the wait"), std::string::npos);
     EXPECT_NE(run(Bug::bad_address).find("outside of shared memory"), std::string::npos);
     EXPECT_EQ(run(Bug::none), "");

@@ -48,7 +48,7 @@ __global__ void sound(const __grid_constant__ Args p) {
   __syncthreads();
   uint32_t r[4], b[2] = {1, 2};
   float d[4] = {};
-  ldmatrix_x4<true>(r, s.values + t * 4);
+  ldmatrix<true>(r, s.values + t * 4);
   mma_m16n8k16(d, r, b, bf16_tag());
   __syncwarp();
   stmatrix_x4(s.values + t * 4, r);

@@ -123,9 +123,7 @@ __device__ void load(const uint16_t* in, uint32_t* out) {
   uint32_t r[N];
   // Lanes beyond the last matrix may name anything.
   const uint16_t* const row = threadIdx.x < N * 8 ? in + threadIdx.x * 8 : nullptr;
-  if constexpr (N == 1) ldmatrix_x1<Trans>(r, row);
-  if constexpr (N == 2) ldmatrix_x2<Trans>(r, row);
-  if constexpr (N == 4) ldmatrix_x4<Trans>(r, row);
+  ldmatrix<Trans>(r, row);
   for (int i = 0; i < N; i++) out[threadIdx.x * 4 + i] = r[i];
 }
 

@@ -57,20 +57,14 @@ TEST(Types, BitTricks) {
   EXPECT_EQ(__popc(0xf0f0u), 8);
   EXPECT_EQ(__ffs(0), 0);
   EXPECT_EQ(__ffs(24), 4);
-  EXPECT_EQ(__clz(0), 32);
-  EXPECT_EQ(__clz(1), 31);
-  EXPECT_EQ(__brev(0x1u), 0x80000000u);
-  EXPECT_EQ(__brev(0x12345678u), 0x1e6a2c48u);
   EXPECT_EQ(__umulhi(0xffffffffu, 0xffffffffu), 0xfffffffeu);
-  EXPECT_EQ(__byte_perm(0x33221100u, 0x77665544u, 0x7250u), 0x77225500u);
-  EXPECT_EQ(__float2int_rn(2.5f), 2);
   EXPECT_EQ(sizeof(float4), 16u);
   EXPECT_EQ(alignof(uint4), 16u);
-  EXPECT_EQ(alignof(ushort4), 8u);
+  EXPECT_EQ(alignof(__half2), 4u);
 }
 
 struct AtomicArgs {
-  uint32_t* u;  // add, max, min, or, exchange, compare
+  uint32_t* u;  // add, max, or
   float* f;
 };
 
@@ -83,26 +77,20 @@ __global__ void atomic_kernel(const __grid_constant__ AtomicArgs p) {
   __syncthreads();
   if (threadIdx.x < 4) atomicAdd(p.u, static_cast<uint32_t>(s[threadIdx.x]));
   atomicMax(p.u + 1, t ^ 5);
-  atomicMin(p.u + 2, t ^ 5);
-  atomicOr(p.u + 3, 1u << t % 32);
-  atomicAdd(p.u + 4, atomicExch(p.u + 5, t + 1));
-  if (atomicCAS(p.u + 6, 0u, t + 1) == 0) atomicAdd(p.u + 7, 1u);
+  atomicOr(p.u + 2, 1u << t % 32);
+  if (atomicAdd(p.u + 3, 1u) == gridDim.x * blockDim.x - 1) p.u[4] = 1;
   atomicAdd(p.f, 0.5f);
 }
 
 TEST(Types, Atomics) {
   in_every_order([] {
-    std::vector<uint32_t> u(8);
-    u[2] = ~0u;
+    std::vector<uint32_t> u(5);
     float f = 0;
     launch<atomic_kernel>({.grid = dim3(3), .block = dim3(64), .shared_bytes = 16}, AtomicArgs{u.data(), &f});
     EXPECT_EQ(u[0], 192u);
     EXPECT_EQ(u[1], 191u);
-    EXPECT_EQ(u[2], 0u);
-    EXPECT_EQ(u[3], ~0u);
-    EXPECT_EQ(u[4] + u[5], 192u * 193 / 2) << "every value was exchanged once";
-    EXPECT_NE(u[6], 0u);
-    EXPECT_EQ(u[7], 1u);
+    EXPECT_EQ(u[2], ~0u);
+    EXPECT_EQ(u[4], 1u) << "one thread is told that it was the last";
     EXPECT_EQ(f, 96.0f);
   });
 }
@@ -115,7 +103,7 @@ struct LoadArgs {
 __global__ void load_kernel(const __grid_constant__ LoadArgs p) {
   grid_dependency_wait();
   p.out[threadIdx.x] = load_streaming(p.in + threadIdx.x);
-  p.out[threadIdx.x + 32] = __ldg(p.in + threadIdx.x);
+  p.out[threadIdx.x + 32] = __ldcg(p.in + threadIdx.x);
   grid_dependency_launch();
 }
 

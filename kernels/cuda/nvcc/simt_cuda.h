@@ -33,30 +33,31 @@ inline void check_cuda(cudaError_t error, const char* call) {
   throw DeviceError(str_cat(call, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
 }
 
-// Whether the current device knows programmatic dependent launch (compute capability 9.0 and up); asked once a device.
-inline bool device_has_pdl(int device) {
-  static std::atomic<uint64_t> known{0}, has{0};
-  const uint64_t bit = uint64_t{1} << (device & 63);
-  if (!(known.load(std::memory_order_acquire) & bit)) {
-    int major = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-    if (major >= 9) has.fetch_or(bit);
-    known.fetch_or(bit, std::memory_order_release);
-  }
-  return has.load() & bit;
-}
-
 inline int current_device() {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   return device;
 }
 
+// Of the current device; asked of the runtime once a device, because every launch wants to know.
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
+  static std::atomic<int> known[64];
+  const int device = current_device();
+  std::atomic<int>& attribute = known[device & 63];
+  if (attribute.load() == 0) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "cudaDeviceGetAttribute");
+    attribute.store(value);
+  }
+  return attribute.load();
+}
+
 // How many blocks that fill a multiprocessor run at once.
-inline int num_multiprocessors() {
-  int device = current_device(), count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
+inline int num_multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
+// The most dynamic shared memory that a block may have on the current device.
+inline size_t max_shared_bytes() {
+  return static_cast<size_t>(device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>());
 }
 
 // Whether launches wait for their kernel, so that an error is told by the launch that made it.
@@ -92,20 +93,17 @@ inline void wait_for_kernel(cudaStream_t stream, const char* launcher) {
 
 template <auto Kernel, typename Args>
 void launch(const LaunchConfig& config, const Args& args) {
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   if (config.shared_bytes > 48 << 10) {  // more must be asked for, once a kernel and device
     static std::atomic<uint64_t> raised{0};
-    const uint64_t bit = uint64_t{1} << (device & 63);
+    const uint64_t bit = uint64_t{1} << (current_device() & 63);
     if (!(raised.load() & bit)) {
-      int limit = 0;
-      check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                 "cudaDeviceGetAttribute");
+      const auto limit = static_cast<int>(max_shared_bytes());
       check_cuda(cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
                  "cudaFuncSetAttribute");
       raised.fetch_or(bit);
     }
   }
+  const bool has_pdl = device_attribute<cudaDevAttrComputeCapabilityMajor>() >= 9;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -115,7 +113,7 @@ void launch(const LaunchConfig& config, const Args& args) {
   launch_config.dynamicSmemBytes = config.shared_bytes;
   launch_config.stream = static_cast<cudaStream_t>(config.stream.handle);
   launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.pdl && device_has_pdl(device) ? 1 : 0;
+  launch_config.numAttrs = config.pdl && has_pdl ? 1 : 0;
   check_launch(cudaLaunchKernelEx(&launch_config, Kernel, args), __PRETTY_FUNCTION__);
   if (launches_block()) [[unlikely]]
     wait_for_kernel(launch_config.stream, __PRETTY_FUNCTION__);
@@ -147,14 +145,6 @@ __device__ __forceinline__ void grid_dependency_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-// The most dynamic shared memory that a block may have on the current device.
-inline size_t max_shared_bytes() {
-  int device = 0, limit = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
-  return static_cast<size_t>(limit);
 }
 
 // 2^x to about 2 units in the last place; exactly 1 for 0, 0 for -infinity.
