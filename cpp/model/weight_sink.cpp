@@ -18,8 +18,8 @@ constexpr size_t kAlignment = 64;
 constexpr int64_t kTaskBytes = int64_t{1} << 20;  // of one filling task
 // A chunk of fewer rows waits for the next slot: transposed sources are read in runs of as many elements.
 constexpr int64_t kFewRows = 256;
-constexpr int64_t kRowMultiple = 64;  // chunks end between the panels of every backend
-constexpr int kMaxFillThreads = 16;   // more than the memory of a socket can feed
+constexpr int64_t kRowMultiple = 64;  // of a chunk: whole panels of every backend, where the part begins at one
+constexpr int kMaxFillThreads = 16;   // more would wait for the bus or for host memory
 
 DType staged_dtype(DType dtype) { return dtype == DType::f64 ? DType::f32 : dtype; }
 

@@ -46,8 +46,8 @@ constexpr int kSumStride = kLargeRows + 4;  // 2 kSumStride = 8 mod 32 banks: wh
 struct LargeGemmShared {
   union {
     struct {
-      uint4 weights[kLargeStages][kLargeSteps][kLargeRows * 4];
-      uint4 tokens[kLargeStages][kLargeSteps][kLargeTokens * 4];
+      uint4 weights[kLargeStages][kLargeSteps * kLargeRows * 4];
+      uint4 tokens[kLargeStages][kLargeSteps * kLargeTokens * 4];
     } ring;
     float sums[kLargeTokens][kSumStride];
   };
@@ -117,11 +117,11 @@ struct LargeLoader {
     for (int i = 0; i < kCopies; ++i, from += apart) simt::cp_async16(to + i * kRowsApart * 4, from, i < num_valid);
   }
   __device__ __forceinline__ void load_weights(const LargeGemmArgs& p, LargeGemmShared& s, int chunk, int stage) const {
-    load(&s.ring.weights[stage][0][slot], weight + 2 * (chunk * kChunk), p.weight_bytes_apart,
+    load(&s.ring.weights[stage][slot], weight + 2 * (chunk * kChunk), p.weight_bytes_apart,
          chunk * kChunk + k < p.gemm.padded_cols ? num_rows : 0);
   }
   __device__ __forceinline__ void load_tokens(const LargeGemmArgs& p, LargeGemmShared& s, int chunk, int stage) const {
-    load(&s.ring.tokens[stage][0][slot], a + 2 * (chunk * kChunk), p.a_bytes_apart,
+    load(&s.ring.tokens[stage][slot], a + 2 * (chunk * kChunk), p.a_bytes_apart,
          chunk * kChunk + k < p.gemm.cols ? num_tokens : 0);
   }
 };
@@ -132,8 +132,10 @@ __device__ __forceinline__ void multiply_step(const LargeGemmShared& s, int stag
                                               float (&acc)[kLargeTiles][4]) {
   using Tag = typename TensorCoreTag<Element>::Type;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const uint4* weights = &s.ring.weights[stage][step][warp / 2 * kLargeRowTiles * 64 + (lane ^ step * 4)];
-  const uint4* tokens = &s.ring.tokens[stage][step][warp % 2 * kLargeTokenTiles * 32 + (lane ^ step * 4)];
+  const uint4* weights =
+      &s.ring.weights[stage][(step * kLargeRows + warp / 2 * kLargeRowTiles * 16) * 4 + (lane ^ step * 4)];
+  const uint4* tokens =
+      &s.ring.tokens[stage][(step * kLargeTokens + warp % 2 * kLargeTokenTiles * 8) * 4 + (lane ^ step * 4)];
   uint4 low[kLargeRowTiles], high[kLargeRowTiles];
 #pragma unroll
   for (int r = 0; r < kLargeRowTiles; ++r) low[r] = weights[r * 64], high[r] = weights[r * 64 + 32];
