@@ -62,6 +62,13 @@ class Device {
   // false: a kernel or a call broke it, and whatever it is asked from now on fails.
   virtual bool usable() const { return true; }
 
+  // Which library takes large products that need not be batch invariant, or what was tried to find one.
+  struct ProductLibrary {
+    bool is_found = false;
+    std::string status;
+  };
+  virtual ProductLibrary product_library() const { return {}; }
+
   // Reserves addresses and backs them with memory. Throws DeviceError naming the region and its size.
   virtual std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) = 0;
   virtual std::unique_ptr<HostBuffer> allocate_host(size_t num_bytes) = 0;

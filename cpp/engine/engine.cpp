@@ -15,6 +15,19 @@ double epoch_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
+// Adds the time of its scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point start_;
+};
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
@@ -26,6 +39,7 @@ Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkp
 
 bool Engine::step() {
   if (!broken_.empty()) throw DeviceError(broken_);
+  const Stopwatch whole(totals_.step_seconds);
   try {
     const size_t depth = may_run_ahead() ? Scheduler::kMaxInFlight : 1;
     while (scheduler_.num_in_flight() < depth && launch()) {
@@ -71,7 +85,10 @@ bool Engine::launch() {
 // fetch, commit of the oldest step under way; then callbacks are told.
 void Engine::collect() {
   StepInFlight& step = steps_[first_step_];
-  const SampledTokens& sampled = worker_.fetch();
+  const SampledTokens& sampled = [&]() -> const SampledTokens& {
+    const Stopwatch waiting(wait_seconds_);
+    return worker_.fetch();
+  }();
   const double now = epoch_seconds();
   record_tokens(step, sampled, now);
   scheduler_.commit(step.batch, sampled.token_ids);
@@ -273,6 +290,9 @@ Stats Engine::stats() const {
   stats.prefix_cache_queries = scheduler.prefix_cache_queries;
   stats.prefix_cache_hits = scheduler.prefix_cache_hits;
   stats.num_blocks = config_.memory.num_blocks;
+  stats.host_seconds = totals_.step_seconds - wait_seconds_;
+  stats.num_graphs = static_cast<int64_t>(worker_.num_graphs());
+  stats.capture_seconds = worker_.capture_seconds();
   stats.num_free_blocks = scheduler_.num_free_blocks();
   stats.num_cached_blocks = scheduler_.num_cached_blocks();
   return stats;

@@ -90,6 +90,7 @@ class Engine {
   size_t first_step_ = 0;
   std::string broken_;  // what the device said; empty while it works
   Stats totals_;
+  double wait_seconds_ = 0.0;
 };
 
 }  // namespace quire

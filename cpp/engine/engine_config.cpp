@@ -17,16 +17,9 @@ namespace {
 
 // Enough rows for the matrix products to run at full speed, few enough that decodes do not wait long behind a prompt.
 constexpr int64_t kDefaultBatchedTokens = 2048;
-constexpr int64_t kDefaultKvCacheBytes = int64_t{4} << 30;  // vLLM's default on CPUs
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw InvalidArgument(message);
-}
-
-std::string gib(int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f GiB", static_cast<double>(bytes) / (int64_t{1} << 30));
-  return text;
 }
 
 Json load_config(const std::filesystem::path& model_dir, const EngineOptions& options) {
@@ -87,65 +80,7 @@ SchedulerOptions scheduler_options(const ModelConfig& model, const EngineOptions
   return scheduler;
 }
 
-// What the cache may take: the caller's exact number, else what max_num_seqs sequences can use, capped by
-// VLLM_CPU_KVCACHE_SPACE (GiB, default 4) and by the memory that is there.
-int64_t kv_budget_bytes(const EngineConfig& config, const DeviceMemory& memory) {
-  const EngineOptions& options = config.options;
-  if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
-  int64_t cap = kDefaultKvCacheBytes;
-  if (const char* space = std::getenv("VLLM_CPU_KVCACHE_SPACE")) {
-    const double requested = std::atof(space);
-    if (requested > 0) cap = static_cast<int64_t>(requested * static_cast<double>(int64_t{1} << 30));
-  }
-  const int64_t wanted = config.max_blocks_per_seq() * options.max_num_seqs * config.memory.kv_block_bytes;
-  const auto usable =
-      static_cast<int64_t>(static_cast<double>(memory.available_bytes) * options.gpu_memory_utilization) -
-      config.memory.weight_bytes - config.memory.workspace_bytes;
-  return std::min({wanted, cap, usable});
-}
-
-void plan_kv_cache(EngineConfig& config, const DeviceMemory& memory) {
-  const int64_t needed = config.max_blocks_per_seq();
-  int64_t num_blocks = config.options.num_gpu_blocks_override;
-  if (num_blocks == 0)
-    num_blocks = std::max<int64_t>(0, kv_budget_bytes(config, memory) / config.memory.kv_block_bytes);
-  const int64_t block_bytes = config.memory.kv_block_bytes;
-  const int64_t block_size = config.scheduler.block_size;
-  if (num_blocks < needed) {
-    throw InvalidArgument(
-        str_cat("To serve at least one request with the models's max seq len (", config.model.max_model_len, "), (",
-                gib(needed * block_bytes), " KV cache is needed, which is larger than the available KV cache memory (",
-                gib(num_blocks * block_bytes), "). Weights take ", gib(config.memory.weight_bytes), ", workspace ",
-                gib(config.memory.workspace_bytes), ", KV cache ", block_bytes / block_size,
-                " bytes a token; available memory ", gib(memory.available_bytes), " of ", gib(memory.total_bytes),
-                ". Three ways out: decrease `max_model_len` to ", num_blocks * block_size,
-                " or less; increase `gpu_memory_utilization` (now ", config.options.gpu_memory_utilization,
-                ") or `kv_cache_memory_bytes` (VLLM_CPU_KVCACHE_SPACE in GiB on a CPU, ",
-                "num_gpu_blocks_override if that is set); or free memory that other processes hold."));
-  }
-  config.memory.num_blocks = std::min<int64_t>(num_blocks, INT32_MAX / block_size);
-}
-
-// Nothing where weights are in host memory anyway.
-OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options, const Device& device) {
-  if (!device.is_asynchronous()) return {};
-  constexpr double kMostGb = 1e6;  // more than any layers have
-  const double num_bytes = std::min(options.cpu_offload_gb, kMostGb) * static_cast<double>(int64_t{1} << 30);
-  OffloadPlan plan = plan_offload(model.arch, model.dtype, device.kernels(), static_cast<int64_t>(num_bytes));
-  if (!plan.empty() && plan.total_slot_bytes() >= plan.host_bytes()) {
-    log_warning("cpu_offload_gb=", options.cpu_offload_gb, " keeps ", plan.layers.size(),
-                " of the layers in host memory and needs ", plan.num_slots,
-                " layer slots on the device for them: it saves no device memory and costs time. Ask for more than ",
-                gib(static_cast<int64_t>(plan.total_slot_bytes())), ".");
-  }
-  return plan;
-}
-
 }  // namespace
-
-int64_t EngineConfig::max_blocks_per_seq() const {
-  return (scheduler.max_model_len + scheduler.block_size - 1) / scheduler.block_size;
-}
 
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device) {
@@ -161,27 +96,8 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   }
   config.graph_max_kv_len = std::min(config.model.max_model_len, options.max_seq_len_to_capture);
 
-  const ModelConfig& model = config.model;
-  Weights weights;
-  RopePlacement rope;
-  BatchBuffers buffers;
-  RowBuffers row_buffers;
-  MemoryPlan& memory = config.memory;
-  memory.offload = offload_plan(model, options, device);
-  memory.weight_bytes =
-      static_cast<int64_t>(place_weights(model.arch, model.dtype, device.kernels(), nullptr, weights, memory.offload));
-  memory.arena_bytes =
-      static_cast<int64_t>(measure_arena(model, config.scheduler, device.kernels(), device.num_threads()));
-  memory.workspace_bytes =
-      memory.arena_bytes + static_cast<int64_t>(place_rope_tables(model, nullptr, rope) +
-                                                place_batch_buffers(config.scheduler, nullptr, buffers) +
-                                                gemm_scratch_bytes(weights, device.kernels()));
-  if (config.scheduler.device_rows) {
-    memory.workspace_bytes += static_cast<int64_t>(place_row_buffers(config.scheduler, nullptr, row_buffers));
-  }
-  memory.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
-  plan_kv_cache(config, device.memory());
-  config.scheduler.num_blocks = static_cast<int32_t>(memory.num_blocks);
+  config.memory = plan_memory(config.model, config.scheduler, options, device);
+  config.scheduler.num_blocks = static_cast<int32_t>(config.memory.num_blocks);
   return config;
 }
 

@@ -7,23 +7,13 @@
 #include <filesystem>
 
 #include "device/device.h"
+#include "engine/memory_plan.h"
 #include "engine/scheduler.h"
 #include "model/model_config.h"
 #include "model/weights.h"
 #include "quire/types.h"
 
 namespace quire {
-
-struct MemoryPlan {
-  int64_t weight_bytes = 0;     // on the device: of offloaded layers, the slots they share
-  int64_t workspace_bytes = 0;  // rope tables, batch arrays, arena
-  int64_t kv_block_bytes = 0;
-  int64_t num_blocks = 0;
-  int64_t arena_bytes = 0;  // part of the workspace
-  OffloadPlan offload;      // layers in host memory (cpu_offload_gb)
-
-  int64_t kv_bytes() const { return kv_block_bytes * num_blocks; }
-};
 
 struct EngineConfig {
   ModelConfig model;
@@ -33,8 +23,6 @@ struct EngineConfig {
   // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.
   std::vector<int32_t> graph_sizes;
   int64_t graph_max_kv_len = 0;
-
-  int64_t max_blocks_per_seq() const;
 };
 
 // Throws InvalidArgument: a bad option, a model that is not supported, or too little memory for one sequence of

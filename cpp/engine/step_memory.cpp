@@ -46,9 +46,9 @@ size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacemen
   return placer.used();
 }
 
-size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels) {
+size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant) {
   Placer placer(nullptr);
-  placer.take<std::byte>(static_cast<int64_t>(gemm_workspace_bytes(weights, kernels)));
+  placer.take<std::byte>(static_cast<int64_t>(gemm_workspace_bytes(weights, kernels, batch_invariant)));
   return placer.used();
 }
 

@@ -40,7 +40,7 @@ size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, Bat
 size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope);
 
 // What products share sums through (KernelTable::gemm_workspace_bytes), in whole lines.
-size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels);
+size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant);
 
 // Scratch of the worst-case step, found by a dry run of forward, logits and sampling.
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,

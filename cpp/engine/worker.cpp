@@ -2,6 +2,7 @@
 #include "engine/worker.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/log.h"
 #include "model/rope_table.h"
@@ -18,6 +19,13 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
   ops_.set_batch_invariant(config.options.batch_invariant);
+  if (!config.options.batch_invariant && device_->is_asynchronous()) {
+    const Device::ProductLibrary library = device_->product_library();
+    if (!library.is_found) {
+      log_warning("batch_invariant=false gains nothing for matrix products without cuBLASLt: ", library.status,
+                  ". pip install nvidia-cublas, or set QUIRE_CUBLASLT to the folder of libcublasLt.so.");
+    }
+  }
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_bytes()));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
@@ -39,7 +47,7 @@ void Worker::place_workspace() {
     rows_.emplace(*device_, config_.scheduler, row_buffers);
   }
   place_gemm_scratch(base);
-  base += gemm_scratch_bytes(weights_, device_->kernels());
+  base += gemm_scratch_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
   QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
   arena_.bind(base, arena_bytes);
@@ -50,7 +58,7 @@ void Worker::place_workspace() {
 }
 
 void Worker::place_gemm_scratch(std::byte* base) {
-  const size_t num_bytes = gemm_workspace_bytes(weights_, device_->kernels());
+  const size_t num_bytes = gemm_workspace_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
   if (num_bytes == 0) return;
   const std::vector<std::byte> zeros(num_bytes);
   device_->copy_to_device(base, zeros.data(), num_bytes);
@@ -129,7 +137,9 @@ void Worker::replay(const StepShape& bucket) {
   if (Graph* graph = graphs_.find(bucket)) return graph->launch();
   launch(bucket);
   try {
+    const auto start = std::chrono::steady_clock::now();
     graphs_.insert(bucket, device_->capture([&] { launch(bucket); }));
+    capture_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   } catch (const OutOfMemory& error) {
     log_warning("steps are no longer replayed from graphs, which costs speed and nothing else: ", error.what(),
                 ". Lower gpu_memory_utilization to leave room for them.");

@@ -50,6 +50,7 @@ class Worker {
 
   const Device& device() const { return *device_; }
   size_t num_graphs() const { return graphs_.size(); }
+  double capture_seconds() const { return capture_seconds_; }
 
  private:
   void place_gemm_scratch(std::byte* base);
@@ -74,6 +75,7 @@ class Worker {
   std::optional<RowState> rows_;  // on an asynchronous device
   SampleOutput output_;
   StepGraphs graphs_;
+  double capture_seconds_ = 0.0;
 
   // Of the step in progress.
   StepShape shape_;

@@ -30,6 +30,7 @@ void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& 
                  .out_dtype = out.dtype,
                  .out_stride = out.row_stride(),
                  .accumulate = epilogue.accumulate,
+                 .batch_invariant = batch_invariant_,
                  .workspace = gemm_workspace_,
                  .workspace_bytes = gemm_workspace_bytes_},
                 stream_);

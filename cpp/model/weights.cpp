@@ -135,11 +135,13 @@ std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const 
   return sizes;
 }
 
-size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels) {
+size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant) {
   size_t most = 0;
-  if (kernels.gemm_workspace_bytes == nullptr) return most;
+  const bool uses_library = !batch_invariant && kernels.gemm_library_workspace_bytes != nullptr;
+  const auto bytes_for = uses_library ? kernels.gemm_library_workspace_bytes : kernels.gemm_workspace_bytes;
+  if (bytes_for == nullptr) return most;
   const auto consider = [&](const PackedWeight& weight) {
-    if (weight.rows > 0) most = std::max(most, kernels.gemm_workspace_bytes(weight.rows, weight.cols, weight.dtype));
+    if (weight.rows > 0) most = std::max(most, bytes_for(weight.rows, weight.cols, weight.dtype));
   };
   for (const LayerWeights& layer : weights.layers) {
     for (const PackedWeight* weight : {&layer.qkv, &layer.o, &layer.up, &layer.down}) consider(*weight);

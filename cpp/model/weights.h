@@ -80,7 +80,7 @@ size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kerne
 std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const KernelTable& kernels);
 
 // The largest gemm workspace that a product with one of these weights can use.
-size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels);
+size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant);
 
 // Elements of all slots; a tied head counts once.
 int64_t num_parameters(const ArchSpec& arch);

@@ -163,6 +163,10 @@ py::dict PyEngine::stats() {
   values["generated_tokens"] = stats.generated_tokens;
   values["prefix_cache_queries"] = stats.prefix_cache_queries;
   values["prefix_cache_hits"] = stats.prefix_cache_hits;
+  values["num_graphs"] = stats.num_graphs;
+  values["step_seconds"] = stats.step_seconds;
+  values["host_seconds"] = stats.host_seconds;
+  values["capture_seconds"] = stats.capture_seconds;
   return values;
 }
 

@@ -13,6 +13,7 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
+from quire import graphs
 from quire.errors import ValidationError
 from quire.sampling_params import warn_deprecated
 
@@ -83,10 +84,10 @@ ARGS: dict[str, Arg] = {
     "gpu_memory_utilization": _engine(0.9),
     "swap_space": _no_effect(4, "Preempted requests are recomputed, never swapped."),
     "cpu_offload_gb": _engine(0, "GiB of layers that stay in CPU memory. No effect on a CPU, where all weights do."),
-    "enforce_eager": _no_effect(None, _NO_CAPTURE),
-    "max_seq_len_to_capture": _no_effect(8192, _NO_CAPTURE),
+    "enforce_eager": _engine(None, "True: decode steps on a GPU are not replayed from graphs. " + _NO_CAPTURE),
+    "max_seq_len_to_capture": _engine(8192, "Steps with a longer sequence are not replayed. " + _NO_CAPTURE),
     "disable_custom_all_reduce": _no_effect(False, "One device has nobody to reduce with."),
-    "disable_async_output_proc": _no_effect(False, "Output processing changes no output."),
+    "disable_async_output_proc": _python(False, "True is async_scheduling=False."),
     "hf_token": _python(),
     "hf_overrides": _python(),
     "mm_processor_kwargs": _only(None, _TEXT_ONLY, ({},)),
@@ -94,7 +95,11 @@ ARGS: dict[str, Arg] = {
         "auto", "Only text generation runs here; pooling models come in a later release.", ("generate",), TASKS
     ),
     "override_pooler_config": _only(None, "Pooling models come in a later release."),
-    "compilation_config": _no_effect(None, _NO_CAPTURE),
+    "compilation_config": _python(
+        None,
+        "Its graph settings are used (use_cudagraph, cudagraph_mode, cudagraph_capture_sizes, "
+        "max_cudagraph_capture_size); nothing is compiled.",
+    ),
     # EngineArgs of 0.8.4.
     "served_model_name": _no_effect(None, "There is no server."),
     "hf_config_path": _only(None, "Put config.json into the model's directory, or use hf_overrides."),
@@ -200,22 +205,25 @@ ARGS: dict[str, Arg] = {
     "return_sampling_mask": _only(False, _LATER),
     "enable_prompt_embeds": _only(False, "Give token ids or text."),
     "weight_transfer_config": _only(None, _LATER),
-    "async_scheduling": _no_effect(None, "Scheduling changes no output."),
-    "cuda_graph_sizes": _no_effect(None, _NO_CAPTURE),
-    "cudagraph_capture_sizes": _no_effect(None, _NO_CAPTURE),
+    "async_scheduling": _engine(None, "False: a step on a GPU is planned after the one before it. Same results."),
+    "cuda_graph_sizes": _python(None, "Batch sizes of captured decode steps; one number: all usual ones up to it."),
+    "cudagraph_capture_sizes": _python(None, "Batch sizes of captured decode steps. " + _NO_CAPTURE),
     "disable_hybrid_kv_cache_manager": _no_effect(None, "There is one cache manager."),
     "renderer_num_workers": _no_effect(1, "Prompts are tokenized in one parallel call."),
     "mm_processor_cache_gb": _no_effect(4, _TEXT_ONLY),
     "skip_mm_profiling": _no_effect(False, _TEXT_ONLY),
     "enable_log_requests": _no_effect(False, "Nothing is logged."),
     # quire's own.
+    "batch_invariant": _engine(
+        None, "False: large products on a GPU may use cuBLASLt and Hopper's prefill, whose bits depend on the batch."
+    ),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),
     "cpu_isa": _engine(None, "portable, avx2 or avx512; default: the best the machine has."),
 }
 
 _INTEGERS = tuple(
     "max_model_len max_num_seqs max_num_batched_tokens block_size long_prefill_token_threshold num_gpu_blocks_override "
-    "kv_cache_memory_bytes num_threads".split()
+    "kv_cache_memory_bytes num_threads max_seq_len_to_capture".split()
 )
 _QUANTIZATIONS = frozenset(
     "aqlm awq deepspeedfp tpu_int8 fp8 ptpc_fp8 fbgemm_fp8 modelopt nvfp4 marlin gguf gptq_marlin_24 gptq_marlin "
@@ -240,6 +248,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         if arg.use is Use.ONLY and not any(_same(value, fine) for fine in (arg.default, *arg.allowed)):
             raise NotImplementedError(f"{name}={value!r} is not supported by this version of quire. {arg.note}")
     _fold_rope(values)
+    graphs.engine_options(values)  # for its refusals
     return values
 
 
@@ -335,6 +344,7 @@ def engine_options(values: Mapping[str, Any], config_overrides: str) -> dict[str
     options = {name: values[name] for name, arg in ARGS.items() if arg.use is Use.ENGINE and values[name] is not None}
     options["dtype"] = dtype_name(values["dtype"])
     options["device"] = _device(values["device"])
+    options.update(graphs.engine_options(values))
     options["load_format"] = {"dummy": "dummy"}.get(values["load_format"], "auto")
     options["config_overrides"] = config_overrides
     seed = values["seed"]

@@ -319,7 +319,7 @@ class LLM(UnavailableMethods):
         self._check_open()
         return self._engine.reset_prefix_cache()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """Counters of the engine."""
         self._check_open()
         return self._engine.stats()

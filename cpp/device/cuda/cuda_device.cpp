@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cuda/cuda_kernels.h"
+#include "cuda/gemm/cublaslt.h"
 #include "device/cuda/context.h"
 #include "device/cuda/memory.h"
 
@@ -87,6 +88,10 @@ class CudaDevice final : public Device {
   int num_threads() const override { return 1; }  // workspaces are shared out by blocks, not by threads of the host
   bool is_asynchronous() const override { return true; }
   bool usable() const override { return context_->usable(); }
+
+  ProductLibrary product_library() const override {
+    return {.is_found = cuda::cublaslt_functions() != nullptr, .status = cuda::cublaslt_status()};
+  }
 
   DeviceMemory memory() const override {
     context_->use();

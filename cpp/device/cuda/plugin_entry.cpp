@@ -1,7 +1,11 @@
 // What a plugin exports; see device/plugin.h. The one file of this folder that is in plugins alone.
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <filesystem>
 
 #include "base/log.h"
+#include "cuda/gemm/cublaslt.h"
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
 
@@ -15,6 +19,14 @@ int num_devices() {
   return error == cudaSuccess ? count : 0;
 }
 
+// NVIDIA's wheels lie where quire's own does: this file is <site-packages>/quire/lib/libquire_cuda.so.
+void tell_where_wheels_are() {
+  Dl_info self{};
+  if (dladdr(reinterpret_cast<const void*>(&num_devices), &self) == 0 || self.dli_fname == nullptr) return;
+  const std::filesystem::path package = std::filesystem::absolute(self.dli_fname).parent_path().parent_path();
+  cuda::set_cublaslt_folders({package.parent_path().string()});
+}
+
 constexpr DevicePlugin kPlugin = {
     .version = QUIRE_BUILD_VERSION, .num_devices = num_devices, .make_device = make_cuda_device};
 
@@ -24,5 +36,6 @@ constexpr DevicePlugin kPlugin = {
 extern "C" __attribute__((visibility("default"))) const quire::DevicePlugin* quire_device_plugin(
     const quire::PluginHost* host) {
   quire::set_log_sink(host->log);
+  quire::tell_where_wheels_are();
   return &quire::kPlugin;
 }

@@ -129,6 +129,10 @@ struct Stats {
   int64_t num_steps = 0, num_preemptions = 0;
   int64_t prompt_tokens = 0, cached_prompt_tokens = 0, generated_tokens = 0;
   int64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // tokens
+  int64_t num_graphs = 0;                                   // decode steps captured, on a GPU
+  double step_seconds = 0.0;                                // in step(), callbacks included
+  double host_seconds = 0.0;                                // of that, not waiting for the device
+  double capture_seconds = 0.0;                             // of that, capturing graphs
 };
 
 struct ModelInfo {
