@@ -231,6 +231,8 @@ bool multiply_and_finish(const cublaslt::Functions& functions, const GemmParams&
 }  // namespace
 
 bool library_gemm(const GemmParams& g, Stream stream) {
+  const DType dtype = g.weight.dtype;
+  if (dtype != DType::bf16 && dtype != DType::f16 && dtype != DType::f32) return false;
   if (!gemm_args(g).a_aligned || g.workspace == nullptr ||
       g.workspace_bytes < least_library_workspace_bytes(g.weight.rows)) {
     return false;
