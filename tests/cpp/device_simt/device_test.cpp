@@ -259,6 +259,7 @@ TEST_F(OnCudaDevice, MemoryThatGoesIsWaitedFor) {
   auto graph = device_->capture([&] { device_->fill_async(other->data(), std::byte{1}, kBytes, device_->stream()); });
   device_->fill_async(memory->data(), std::byte{1}, kBytes, device_->copy_stream());
   memory->release();
+  device_->synchronize();  // throws what the streams found freed
   memory->restore();
   device_->copy_async(buffer->data(), memory->data(), kBytes, device_->stream());
   memory.reset();
@@ -267,7 +268,7 @@ TEST_F(OnCudaDevice, MemoryThatGoesIsWaitedFor) {
   graph->launch();
   graph.reset();
   other.reset();
-  device_->synchronize();  // throws what the streams found freed
+  device_->synchronize();
 }
 
 TEST_F(OnCudaDevice, PartsOutliveTheDevice) {
