@@ -251,6 +251,26 @@ TEST_F(OnCudaDevice, TooLittleMemoryNamesTheRegionAndLosesNothing) {
   EXPECT_EQ(fetch<uint8_t>(memory->data(), 1024), std::vector<uint8_t>(1024, 3));
 }
 
+// Memory goes when what uses it is done, not before.
+TEST_F(OnCudaDevice, MemoryThatGoesIsWaitedFor) {
+  constexpr size_t kBytes = size_t{1} << 20;
+  auto memory = region(kBytes), other = region(kBytes);
+  auto buffer = device_->allocate_host(kBytes);
+  auto graph = device_->capture([&] { device_->fill_async(other->data(), std::byte{1}, kBytes, device_->stream()); });
+  device_->fill_async(memory->data(), std::byte{1}, kBytes, device_->copy_stream());
+  memory->release();
+  device_->synchronize();  // throws what the streams found freed
+  memory->restore();
+  device_->copy_async(buffer->data(), memory->data(), kBytes, device_->stream());
+  memory.reset();
+  device_->copy_async(other->data(), buffer->data(), kBytes, device_->copy_stream());
+  buffer.reset();
+  graph->launch();
+  graph.reset();
+  other.reset();
+  device_->synchronize();
+}
+
 TEST_F(OnCudaDevice, PartsOutliveTheDevice) {
   const auto memory = region(256);
   const auto buffer = device_->allocate_host(256);

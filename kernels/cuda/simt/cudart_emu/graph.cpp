@@ -10,15 +10,24 @@
 namespace quire::cudart_emu {
 namespace {
 
-// Fresh lanes with the work of a graph: its waits point from one to the other.
+// Turns the waits of a capture from lanes to their numbers.
+void number_waits(const std::vector<std::shared_ptr<Lane>>& lanes) {
+  for (const auto& lane : lanes) {
+    for (Op& op : lane->ops) {
+      if (!op.wait.lane) continue;
+      op.lane_of_capture = std::find(lanes.begin(), lanes.end(), op.wait.lane) - lanes.begin();
+      op.wait.lane = nullptr;
+    }
+  }
+}
+
+// Fresh lanes with the work of a graph, whose waits point from one to the other until they are done.
 std::vector<std::shared_ptr<Lane>> unrolled(const std::vector<std::shared_ptr<Lane>>& lanes) {
   std::vector<std::shared_ptr<Lane>> fresh;
   for (const auto& lane : lanes) fresh.push_back(std::make_shared<Lane>(*lane));
   for (const auto& lane : fresh) {
     for (Op& op : lane->ops) {
-      if (!op.wait.lane) continue;
-      const auto it = std::find(lanes.begin(), lanes.end(), op.wait.lane);
-      op.wait.lane = fresh[static_cast<size_t>(it - lanes.begin())];
+      if (op.lane_of_capture >= 0) op.wait.lane = fresh[static_cast<size_t>(op.lane_of_capture)];
     }
   }
   return fresh;
@@ -49,6 +58,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::shared_ptr<Capture> capture = stream->capture;
   if (capture->origin != stream) return invalidate(*capture, cudaErrorStreamCaptureUnmatched);
   capture->is_over = true;
+  number_waits(capture->lanes);
   for (const cudaStream_t member : capture->streams) {
     if (!is_known(member)) continue;
     member->capture = nullptr;
@@ -58,9 +68,12 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (capture->is_invalid) return set_error(cudaErrorStreamCaptureInvalidated);
   const std::vector<std::shared_ptr<Lane>> trial = unrolled(capture->lanes);
   advance(*trial[0], trial[0]->end(), false);
+  bool is_joined = true;
   for (const auto& lane : trial) {
-    if (!lane->ops.empty()) return set_error(cudaErrorStreamCaptureUnjoined);
+    is_joined = is_joined && lane->ops.empty();
+    lane->ops.clear();
   }
+  if (!is_joined) return set_error(cudaErrorStreamCaptureUnjoined);
   *graph = *state().graphs.insert(new CUgraph_st{capture->lanes}).first;
   return cudaSuccess;
 }

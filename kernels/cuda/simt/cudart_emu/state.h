@@ -29,10 +29,12 @@ struct Marker {
   uint64_t position = 0;
 };
 
-// Work, or a wait for another lane.
+// Work, or a wait for another lane. Lanes of a finished capture name each other by number, since they may wait for each
+// other in turn and would keep each other alive.
 struct Op {
   std::shared_ptr<const std::function<void()>> work;
   Marker wait;
+  int64_t lane_of_capture = -1;
 };
 
 // Work that is done in order: of a stream, or of one stream's part in a graph.

@@ -176,6 +176,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const std::lock_guard lock(state().mutex);
   if (stream == nullptr || !is_known(stream)) return set_error(cudaErrorInvalidResourceHandle);
   advance(*stream->lane, stream->lane->end());
+  if (stream->capture) {  // which can no longer end
+    stream->capture->is_invalid = true;
+    for (const auto& lane : stream->capture->lanes) lane->ops.clear();
+  }
   state().streams.erase(stream);
   delete stream;
   return set_error(state().sticky);
