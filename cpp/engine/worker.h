@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "device/arena.h"
 #include "device/device.h"
@@ -35,6 +36,9 @@ class Worker {
 
   // A batch for rows (Batch::rows) or a flat one. `sampling` outlives run().
   void upload(const Batch& batch, const SamplingBatch& sampling);
+  // Puts copies of KV blocks on the stream, in front of the step that is run next. The steps of earlier copies are
+  // fetched or abandoned.
+  void copy_blocks(std::span<const BlockCopy> copies);
   // Forward and sample of the uploaded batch; what was sampled is on its way.
   void run();
   // Waits for the oldest step that was run and not fetched, and returns what was sampled; valid until the next run().
@@ -55,6 +59,7 @@ class Worker {
  private:
   void place_gemm_scratch(std::byte* base);
   void place_workspace();
+  void describe_pages();
   // The launches of a step, from its rows where it has them to the tokens of its rows.
   void launch(const StepShape& shape);
   void replay(const StepShape& bucket);
@@ -67,6 +72,8 @@ class Worker {
   KvCache kv_cache_;
   RopePlacement rope_;
   BatchBuffers buffers_;
+  CopyBuffers copy_buffers_;
+  std::unique_ptr<HostBuffer> copies_;  // on their way to the device
   Arena arena_;
   Ops ops_;
   Decoder decoder_;

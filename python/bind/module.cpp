@@ -31,6 +31,7 @@ PYBIND11_MODULE(_quire, module) {
            py::arg("weights") = py::none())
       .def("submit", &PyEngine::submit, py::arg("prompt_token_ids"), py::arg("params"), py::arg("stream") = false)
       .def("submit_many", &PyEngine::submit_many, py::arg("prompts"), py::arg("params"))
+      .def("submit_beam_search", &PyEngine::submit_beam_search, py::arg("prompts"), py::arg("params"))
       .def("run", &PyEngine::run, py::arg("request_ids"), py::arg("max_ms") = 50)
       .def("cancel", &PyEngine::cancel, py::arg("request_id"))
       .def("set_vocabulary", &PyEngine::set_vocabulary, py::arg("token_bytes"))
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_quire, module) {
   module.def("validate_sampling_params",
              [](const py::dict& params) { quire::validate(quire::bind::from_dict<quire::SamplingParams>(params)); });
   module.def("sampling_param_fields", &quire::bind::list_fields<quire::SamplingParams>);
+  module.def("beam_search_param_fields", &quire::bind::list_fields<quire::BeamSearchParams>);
   module.def("engine_option_fields", &quire::bind::list_fields<quire::EngineOptions>);
   module.def("supported_architectures", &quire::supported_architectures);
   module.def("version", &quire::version);
