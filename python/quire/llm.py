@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from quire import beam_search as beams
 from quire import chat as chats
 from quire import chat_template as templates
 from quire import engine_args, inputs, model_source, runner
@@ -25,7 +26,7 @@ from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
 from quire.requests import Limits, Request, prepare, refuse_call_features, tokenization_options
-from quire.sampling_params import SamplingParams, warn_deprecated
+from quire.sampling_params import BeamSearchParams, SamplingParams, warn_deprecated
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
 
@@ -259,6 +260,21 @@ class LLM(UnavailableMethods):
         else:
             pairs = zip(prompts, sampling_params, strict=True)
         return self._iterate(iter(pairs), limit, use_tqdm, tokenization_kwargs, on_error)
+
+    def beam_search(
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: Any = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+        priority: Any = None,
+    ) -> list[beams.BeamSearchOutput]:
+        """The most likely continuations that a beam search finds for each prompt (TextPrompt or TokensPrompt)."""
+        self._check_open()
+        items = beams.as_prompts(prompts)
+        refuse_call_features(len(items), lora_request, priority)
+        return beams.search(self._engine, items, params, self._tokenizer, self._limits, use_tqdm, concurrency_limit)
 
     def enqueue(
         self,
