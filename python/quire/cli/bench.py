@@ -159,7 +159,7 @@ def beam_search(
                 times.append(time.perf_counter() - begin)
             if found != looped:
                 raise ValueError("the loop found other sequences")
-    search, loop = (statistics.fmean(times[1:]) for times in seconds.values())
+    search, loop = (statistics.median(times[1:]) for times in seconds.values())
     num_tokens = num_prompts * beam_width * output_len
     result = {
         "search_seconds": search,
