@@ -13,8 +13,8 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
+from quire.deprecation import warn_deprecated
 from quire.errors import ValidationError
-from quire.sampling_params import warn_deprecated
 
 
 class Use(Enum):

@@ -188,7 +188,7 @@ def test_conversations() -> None:
 def test_choice_of_template() -> None:
     named = {"default": "D", "tool_use": "T", "rag": "R"}
     assert chat.choose_template(None, "text", None) == "text"
-    assert chat.choose_template("given", "text", None) == "given"
+    assert chat.choose_template("{{ given }}", "text", None) == "{{ given }}"
     assert chat.choose_template(None, named, None) == "D"
     assert chat.choose_template(None, named, TOOLS) == "T"
     assert chat.choose_template("rag", named, None) == "R"
