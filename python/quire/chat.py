@@ -82,22 +82,31 @@ def render_all(
     unused = sorted(set(kwargs) - templates.variables(template))
     if unused:
         logger.warning("chat_template_kwargs %s have no effect: the chat template does not read them.", unused)
+    more = {"template_kwargs": kwargs}
     prompts = []
     for position, conversation in enumerate(conversations):
         try:
-            text = templates.render(
-                template,
-                parse_messages(conversation, form),
-                special_tokens=tokenizer.special_tokens,
-                template_kwargs=kwargs,
-                **own,
-            )
+            text = _render(conversation, form, template, special_tokens=tokenizer.special_tokens, **own, **more)
         except (ValueError, TypeError, NotImplementedError) as error:
             if len(conversations) > 1:
                 raise type(error)(f"{error} (conversation {position})") from error
             raise
         prompts.append(ParsedPrompt(text, None, add_special_tokens=False))
     return prompts
+
+
+def _render(conversation: Sequence[Any], content_format: str, template: str, **options: Any) -> str:
+    """One prompt. Arguments of tool calls are objects, but a template that joins them to text gets them as JSON."""
+    try:
+        return templates.render(template, parse_messages(conversation, content_format), **options)
+    except ValueError as error:
+        messages = parse_messages(conversation, content_format, arguments_as_text=True)
+        if not isinstance(error.__cause__, TypeError) or not any("tool_calls" in message for message in messages):
+            raise
+        try:
+            return templates.render(template, messages, **options)
+        except ValueError:
+            raise error from error.__cause__
 
 
 def load_template(value: str | Path | None) -> str | None:
@@ -153,12 +162,14 @@ def resolve_content_format(asked: str, template: str) -> str:
     return asked
 
 
-def parse_messages(messages: Sequence[Any], content_format: str) -> list[dict[str, Any]]:
+def parse_messages(
+    messages: Sequence[Any], content_format: str, arguments_as_text: bool = False
+) -> list[dict[str, Any]]:
     """The messages as the template sees them."""
-    return [_parse_message(message, content_format) for message in messages]
+    return [_parse_message(message, content_format, arguments_as_text) for message in messages]
 
 
-def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
+def _parse_message(message: Any, content_format: str, arguments_as_text: bool) -> dict[str, Any]:
     if hasattr(message, "model_dump"):
         message = message.model_dump(exclude_none=True)
     if not isinstance(message, Mapping):
@@ -169,7 +180,7 @@ def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
     parsed: dict[str, Any] = {"role": role, "content": _parse_content(message.get("content"), content_format)}
     if role == "assistant":
         if message.get("tool_calls"):
-            parsed["tool_calls"] = [_parse_tool_call(call) for call in message["tool_calls"]]
+            parsed["tool_calls"] = [_parse_tool_call(call, arguments_as_text) for call in message["tool_calls"]]
         for key in ("reasoning_content", "reasoning"):
             if message.get(key) is not None:
                 parsed[key] = message[key]
@@ -180,14 +191,19 @@ def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
     return parsed
 
 
-def _parse_tool_call(call: Any) -> Any:
+def _parse_tool_call(call: Any, arguments_as_text: bool) -> Any:
     call = templates.plain(call)
     function = call.get("function") if isinstance(call, dict) else None
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
         try:
-            function["arguments"] = json.loads(function["arguments"] or "{}")
+            function["arguments"] = json.loads(arguments or "{}")
         except ValueError as error:
             raise ValidationError(f"arguments of a tool call are not valid JSON: {error}") from error
+    if arguments_as_text:
+        function["arguments"] = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return call
 
 
