@@ -181,14 +181,14 @@ class SamplingParams:
 
     def verify(self) -> None:
         """Checks the values; called at construction and, because fields may be assigned later, at submission."""
-        if not isinstance(self.n, Integral) or isinstance(self.n, bool):
-            raise ValueError(f"n must be an int, but is of type {type(self.n)}")
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}.")
         if self.best_of is not None and (not isinstance(self.best_of, Integral) or isinstance(self.best_of, bool)):
             raise ValueError(f"best_of must be an integer, got {type(self.best_of)}")
         if self.best_of is not None and self.best_of < 1:
             raise ValueError(f"best_of must be at least 1, got {self.best_of}")
+        if not isinstance(self.n, Integral) or isinstance(self.n, bool):
+            raise ValueError(f"n must be an int, but is of type {type(self.n)}")
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}.")
         self._verify_distribution()
         self._verify_lengths()
         self._verify_logprobs()
