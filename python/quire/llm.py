@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quire import chat as chats
 from quire import chat_template as templates
-from quire import engine_args, inputs, model_source, runner
+from quire import engine_args, gpu_libraries, inputs, model_source, runner
 from quire._logging import forward_core_log
 from quire.engine_view import EngineView, engine_view
 from quire.errors import ValidationError
@@ -112,6 +112,7 @@ class LLM(UnavailableMethods):
 
         from quire import _quire
 
+        gpu_libraries.tell_folders(options["device"])
         self._engine: Engine = _quire.Engine(str(path), options, weights)
         info = self._engine.info()
         self._limits = Limits(
