@@ -141,6 +141,34 @@ print(_quire.describe_plugin("cuda"))"""
     assert errors == ([f"the listener has no device {device[5:] or 0}"] if "cuda" in device else [])
 
 
+@pytest.mark.parametrize("plugin", [True, False])
+def test_pathfinder_is_imported_for_a_plugin_alone(
+    tiny_model: Path, tmp_path: Path, with_listener: tuple[dict[str, str], str, str], plugin: bool
+) -> None:
+    environment, cublas, nccl = with_listener
+    Path(nccl, "libnccl.so.2").unlink()
+    if not plugin:
+        Path(environment["QUIRE_PLUGIN_PATH"], "libquire_cuda.so").unlink()
+    (tmp_path / "site" / "cuda").mkdir()
+    (tmp_path / "site" / "cuda" / "pathfinder.py").write_text(
+        "import types\ndef load_nvidia_dynamic_lib(name):\n"
+        "    return types.SimpleNamespace(abs_path=f'/found/{name}/libnccl.so.2')\n"
+    )
+    code = f"""
+import sys
+from quire import LLM, _quire
+has_plugin = _quire.find_plugin("cuda") != ""
+LLM({str(tiny_model)!r}, device="cpu", num_gpu_blocks_override=64)
+assert "cuda" not in sys.modules
+LLM({str(tiny_model)!r}, device="auto", num_gpu_blocks_override=64)
+print(has_plugin, "cuda.pathfinder" in sys.modules, _quire.describe_plugin("cuda")["libraries"] if {plugin} else "")"""
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    if not plugin and ran.stdout.startswith("True"):
+        pytest.skip("the CUDA plugin is installed")
+    assert ran.stdout.rstrip() == (f"True True {[cublas, '/found/nccl']}" if plugin else "False False")
+
+
 def test_collect_env_shows_the_plugin(with_listener: tuple[dict[str, str], str, str]) -> None:
     environment, cublas, nccl = with_listener
     command = [sys.executable, "-c", "from quire.cli import main; main()", "collect-env"]

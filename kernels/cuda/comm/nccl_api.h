@@ -3,7 +3,7 @@
 // Declared here, so that no header and no library of NCCL is needed to build or to link;
 // tests/cpp/kernels_simt/nccl_header_test.cpp holds this file against NVIDIA's nccl.h where that is found. Names are
 // NVIDIA's without the prefix nccl. Values have not changed from NCCL 2.13, the first that has all the functions,
-// to 2.30.
+// to 2.32.
 #pragma once
 
 #include <cstddef>

@@ -8,7 +8,16 @@ import platform
 from pathlib import Path
 
 _PACKAGES = "quire numpy transformers tokenizers safetensors jinja2 huggingface_hub tqdm typer torch".split()
-_VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "LD_PRELOAD")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "LD_LIBRARY_PATH",
+    "TOKENIZERS_PARALLELISM",
+    "PYTHONPATH",
+    "LD_PRELOAD",
+)
 _PREFIXES = ("QUIRE_", "HF_", "VLLM_", "TRANSFORMERS_")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
