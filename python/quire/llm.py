@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quire import chat as chats
-from quire import engine_args, inputs, model_source, runner, streaming
+from quire import engine_args, gpu_libraries, inputs, model_source, runner, streaming
 from quire._logging import forward_core_log
 from quire.chat_methods import ChatMethods
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
@@ -100,6 +100,7 @@ class LLM(ChatMethods, UnavailableMethods):
 
         from quire import _quire
 
+        gpu_libraries.tell_folders(options["device"])
         self._engine: Engine = _quire.Engine(str(path), options, weights)
         info = self._engine.info()
         self._limits = Limits(
