@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -34,17 +35,22 @@ std::string how_to_get(const std::string& backend) {
                  "]`, build quire with QUIRE_CUDA=ON, or use device=\"cpu\"");
 }
 
-void* open_library(const std::string& backend) {
-  const std::string file = plugin_file(backend);
+// Where the file may be, before the loader is asked.
+std::vector<fs::path> places_of(const std::string& file) {
   std::vector<fs::path> places;
   if (const char* const folder = std::getenv("QUIRE_PLUGIN_PATH"); folder != nullptr && *folder != '\0') {
     places.push_back(fs::path(folder) / file);
   }
   if (const fs::path folder = own_folder(); !folder.empty()) places.push_back(folder / file);
+  return places;
+}
+
+void* open_library(const std::string& backend) {
+  const std::string file = plugin_file(backend);
   std::string looked_for;
   // Never unloaded: an error that it threw may outlive the device.
   constexpr int kFlags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
-  for (const fs::path& place : places) {
+  for (const fs::path& place : places_of(file)) {
     looked_for += place.string() + ", ";
     std::error_code error;
     if (!fs::exists(place, error)) continue;
@@ -54,6 +60,16 @@ void* open_library(const std::string& backend) {
   if (void* const library = ::dlopen(file.c_str(), kFlags)) return library;
   throw NotSupported(str_cat("device=\"", backend, "\" needs the plugin ", file, ", which was not found; looked for ",
                              looked_for, "and where the loader looks (", ::dlerror(), "). ", how_to_get(backend)));
+}
+
+struct LibraryFolders {
+  std::mutex mutex;
+  std::vector<std::string> folders;
+};
+
+LibraryFolders& library_folders() {
+  static LibraryFolders it;
+  return it;
 }
 
 const DevicePlugin* load(const std::string& backend) {
@@ -72,12 +88,34 @@ const DevicePlugin* load(const std::string& backend) {
                               QUIRE_BUILD_VERSION, ", table of ", sizeof(KernelTable),
                               " bytes. Install both from one build"));
   }
+  LibraryFolders& libraries = library_folders();
+  const std::lock_guard lock(libraries.mutex);
+  plugin->set_library_folders(libraries.folders);
   return plugin;
 }
 
 }  // namespace
 
 std::string plugin_file(const std::string& backend) { return str_cat("libquire_", backend, ".so"); }
+
+std::string plugin_path(const DevicePlugin& plugin) {
+  Dl_info info{};
+  return ::dladdr(&plugin, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
+}
+
+std::string find_plugin_file(const std::string& backend) {
+  for (const fs::path& place : places_of(plugin_file(backend))) {
+    std::error_code error;
+    if (fs::exists(place, error)) return place.string();
+  }
+  return "";
+}
+
+void set_plugin_library_folders(std::vector<std::string> folders) {
+  LibraryFolders& libraries = library_folders();
+  const std::lock_guard lock(libraries.mutex);
+  libraries.folders = std::move(folders);
+}
 
 const DevicePlugin& load_plugin(const std::string& backend) {
   static std::mutex mutex;

@@ -11,13 +11,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/log.h"
 #include "device/device.h"
 
 namespace quire {
 
-constexpr int32_t kPluginAbi = 1;  // raise it when Device, Region, a Params struct or what follows changes
+constexpr int32_t kPluginAbi = 2;  // raise it when Device, Region, a Params struct or what follows changes
 
 struct PluginHost {
   void (*log)(LogLevel level, const std::string& message) = nullptr;  // the application's sink
@@ -31,6 +32,10 @@ struct DevicePlugin {
 
   int (*num_devices)() = nullptr;  // that could be used; 0 without a driver
   std::unique_ptr<Device> (*make_device)(int index) = nullptr;
+  // Folders with libraries that the plugin may open at run time; told once, before any device is made.
+  void (*set_library_folders)(const std::vector<std::string>& folders) = nullptr;
+  // One line for users a library: which one it is, or what was tried. Looks for them.
+  std::vector<std::string> (*library_lines)() = nullptr;
 };
 
 constexpr const char* kPluginEntry = "quire_device_plugin";
@@ -42,5 +47,15 @@ const DevicePlugin& load_plugin(const std::string& backend);
 
 // The name of its file: "libquire_cuda.so".
 std::string plugin_file(const std::string& backend);
+
+// Where a loaded plugin lies.
+std::string plugin_path(const DevicePlugin& plugin);
+
+// Where load_plugin will find the plugin: in QUIRE_PLUGIN_PATH or beside libquire. Empty: not there; the loader's own
+// path is not looked at. Loads nothing.
+std::string find_plugin_file(const std::string& backend);
+
+// What plugins are told when they are loaded; nothing changes for those that are.
+void set_plugin_library_folders(std::vector<std::string> folders);
 
 }  // namespace quire

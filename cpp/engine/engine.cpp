@@ -75,7 +75,7 @@ bool Engine::launch() {
   try {
     worker_.upload(step.batch, step.sampling);
   } catch (const OutOfMemory& error) {
-    fail_largest_lists(step, error.what());
+    fail_largest(step, error.what());
     return false;
   }
   worker_.copy_blocks(step.batch.block_copies);
@@ -93,9 +93,9 @@ void Engine::collect() {
   const double now = epoch_seconds();
   record_tokens(step, sampled, now);
   scheduler_.commit(step.batch, sampled.token_ids);
-  advance_beams(step, sampled);
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
+  advance_beams(step, sampled);
   tell_tokens(step, sampled);
   hand_out_finished(now);
 }
@@ -130,15 +130,20 @@ void Engine::begin_sampling(StepInFlight& step) {
   step.sampling.finish();
 }
 
-// There is no memory for the lists of the step's sampling parameters: the request that needs most of it goes, and the
-// others' step is planned again.
-void Engine::fail_largest_lists(const StepInFlight& step, const std::string& why) {
-  const auto list_entries = [](const Row& row) {
+// There is no memory for what the step's sampling parameters bring or ask for: the request that needs most of it goes,
+// and the others' step is planned again.
+void Engine::fail_largest(const StepInFlight& step, const std::string& why) {
+  const auto needed_bytes = [&](const Row& row) {
     const SamplingParams& params = row.sequence->request->params;
-    return params.allowed_token_ids.size() + params.logit_bias.size() + row.sequence->tokens.size();
+    const size_t list_bytes = params.allowed_token_ids.size() * sizeof(int32_t) +
+                              params.logit_bias.size() * sizeof(TokenBias) +
+                              (row.record->reads_output ? row.sequence->tokens.size() * sizeof(TokenCount) : 0);
+    // Every row of the output is as wide as the widest.
+    const auto width = static_cast<size_t>(params.logprobs.value_or(0));
+    return list_bytes + width * static_cast<size_t>(config_.scheduler.max_num_seqs) * (sizeof(int32_t) + sizeof(float));
   };
   QUIRE_CHECK(!step.rows.empty(), "a step without samples needs no lists: ", why);
-  const Row& largest = *std::ranges::max_element(step.rows, {}, list_entries);
+  const Row& largest = *std::ranges::max_element(step.rows, {}, needed_bytes);
   Request& request = *largest.sequence->request;
   largest.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
   // Steps under way before this one are lost with it, and computed again.

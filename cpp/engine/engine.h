@@ -78,7 +78,7 @@ class Engine {
   void collect();
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
-  void fail_largest_lists(const StepInFlight& step, const std::string& why);
+  void fail_largest(const StepInFlight& step, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);

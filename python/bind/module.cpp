@@ -20,6 +20,20 @@ void set_log_callback(const py::object& callback) {
   });
 }
 
+py::dict describe_plugin(const std::string& backend) {
+  quire::PluginInfo info;
+  {
+    const py::gil_scoped_release release;  // libraries are opened, and log lines come back
+    info = quire::describe_plugin(backend);
+  }
+  py::dict result;
+  result["file"] = info.file;
+  result["problem"] = info.problem;
+  result["num_devices"] = info.num_devices;
+  result["libraries"] = info.libraries;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_quire, module) {
@@ -49,6 +63,9 @@ PYBIND11_MODULE(_quire, module) {
   module.def("sampling_param_fields", &quire::bind::list_fields<quire::SamplingParams>);
   module.def("beam_search_param_fields", &quire::bind::list_fields<quire::BeamSearchParams>);
   module.def("engine_option_fields", &quire::bind::list_fields<quire::EngineOptions>);
+  module.def("set_library_folders", &quire::set_library_folders, py::arg("folders"));
+  module.def("find_plugin", &quire::find_plugin, py::arg("backend"));
+  module.def("describe_plugin", &describe_plugin, py::arg("backend"));
   module.def("supported_architectures", &quire::supported_architectures);
   module.def("version", &quire::version);
   module.def("set_log_callback", &set_log_callback);

@@ -103,8 +103,16 @@ def test_percentiles() -> None:
 
 def test_collect_env() -> None:
     shown = quire("collect-env")
-    for name in ("python", "processor", "memory", "transformers", "LlamaForCausalLM"):
+    for name in ("python", "processor", "memory", "transformers", "LlamaForCausalLM", "cuda plugin"):
         assert name in shown
+
+
+def test_collect_env_tells_what_a_plugin_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libquire_cuda.so").write_text("not a library")
+    monkeypatch.setenv("QUIRE_PLUGIN_PATH", str(tmp_path))
+    shown = quire("collect-env")
+    assert re.search(r'^cuda plugin +none: the plugin of device="cuda" cannot be loaded: ', shown, re.MULTILINE), shown
+    assert "cuda devices" not in shown
 
 
 def test_errors_are_one_line(tiny_model: Path) -> None:

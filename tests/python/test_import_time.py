@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "jinja2", "tokenizers", "huggingface_hub", "tqdm", "typer")
+HEAVY = ("torch", "transformers", "numpy", "jinja2", "tokenizers", "huggingface_hub", "tqdm", "typer", "cuda")
 
 
 def loaded(code: str, *arguments: str) -> list[str]:

@@ -5,7 +5,9 @@
 #include <filesystem>
 
 #include "base/log.h"
+#include "cuda/comm/nccl.h"
 #include "cuda/gemm/cublaslt.h"
+#include "cuda/library_finder.h"
 #include "device/cuda/cuda_device.h"
 #include "device/plugin.h"
 
@@ -19,16 +21,25 @@ int num_devices() {
   return error == cudaSuccess ? count : 0;
 }
 
-// NVIDIA's wheels lie where quire's own does: this file is <site-packages>/quire/lib/libquire_cuda.so.
-void tell_where_wheels_are() {
+// NVIDIA's wheels may lie where quire's own does: this file is <site-packages>/quire/lib/libquire_cuda.so.
+std::vector<std::string> site_packages() {
   Dl_info self{};
-  if (dladdr(reinterpret_cast<const void*>(&num_devices), &self) == 0 || self.dli_fname == nullptr) return;
+  if (dladdr(reinterpret_cast<const void*>(&num_devices), &self) == 0 || self.dli_fname == nullptr) return {};
   const std::filesystem::path package = std::filesystem::absolute(self.dli_fname).parent_path().parent_path();
-  cuda::set_cublaslt_folders({package.parent_path().string()});
+  return {package.parent_path().string()};
 }
 
-constexpr DevicePlugin kPlugin = {
-    .version = QUIRE_BUILD_VERSION, .num_devices = num_devices, .make_device = make_cuda_device};
+void set_folders(const std::vector<std::string>& folders) {
+  cuda::set_library_folders({.libraries = folders, .wheels = site_packages()});
+}
+
+std::vector<std::string> library_lines() { return {cuda::cublaslt_status(), cuda::nccl_status()}; }
+
+constexpr DevicePlugin kPlugin = {.version = QUIRE_BUILD_VERSION,
+                                  .num_devices = num_devices,
+                                  .make_device = make_cuda_device,
+                                  .set_library_folders = set_folders,
+                                  .library_lines = library_lines};
 
 }  // namespace
 }  // namespace quire
@@ -36,6 +47,5 @@ constexpr DevicePlugin kPlugin = {
 extern "C" __attribute__((visibility("default"))) const quire::DevicePlugin* quire_device_plugin(
     const quire::PluginHost* host) {
   quire::set_log_sink(host->log);
-  quire::tell_where_wheels_are();
   return &quire::kPlugin;
 }

@@ -72,6 +72,12 @@ QUIRE_API ModelInfo plan_model(const std::string& model_dir, const EngineOptions
 QUIRE_API void validate(const SamplingParams& params);
 // Where log lines go (level: 0 debug, 1 info, 2 warning, 3 error). Empty: warnings and errors to stderr.
 QUIRE_API void set_log_callback(std::function<void(int level, const std::string& message)> callback);
+// Folders with NVIDIA's libraries, for the plugin of a GPU; it is told when the first device of its kind is made.
+QUIRE_API void set_library_folders(std::vector<std::string> folders);
+// The file of a plugin ("cuda"), where it would be found; empty: there is none. Loads nothing.
+QUIRE_API std::string find_plugin(const std::string& backend);
+// Loads the plugin of "cuda" and asks it. Throws nothing of what keeps it from working: `problem` says it.
+QUIRE_API PluginInfo describe_plugin(const std::string& backend);
 // The architectures this build can run.
 QUIRE_API std::vector<std::string> supported_architectures();
 

@@ -146,6 +146,13 @@ struct Stats {
   double capture_seconds = 0.0;                             // of that, capturing graphs
 };
 
+// A plugin of this machine: where it is, or what keeps it from working; one line for users of each library it opens.
+struct PluginInfo {
+  std::string file, problem;
+  int32_t num_devices = 0;
+  std::vector<std::string> libraries = {};
+};
+
 struct ModelInfo {
   std::string architecture, dtype, device, kernels;
   int64_t max_model_len = 0, vocab_size = 0, num_layers = 0, hidden_size = 0, num_parameters = 0;

@@ -8,7 +8,16 @@ import platform
 from pathlib import Path
 
 _PACKAGES = "quire numpy transformers tokenizers safetensors jinja2 huggingface_hub tqdm typer torch".split()
-_VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "LD_PRELOAD")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "LD_LIBRARY_PATH",
+    "TOKENIZERS_PARALLELISM",
+    "PYTHONPATH",
+    "LD_PRELOAD",
+)
 _PREFIXES = ("QUIRE_", "HF_", "VLLM_", "TRANSFORMERS_")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
@@ -27,6 +36,7 @@ def collect_env() -> None:
         from quire import _quire
 
         rows.append(("architectures", ", ".join(_quire.supported_architectures())))
+        rows += _cuda()
     except ImportError as error:
         rows.append(("core", f"cannot be imported: {error}"))
     for name, value in sorted(os.environ.items()):
@@ -34,6 +44,21 @@ def collect_env() -> None:
             rows.append((name, "(set)" if any(word in name for word in _SECRET) else value))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _cuda() -> list[tuple[str, str]]:
+    """The plugin of NVIDIA GPUs, how many it could use and the libraries it opens; or why there is none."""
+    from quire import _quire, gpu_libraries
+
+    gpu_libraries.tell_folders("cuda")
+    plugin = _quire.describe_plugin("cuda")
+    if plugin["problem"]:
+        return [("cuda plugin", f"none: {plugin['problem']}")]
+    return [
+        ("cuda plugin", plugin["file"]),
+        ("cuda devices", str(plugin["num_devices"])),
+        *(("cuda library", line) for line in plugin["libraries"]),
+    ]
 
 
 def _version(package: str) -> str:

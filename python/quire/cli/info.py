@@ -47,13 +47,15 @@ def info(
 
 def plan_of(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The core's plan for a model with these arguments of LLM."""
-    from quire import _quire, engine_args, model_source
+    from quire import _quire, engine_args, gpu_libraries, model_source
 
     values = engine_args.resolve({"model": model, **arguments})
     path = model_source.resolve_model(model, values["revision"], values["download_dir"], values["hf_token"])
     model_source.read_config(path)
     overrides = model_source.config_overrides(path, values["hf_overrides"], values["trust_remote_code"])
-    return _quire.plan_model(str(path), engine_args.engine_options(values, model_source.to_json(overrides)))
+    engine_options = engine_args.engine_options(values, model_source.to_json(overrides))
+    gpu_libraries.tell_folders(engine_options["device"])
+    return _quire.plan_model(str(path), engine_options)
 
 
 def in_bytes(count: float) -> str:

@@ -76,7 +76,21 @@ TEST_F(Plugins, ThatAreNoneAreToldApart) {
   expect_parts(message_of<DeviceError>([] { load_plugin("stranger"); }),
                {"libquire_stranger.so is no plugin of quire", kPluginEntry});
   expect_parts(message_of<DeviceError>([] { load_plugin("older"); }),
-               {"libquire_older.so is of another build", "found ABI 0", "needed ABI 1", QUIRE_BUILD_VERSION});
+               {"libquire_older.so is of another build", "found ABI " + std::to_string(kPluginAbi - 1),
+                "needed ABI " + std::to_string(kPluginAbi), QUIRE_BUILD_VERSION});
+}
+
+TEST_F(Plugins, AreToldWhereLibrariesAre) {
+  EXPECT_EQ(find_plugin_file("listener"), QUIRE_TESTING_DIR "/libquire_listener.so");
+  EXPECT_EQ(find_plugin_file("absent"), "");
+  set_plugin_library_folders({"/first", "/second"});
+  const DevicePlugin& listener = load_plugin("listener");
+  set_plugin_library_folders({});
+  EXPECT_EQ(listener.library_lines(), (std::vector<std::string>{"/first", "/second"}));
+  EXPECT_EQ(plugin_path(listener), QUIRE_TESTING_DIR "/libquire_listener.so");
+  EXPECT_EQ(load_plugin("simt").library_lines(),
+            (std::vector<std::string>{"no cuBLASLt: the kernels are emulated, there is no GPU",
+                                      "no NCCL: the kernels are emulated, there is no GPU"}));
 }
 
 TEST_F(Plugins, DoTheWorkOfADevice) {

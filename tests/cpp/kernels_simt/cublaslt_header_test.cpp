@@ -2,26 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
-#include <type_traits>
 
 #include "cuda/gemm/cublaslt_api.h"
+#include "kernels_simt/same_call.h"
 
 #if defined(QUIRE_HAS_CUBLASLT_HEADER)
 #include <cublasLt.h>
 
 namespace quire::cublaslt {
 namespace {
-
-// Passed alike: pointers as pointers, numbers and enumerations of one size.
-template <typename Ours, typename Theirs>
-constexpr bool kSamePassing = std::is_pointer_v<Ours> == std::is_pointer_v<Theirs> && sizeof(Ours) == sizeof(Theirs) &&
-                              std::is_floating_point_v<Ours> == std::is_floating_point_v<Theirs>;
-
-template <typename Ours, typename Theirs>
-struct SameCall : std::false_type {};
-template <typename R, typename... A, typename S, typename... B>
-  requires(sizeof...(A) == sizeof...(B))
-struct SameCall<R (*)(A...), S (*)(B...)> : std::bool_constant<kSamePassing<R, S> && (kSamePassing<A, B> && ...)> {};
 
 #define QUIRE_SAME_CALL(member, name) static_assert(SameCall<decltype(Functions::member), decltype(&name)>::value)
 QUIRE_SAME_CALL(get_version, cublasLtGetVersion);

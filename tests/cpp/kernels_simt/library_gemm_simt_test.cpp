@@ -1,12 +1,8 @@
 // Products that go to cuBLASLt, against an emulated one: what it is asked, what our epilogue makes of it, when the own
-// kernels run instead, and where a library is looked for.
+// kernels run instead.
 #include <gtest/gtest.h>
 
-#include <unistd.h>
-
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 
 #include "cuda/cuda_kernels.h"
 #include "cuda/gemm/cublaslt.h"
@@ -197,68 +193,6 @@ TEST_F(LibraryGemmSimt, WorkspaceHoldsTheOwnOne) {
     EXPECT_LE(both, size_t{97} << 20) << rows;
   }
   EXPECT_EQ(cuda::kernels().gemm_library_workspace_bytes, &cuda::gemm_library_workspace_bytes);
-}
-
-// A folder below the system's for temporary files, removed at the end.
-class Folder {
- public:
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "quire-cublaslt-XXXXXX").string();
-    path_ = mkdtemp(name.data());
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-TEST(CublasLtSearch, SaysWhatItTried) {
-  const Folder folder;
-  const auto wheel = folder.path() / "nvidia" / "cu13" / "lib";
-  std::filesystem::create_directories(wheel);
-  std::ofstream(wheel / "libcublasLt.so.13") << "no library";
-  const auto status_of = [](const cuda::CublasLtSearch& search) {
-    const cuda::CublasLtLibrary library = cuda::find_cublaslt(search);
-    EXPECT_FALSE(library.is_found);
-    EXPECT_EQ(library.functions.matmul, nullptr);
-    return library.status;
-  };
-  const auto contains = [](const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos ? "" : "'" + part + "' is not in '" + text + "'";
-  };
-  const std::string wheels =
-      status_of({.takes_loaded = false, .folders = {folder.path().string()}, .asks_loader = false});
-  EXPECT_EQ(contains(wheels, (wheel / "libcublasLt.so.13").string() + ": "), "");
-  EXPECT_EQ(contains(wheels, (folder.path() / "nvidia/cublas/lib").string() + ": is not there"), "");
-  EXPECT_EQ(contains(wheels, "QUIRE_CUBLASLT"), "");
-  const std::string named = status_of({.takes_loaded = false, .named = folder.path().string(), .asks_loader = false});
-  EXPECT_EQ(contains(named, "QUIRE_CUBLASLT=" + folder.path().string() + ": has neither libcublasLt.so.13 nor"), "");
-  // A library, but not this one: the C++ runtime has none of the functions.
-  const std::string other = status_of({.takes_loaded = false, .named = "libstdc++.so.6", .asks_loader = false});
-  EXPECT_EQ(contains(other, "QUIRE_CUBLASLT=libstdc++.so.6: is not there"), "");
-  EXPECT_EQ(contains(status_of({.takes_loaded = false, .asks_loader = false}), "tried: nothing"), "");
-}
-
-// QUIRE_STAND_IN_LIBRARY has the names of all functions and does nothing, QUIRE_LACKING_LIBRARY lacks one.
-TEST(CublasLtSearch, OpensAFileOrAFolder) {
-  const Folder folder;
-  std::filesystem::create_symlink(QUIRE_STAND_IN_LIBRARY, folder.path() / "libcublasLt.so.12");
-  for (const std::string& named : {std::string(QUIRE_STAND_IN_LIBRARY), folder.path().string()}) {
-    const cuda::CublasLtLibrary library =
-        cuda::find_cublaslt({.takes_loaded = false, .named = named, .asks_loader = false});
-    ASSERT_TRUE(library.is_found) << library.status;
-    EXPECT_EQ(library.functions.get_version(), 7u);
-    EXPECT_NE(library.functions.matmul, nullptr);
-    EXPECT_EQ(library.status.rfind("cuBLASLt 7, QUIRE_CUBLASLT=" + named, 0), 0u) << library.status;
-  }
-  const cuda::CublasLtLibrary loaded = cuda::find_cublaslt({.asks_loader = false});
-  EXPECT_TRUE(loaded.is_found);
-  EXPECT_EQ(loaded.status, "cuBLASLt 7, libcublasLt.so.12 of this process");
-  const cuda::CublasLtLibrary lacking =
-      cuda::find_cublaslt({.takes_loaded = false, .named = QUIRE_LACKING_LIBRARY, .asks_loader = false});
-  EXPECT_FALSE(lacking.is_found);
-  EXPECT_NE(lacking.status.find("has no cublasLtMatmulAlgoGetHeuristic"), std::string::npos) << lacking.status;
 }
 
 }  // namespace

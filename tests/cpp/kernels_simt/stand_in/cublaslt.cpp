@@ -13,7 +13,7 @@ QUIRE_STAND_IN(cublasLtMatmulPreferenceCreate)
 QUIRE_STAND_IN(cublasLtMatmulPreferenceDestroy)
 QUIRE_STAND_IN(cublasLtMatmulPreferenceSetAttribute)
 QUIRE_STAND_IN(cublasLtMatmul)
-#if !defined(QUIRE_LACKS_HEURISTIC)
+#if !defined(QUIRE_LACKS_ONE)
 QUIRE_STAND_IN(cublasLtMatmulAlgoGetHeuristic)
 #endif
 }
