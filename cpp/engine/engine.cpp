@@ -72,10 +72,11 @@ bool Engine::launch() {
   if (step.batch.empty()) return false;
   stamp_first_scheduled();
   begin_sampling(step);
+  begin_prompt_logprobs(step);
   try {
-    worker_.upload(step.batch, step.sampling);
+    worker_.upload(step.batch, step.sampling, step.prompt_rows);
   } catch (const OutOfMemory& error) {
-    fail_largest_lists(step, error.what());
+    fail_largest_lists(error.what());
     return false;
   }
   worker_.run();
@@ -91,6 +92,7 @@ void Engine::collect() {
   }();
   const double now = epoch_seconds();
   record_tokens(step, sampled, now);
+  record_prompt_logprobs(step, worker_.prompt_scores());
   scheduler_.commit(step.batch, sampled.token_ids);
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
@@ -128,17 +130,43 @@ void Engine::begin_sampling(StepInFlight& step) {
   step.sampling.finish();
 }
 
-// There is no memory for the lists of the step's sampling parameters: the request that needs most of it goes, and the
-// others' step is planned again.
-void Engine::fail_largest_lists(const StepInFlight& step, const std::string& why) {
-  const auto list_entries = [](const Row& row) {
-    const SamplingParams& params = row.sequence->request->params;
-    return params.allowed_token_ids.size() + params.logit_bias.size() + row.sequence->tokens.size();
+// The tokens of a prompt that the step computes and that were not judged before. Only the first sequence of a request
+// judges its prompt.
+void Engine::begin_prompt_logprobs(StepInFlight& step) const {
+  step.prompt_rows.clear();
+  step.judged.clear();
+  const std::span<const ScheduledSequence> planned = scheduler_.planned();
+  for (size_t i = 0; i < planned.size(); ++i) {
+    const Sequence& sequence = *planned[i].sequence;
+    const Request& request = *sequence.request;
+    if (!request.params.prompt_logprobs.has_value() || sequence.index != 0) continue;
+    const auto num_prompt = static_cast<int32_t>(request.prompt.size());
+    const int32_t begin = std::max(planned[i].begin, request.num_judged);
+    const int32_t end = std::min(planned[i].kv_len(), num_prompt - 1);
+    if (begin >= end) continue;
+    for (int32_t position = begin; position < end; ++position) {
+      step.prompt_rows.push_back({.token_row = step.batch.query_start[i] + position - planned[i].begin,
+                                  .next_token = request.prompt[static_cast<size_t>(position) + 1],
+                                  .num_logprobs = *request.params.prompt_logprobs});
+    }
+    step.judged.push_back({&sequence, begin + 1, end - begin});
+  }
+}
+
+// There is no memory for the lists of the step's sampling parameters, or for log-probabilities: the request that needs
+// most of it goes, and the others' step is planned again.
+void Engine::fail_largest_lists(const std::string& why) {
+  const auto list_entries = [](const ScheduledSequence& scheduled) {
+    const SamplingParams& params = scheduled.sequence->request->params;
+    const auto num_judging = params.prompt_logprobs.has_value() ? scheduled.num_new_tokens : 0;
+    return static_cast<int64_t>(params.allowed_token_ids.size() + params.logit_bias.size() +
+                                scheduled.sequence->tokens.size()) +
+           int64_t{num_judging} * (params.prompt_logprobs.value_or(0) + 1) + params.logprobs.value_or(0);
   };
-  QUIRE_CHECK(!step.rows.empty(), "a step without samples needs no lists: ", why);
-  const Row& largest = *std::ranges::max_element(step.rows, {}, list_entries);
-  Request& request = *largest.sequence->request;
-  largest.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
+  const std::span<const ScheduledSequence> planned = scheduler_.planned();
+  QUIRE_CHECK(!planned.empty(), "a step without sequences needs no lists: ", why);
+  Request& request = *std::ranges::max_element(planned, {}, list_entries)->sequence->request;
+  request.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
   // Steps under way before this one are lost with it, and computed again.
   worker_.abandon();
   scheduler_.abandon();
@@ -167,6 +195,27 @@ void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, dou
     buffer.logprobs.insert(buffer.logprobs.end(), logprobs.begin(), logprobs.end());
     buffer.sampled_ranks.push_back(sampled.sampled_ranks[i]);
     sequence.cumulative_logprob += static_cast<double>(logprobs.front());
+  }
+}
+
+void Engine::record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores) {
+  const auto stride = static_cast<size_t>(scores.stride);
+  size_t row = 0;
+  for (const JudgedTokens& judged : step.judged) {
+    const auto count = static_cast<size_t>(judged.count), begin = row;
+    row += count;
+    if (judged.sequence->finished()) continue;
+    LogprobBuffer& buffer = judged.sequence->request->record->prompt_logprobs;
+    QUIRE_CHECK(std::ssize(buffer.sampled_ranks) == judged.first - 1, buffer.sampled_ranks.size(),
+                " prompt tokens were judged, now comes token ", judged.first);
+    const auto width = static_cast<size_t>(buffer.width);
+    for (size_t i = begin; i < row; ++i) {
+      const auto ids = scores.token_ids.subspan(i * stride, width);
+      const auto logprobs = scores.logprobs.subspan(i * stride, width);
+      buffer.token_ids.insert(buffer.token_ids.end(), ids.begin(), ids.end());
+      buffer.logprobs.insert(buffer.logprobs.end(), logprobs.begin(), logprobs.end());
+      buffer.sampled_ranks.push_back(scores.ranks[i]);
+    }
   }
 }
 
@@ -214,6 +263,7 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.num_preemptions = request.num_preemptions;
   output.times = record.times;
   output.error = record.error;
+  output.prompt_logprobs = std::move(record.prompt_logprobs);
   output.completions.resize(static_cast<size_t>(request.params.n));
   for (size_t i = 0; i < output.completions.size(); ++i) {
     Completion& completion = output.completions[i];
@@ -233,7 +283,10 @@ RequestOutput Engine::make_output(const Request& request) const {
   return output;
 }
 
-void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& params) const {
+void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority) const {
+  if (priority != 0 && !config_.by_priority) {
+    throw InvalidArgument(str_cat("Got priority ", priority, " but Priority scheduling is not enabled."));
+  }
   validate_request(prompt, params,
                    {.vocab_size = config_.model.arch.vocab_size,
                     .max_model_len = config_.model.max_model_len,
@@ -241,9 +294,10 @@ void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& par
 }
 
 uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback,
-                        Notify notify) {
-  validate(prompt, params);
+                        Notify notify, int32_t priority) {
+  validate(prompt, params, priority);
   auto request = std::make_unique<Request>();
+  request->priority = priority;
   request->id = next_request_id_++;
   request->params = params;
   if (!params.ignore_eos) request->eos_token_ids = config_.model.eos_token_ids;
@@ -261,6 +315,7 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
   if (record->reads_output) ++num_output_readers_;
+  if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
   record->times.arrival = epoch_seconds();
   record->sequences.resize(static_cast<size_t>(params.n));
   request->record = std::move(record);

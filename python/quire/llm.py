@@ -24,7 +24,15 @@ from quire.errors import ValidationError
 from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
-from quire.requests import Limits, Request, prepare, refuse_call_features, tokenization_options
+from quire.requests import (
+    Limits,
+    Request,
+    iter_priorities,
+    prepare,
+    priorities_of,
+    refuse_call_features,
+    tokenization_options,
+)
 from quire.sampling_params import SamplingParams, warn_deprecated
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
@@ -119,6 +127,7 @@ class LLM(UnavailableMethods):
             max_model_len=info["max_model_len"],
             max_logprobs=values["max_logprobs"],
             eos_token_ids=frozenset(info["eos_token_ids"]),
+            by_priority=values["scheduling_policy"] == "priority",
         )
         self._max_num_seqs = info["max_num_seqs"]
         self._has_vocabulary = False
@@ -157,9 +166,9 @@ class LLM(UnavailableMethods):
         else:
             items = inputs.as_list(prompts)
         refuse_call_features(
-            len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request, guided_options_request
+            len(items), lora_request, mm_processor_kwargs, prompt_adapter_request, guided_options_request
         )
-        requests = self._prepare(items, sampling_params, tokenization_kwargs, on_error)
+        requests = self._prepare(items, sampling_params, tokenization_kwargs, on_error, priority)
         return self._run(requests, use_tqdm)
 
     def chat(
@@ -190,8 +199,8 @@ class LLM(UnavailableMethods):
             tools,
             chat_template_kwargs,
         )
-        refuse_call_features(len(prompts), lora_request, priority, mm_processor_kwargs)
-        requests = self._prepare(prompts, sampling_params, tokenization_kwargs, on_error)
+        refuse_call_features(len(prompts), lora_request, mm_processor_kwargs)
+        requests = self._prepare(prompts, sampling_params, tokenization_kwargs, on_error, priority)
         return self._run(requests, use_tqdm)
 
     def stream(
@@ -199,13 +208,14 @@ class LLM(UnavailableMethods):
         prompt: Any,
         sampling_params: SamplingParams | None = None,
         *,
+        priority: int = 0,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> Iterator[StreamChunk]:
         """Completes one prompt and yields text as soon as it is certain. Closing the iterator cancels the request."""
         items = [prompt] if isinstance(prompt, ParsedPrompt) else inputs.as_list(prompt)
         if len(items) != 1:
             raise ValidationError(f"LLM.stream takes one prompt, got {len(items)}; use LLM.generate_iter for several.")
-        (request,) = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
+        (request,) = self._prepare(items, sampling_params, tokenization_kwargs, "raise", priority)
         self._ensure_vocabulary([request])
         return runner.streamed(runner.Waiting(self._engine), request, str(next(self.request_counter)), self._tokenizer)
 
@@ -220,6 +230,7 @@ class LLM(UnavailableMethods):
         continue_final_message: bool = False,
         tools: list[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> Iterator[StreamChunk]:
         """Answers one conversation, as stream."""
         prompts = self._render(
@@ -233,13 +244,14 @@ class LLM(UnavailableMethods):
         )
         if len(prompts) != 1:
             raise ValidationError(f"LLM.stream_chat takes one conversation, got {len(prompts)}.")
-        return self.stream(prompts[0], sampling_params)
+        return self.stream(prompts[0], sampling_params, priority=priority)
 
     def generate_iter(
         self,
         prompts: Iterable[Any],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
+        priority: int | Iterable[int] = 0,
         max_in_flight: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
         tokenization_kwargs: Mapping[str, Any] | None = None,
@@ -258,7 +270,9 @@ class LLM(UnavailableMethods):
             pairs = zip(prompts, itertools.repeat(sampling_params or self.get_default_sampling_params()), strict=False)
         else:
             pairs = zip(prompts, sampling_params, strict=True)
-        return self._iterate(iter(pairs), limit, use_tqdm, tokenization_kwargs, on_error)
+        priorities = iter_priorities(priority, self._limits)
+        triples = ((prompt, params, next(priorities)) for prompt, params in pairs)
+        return self._iterate(triples, limit, use_tqdm, tokenization_kwargs, on_error)
 
     def enqueue(
         self,
@@ -272,8 +286,8 @@ class LLM(UnavailableMethods):
     ) -> list[str]:
         """Queues prompts without waiting; returns their request ids. Nothing is shown, whatever use_tqdm says."""
         items = inputs.as_list(prompts)
-        refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs)
-        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
+        refuse_call_features(len(items), lora_request, mm_processor_kwargs)
+        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise", priority)
         self._ensure_vocabulary(requests)
         names = [str(next(self.request_counter)) for _ in requests]
         with runner.Waiting(self._engine) as waiting:
@@ -356,7 +370,12 @@ class LLM(UnavailableMethods):
         return inputs.legacy_prompts(prompts, prompt_token_ids)
 
     def _prepare(
-        self, prompts: Sequence[Any], params: Any, tokenization_kwargs: Mapping[str, Any] | None, on_error: str
+        self,
+        prompts: Sequence[Any],
+        params: Any,
+        tokenization_kwargs: Mapping[str, Any] | None,
+        on_error: str,
+        priority: Any = None,
     ) -> list[Request]:
         self._check_open()
         add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
@@ -368,6 +387,7 @@ class LLM(UnavailableMethods):
             on_error=on_error,
             add_special_tokens=add_special_tokens,
             truncate_to=truncate_to,
+            priorities=priorities_of(priority, len(prompts), self._limits),
         )
 
     def _ensure_vocabulary(self, requests: Sequence[Request]) -> None:
@@ -411,7 +431,7 @@ class LLM(UnavailableMethods):
 
     def _iterate(
         self,
-        pairs: Iterator[tuple[Any, SamplingParams]],
+        items: Iterator[tuple[Any, SamplingParams, int]],
         limit: int,
         use_tqdm: bool | Callable[..., Any],
         tokenization_kwargs: Mapping[str, Any] | None,
@@ -423,17 +443,18 @@ class LLM(UnavailableMethods):
         with Progress(use_tqdm, None) as progress, runner.Waiting(self._engine) as waiting:
             while not exhausted or len(waiting):
                 room = limit - len(waiting)
-                batch = list(itertools.islice(pairs, min(room, 32))) if room and not exhausted else []
+                batch = list(itertools.islice(items, min(room, 32))) if room and not exhausted else []
                 exhausted = exhausted or (room > 0 and not batch)
                 requests = prepare(
-                    [prompt for prompt, _ in batch],
-                    [params for _, params in batch],
+                    [prompt for prompt, *_ in batch],
+                    [params for _, params, _ in batch],
                     self._tokenizer,
                     self._limits,
                     on_error=on_error,
                     first_position=position,
                     add_special_tokens=add_special_tokens,
                     truncate_to=truncate_to,
+                    priorities=[priority for *_, priority in batch],
                 )
                 position += len(batch)
                 good = [request for request in requests if request.error is None]

@@ -217,9 +217,8 @@ class SamplingParams:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer, got {_type_name(value)}")
-            if value < 0:
-                hint = " For the whole vocabulary give its size, with LLM(max_logprobs=-1)." if value == -1 else ""
-                raise ValueError(f"{name} must be non-negative, got {value}.{hint}")
+            if value < -1:  # -1: of the whole vocabulary, as in newer versions of vLLM
+                raise ValueError(f"{name} must be non-negative, got {value}.")
 
     def _verify_greedy(self) -> None:
         if self.n > 1:
