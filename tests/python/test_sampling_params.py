@@ -81,7 +81,7 @@ def test_order_and_defaults() -> None:
         ({"max_tokens": 1.5}, TypeError, "max_tokens must be an integer, got float"),
         ({"min_tokens": -1}, ValueError, "min_tokens must be greater than or equal to 0, got -1."),
         ({"min_tokens": 17}, ValueError, "min_tokens must be less than or equal to max_tokens=16, got 17."),
-        ({"logprobs": -1}, ValueError, "logprobs must be non-negative, got -1."),
+        ({"logprobs": -2}, ValueError, "logprobs must be non-negative, got -2."),
         ({"prompt_logprobs": -2}, ValueError, "prompt_logprobs must be non-negative, got -2."),
         ({"truncate_prompt_tokens": 0}, ValueError, "truncate_prompt_tokens must be >= 1, got 0"),
         ({"stop": ["a", ""]}, ValueError, "stop cannot contain an empty string."),
