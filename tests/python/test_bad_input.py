@@ -204,7 +204,6 @@ def test_too_little_memory_says_how_much_and_what_to_do(tiny_model: Path) -> Non
         ({"enable_lora": True}, NotImplementedError, "enable_lora=True"),
         ({"speculative_config": {"method": "ngram"}}, NotImplementedError, "speculative_config"),
         ({"enable_sleep_mode": True}, NotImplementedError, "enable_sleep_mode"),
-        ({"scheduling_policy": "lottery"}, ValueError, "Invalid scheduling_policy 'lottery'."),
         ({"logprobs_mode": "cooked"}, ValueError, "Invalid logprobs_mode 'cooked'."),
         ({"scheduling_policy": "random"}, ValueError, "Invalid scheduling_policy 'random'"),
         ({"kv_cache_dtype": "fp8"}, NotImplementedError, "kv_cache_dtype='fp8'"),
