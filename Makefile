@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/dev
 JOBS ?= $(shell nproc)
+# The tests of the engine on a GPU run on its emulation where there is none.
+TEST_DEVICE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cuda,simt)
 # cmake and ninja come with .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -30,7 +32,8 @@ test: $(VENV)/.ready-dev $(VENV)/.installed
 	cmake -S . -B $(BUILD) -DQUIRE_BUILD_TESTS=ON -DQUIRE_WERROR=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
 	failed=0; ctest --test-dir $(BUILD) --output-on-failure || failed=1; \
-	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing QUIRE_PLUGIN_PATH=$(CURDIR)/$(BUILD)/testing python -m pytest || failed=1; exit $$failed
+	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing QUIRE_PLUGIN_PATH=$(CURDIR)/$(BUILD)/testing \
+	  QUIRE_TEST_DEVICE=$(TEST_DEVICE) python -m pytest || failed=1; exit $$failed
 
 sanitize: build/.sanitize-address build/.sanitize-thread
 

@@ -44,7 +44,7 @@ for name in $chosen; do
   exit 2
 done
 programs=${QUIRE_GPU_PROGRAMS:-}
-test_program='' bench_program='' package='' engine_device=''
+test_program='' bench_program='' device_program='' package='' engine_device=''
 section_end=$deadline
 backend=simt
 nvidia-smi -L 2>/dev/null | grep -q GPU && backend=cuda
@@ -118,7 +118,13 @@ section_machine() {
 find_programs() {
   test_program=$(find -L "$1" -name "test_kernels_$backend" -type f -executable -print -quit)
   bench_program=$(find -L "$1" -name "bench_${backend}_kernels" -type f -executable -print -quit)
+  device_program=$(find -L "$1" -name "test_device_$backend" -type f -executable -print -quit)
   local found
+  found=$(find -L "$1" -name "libquire_$backend.so" -print -quit)
+  if [[ -n $found ]]; then
+    QUIRE_PLUGIN_PATH=$(cd "$(dirname "$found")" && pwd)
+    export QUIRE_PLUGIN_PATH
+  fi
   found=$(find -L "$1" -path '*/quire/_quire*.so' -print -quit)
   if [[ -n $found ]]; then
     package=$(cd "$(dirname "$found")/.." && pwd)
@@ -164,7 +170,8 @@ section_build() {
     check_programs
     return
   fi
-  local build=$root/build/gpu cuda=ON module=OFF targets=("test_kernels_$backend" "bench_${backend}_kernels")
+  local build=$root/build/gpu cuda=ON module=OFF
+  local targets=("test_kernels_$backend" "test_device_$backend" "bench_${backend}_kernels" "quire_${backend}_plugin")
   [[ $backend == simt ]] && cuda=OFF
   "$python" -c 'import pybind11' && module=ON && targets+=(_quire)
   # shellcheck disable=SC2086
@@ -191,10 +198,14 @@ tests() {
 section_cases() {
   [[ -n $test_program ]] || { note="no program"; return 77; }
   if [[ $backend == simt ]]; then
+    [[ -z $device_program ]] || limited 60 "$device_program" --gtest_brief=1 --gtest_filter='OnCudaDevice.*' || return
     tests simt 'SimtCases.norm_rms_float32_1*:SimtCases.norm_layer_bfloat16_37:SimtCases.rope_bfloat16_full:SimtCases.*prepare_batch*:PackWeight*' 40
     return
   fi
-  local names=(attention gemm norm embedding rope other shared) pids=() status=0 i
+  local status=0
+  # The device alone first: regions, copies, events, graphs.
+  [[ -z $device_program ]] || limited 60 "$device_program" --gtest_brief=1 || { note+="test_device_cuda failed; "; status=1; }
+  local names=(attention gemm norm embedding rope other shared) pids=() i
   local filters=('CudaCases.attention_*' 'CudaCases.gemm_*' 'CudaCases.norm_*' 'CudaCases.embedding_*' 'CudaCases.rope_*'
     'CudaTable.*:CudaCases.*-*.attention_*:*.gemm_*:*.norm_*:*.embedding_*:*.rope_*' '-CudaCases.*:CudaTable.*')
   for i in "${!names[@]}"; do
@@ -262,8 +273,11 @@ section_pytest() {
   [[ -n $package ]] || { note="no Python package"; return 77; }
   "$python" -c 'import pytest, torch, transformers, tokenizers' || { note="no pytest or no transformers"; return 77; }
   note="device $engine_device"
+  # On the emulation one case is enough here: `make test` runs them all on it.
+  local some=()
+  [[ $engine_device == cuda ]] || some=(-k plain)
   PYTHONPATH=$package QUIRE_TEST_DEVICE=$engine_device limited 200 "$python" -m pytest -q -p no:cacheprovider -m gpu \
-    --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/python/gpu" --junitxml="$parts/pytest.xml"
+    "${some[@]}" --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/python/gpu" --junitxml="$parts/pytest.xml"
   local status=$?
   [[ -e $parts/pytest.xml ]] || echo "ended with $status" >"$parts/pytest.xml"
   return $status

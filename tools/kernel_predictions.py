@@ -71,7 +71,8 @@ def step(s: Shape, batch: int) -> list[Work]:
     keys = batch * CONTEXT * kv * 2 * ELEMENT
     logits = 4.0 * batch * s.vocab
     return [
-        Work("prepare_batch", 1, batch * 64, 0),
+        # Counts and ids, the sampling parameters in and out, and the page ids of the context in and out.
+        Work("prepare_batch", 1, batch * (64 + 2 * 112 + 2 * 4 * CONTEXT // 16), 0),
         Work("plan_attention", 1, batch * 64, 0),
         Work("embedding", 1, batch * (s.hidden * ELEMENT + residual), 0),
         Work("norm (2 a layer, 1 final)", 2 * s.layers + 1, batch * (residual + s.hidden * ELEMENT), 0),
@@ -83,6 +84,7 @@ def step(s: Shape, batch: int) -> list[Work]:
         gemm("gemm down (+ residual)", s.layers, batch, s.hidden, s.intermediate, 2 * residual),
         gemm("gemm head", 1, batch, s.vocab, s.hidden, 4.0 * s.vocab),
         Work("sample (top_k, top_p)", 2, logits, 0),
+        Work("store_sampled", 1, batch * 12, 0),
     ]
 
 

@@ -76,7 +76,7 @@ bool Engine::launch() {
   try {
     worker_.upload(step.batch, step.sampling, step.prompt_rows);
   } catch (const OutOfMemory& error) {
-    fail_largest_lists(error.what());
+    fail_largest(error.what());
     return false;
   }
   worker_.run();
@@ -153,19 +153,27 @@ void Engine::begin_prompt_logprobs(StepInFlight& step) const {
   }
 }
 
-// There is no memory for the lists of the step's sampling parameters, or for log-probabilities: the request that needs
-// most of it goes, and the others' step is planned again.
-void Engine::fail_largest_lists(const std::string& why) {
-  const auto list_entries = [](const ScheduledSequence& scheduled) {
-    const SamplingParams& params = scheduled.sequence->request->params;
-    const auto num_judging = params.prompt_logprobs.has_value() ? scheduled.num_new_tokens : 0;
-    return static_cast<int64_t>(params.allowed_token_ids.size() + params.logit_bias.size() +
-                                scheduled.sequence->tokens.size()) +
-           int64_t{num_judging} * (params.prompt_logprobs.value_or(0) + 1) + params.logprobs.value_or(0);
+// There is no memory for what the step's sampling parameters bring or ask for: the request that needs most of it goes,
+// and the others' step is planned again.
+void Engine::fail_largest(const std::string& why) {
+  constexpr size_t kEntryBytes = sizeof(int32_t) + sizeof(float);
+  const auto needed_bytes = [&](const ScheduledSequence& scheduled) {
+    const Request& request = *scheduled.sequence->request;
+    const SamplingParams& params = request.params;
+    const auto num_judging = params.prompt_logprobs.has_value() ? static_cast<size_t>(scheduled.num_new_tokens) : 0;
+    const size_t judged_bytes =
+        num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    if (!scheduled.samples) return judged_bytes;
+    const size_t list_bytes =
+        params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
+        (request.record->reads_output ? scheduled.sequence->tokens.size() * sizeof(TokenCount) : 0);
+    // Every row of the output is as wide as the widest.
+    const auto width = static_cast<size_t>(params.logprobs.value_or(0));
+    return judged_bytes + list_bytes + width * static_cast<size_t>(config_.scheduler.max_num_seqs) * kEntryBytes;
   };
   const std::span<const ScheduledSequence> planned = scheduler_.planned();
   QUIRE_CHECK(!planned.empty(), "a step without sequences needs no lists: ", why);
-  Request& request = *std::ranges::max_element(planned, {}, list_entries)->sequence->request;
+  Request& request = *std::ranges::max_element(planned, {}, needed_bytes)->sequence->request;
   request.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
   // Steps under way before this one are lost with it, and computed again.
   worker_.abandon();

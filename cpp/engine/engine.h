@@ -83,7 +83,7 @@ class Engine {
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
-  void fail_largest_lists(const std::string& why);
+  void fail_largest(const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);

@@ -65,7 +65,7 @@ def _compilation_config(given: Any) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             raise ValidationError(f"compilation_config is no number and no dictionary: {given!r}") from None
     if isinstance(given, Integral) and not isinstance(given, bool):
-        if not 0 <= given <= 3:
+        if int(given) not in range(4):
             raise ValidationError(f"compilation_config: the level must be 0, 1, 2 or 3, got {given}")
         return {}
     if not isinstance(given, Mapping):

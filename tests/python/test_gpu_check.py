@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(os.environ.get("QUIRE_GPU_PROGRAMS", ROOT / "build/dev"))
-NEEDED = ("test_kernels_simt", "bench_simt_kernels")
+NEEDED = ("test_kernels_simt", "test_device_simt", "bench_simt_kernels", "libquire_simt.so")
 
 
 def check(folder: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -206,6 +206,78 @@ TEST_F(EngineOnSimt, GraphsAndPlanningAheadChangeNoBit) {
   }
 }
 
+// Layers that stay in host memory arrive in time, launch by launch and in replayed graphs.
+TEST_F(EngineOnSimt, OffloadedLayersChangeNoBit) {
+  const auto resident = generate(options_of(), many_wishes());
+  EngineOptions options = options_of();
+  options.cpu_offload_gb = 1.0;  // all of them
+  const auto engine = make_engine(options);
+  EXPECT_FALSE(engine->config().memory.offload.empty());
+  EXPECT_EQ(generate(*engine, many_wishes()), resident);
+  EXPECT_GT(engine->worker().num_graphs(), 0u);
+}
+
+// Who gives batch invariance up on a machine without cuBLASLt is told, and gets the same tokens from the own kernels.
+TEST_F(EngineOnSimt, WithoutInvarianceAndWithoutALibrary) {
+  const std::vector<Wish> wishes = {{story_prompt(40), greedy(3)}};
+  std::string log;
+  set_log_sink([&](LogLevel, const std::string& message) { log += message; });
+  EngineOptions options = options_of("bfloat16");
+  options.batch_invariant = false;
+  const auto got = generate(options, wishes);
+  set_log_sink({});
+  EXPECT_NE(log.find("cuBLASLt"), std::string::npos) << log;
+  EXPECT_EQ(got[0].token_ids, generate(options_of("bfloat16"), wishes)[0].token_ids);
+}
+
+// Sizes follow from the device, not from what is free: the second of two engines gets what the first one got.
+TEST_F(EngineOnSimt, TwoEnginesAtOnceGetTheSizesOfOneAfterTheOther) {
+  EngineOptions options = options_of();
+  options.gpu_memory_utilization = 0.4;
+  options.max_num_seqs = 64;
+  options.max_model_len = 1024;
+  cudart_emu::reset({.memory_bytes = size_t{512} << 20});
+  const auto first = make_engine(options);
+  const auto second = make_engine(options);
+  EXPECT_GT(first->config().memory.num_blocks, 64);
+  EXPECT_EQ(first->config().memory.num_blocks, second->config().memory.num_blocks);
+  EXPECT_LE(
+      first->config().memory.weight_bytes + first->config().memory.workspace_bytes + first->config().memory.kv_bytes(),
+      int64_t{205} << 20);
+}
+
+std::string refusal_of(const EngineOptions& options) {
+  try {
+    make_engine(options);
+  } catch (const InvalidArgument& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(EngineOnSimt, TooLittleMemoryIsToldWithNumbersAndWaysOut) {
+  EngineOptions options = options_of();
+  options.max_model_len = 1024;
+  cudart_emu::reset({.memory_bytes = size_t{128} << 20});
+  options.gpu_memory_utilization = 0.15;
+  std::string message = refusal_of(options);
+  for (const char* part :
+       {"max seq len (1024)", "Weights take 0.02 GiB", "workspace", "bytes a token", "of 0.12 GiB", "held by others",
+        "Three ways out", "max_model_len", "gpu_memory_utilization", "free memory"}) {
+    EXPECT_NE(message.find(part), std::string::npos) << part << " is not in: " << message;
+  }
+  // Enough for its share, but somebody else has taken it.
+  options.gpu_memory_utilization = 0.9;
+  const auto other = make_cuda_device(0)->allocate(RegionTag::weights, size_t{100} << 20);
+  message = refusal_of(options);
+  for (const char* part :
+       {"not enough memory on the device \"simt\"", "0.10 GiB are held by others", "Three ways out"}) {
+    EXPECT_NE(message.find(part), std::string::npos) << part << " is not in: " << message;
+  }
+  options.kv_cache_memory_bytes = int64_t{1} << 50;
+  EXPECT_NE(refusal_of(options).find("not enough memory"), std::string::npos);
+}
+
 // Penalties and bad words of several tokens need the last token on the host: beside them nobody is planned ahead.
 TEST_F(EngineOnSimt, RequestsThatReadTheirOutputGiveTheTokensOfTheCpu) {
   SamplingParams reader = greedy(6);

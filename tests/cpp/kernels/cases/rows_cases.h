@@ -92,6 +92,8 @@ class PrepareBatchCase : public KernelCase {
     }
     Random random(11);
     const DeviceRows view = rows_.view();
+    // What lies behind a row's pages must not get into a batch.
+    std::fill_n(view.tables, RowsBuffers::kNumRows * RowsBuffers::kTableStride, kUnusedRow);
     int32_t token = 0;
     if (!is_decode()) query_start_.as<int32_t>()[0] = 0;
     for (int32_t s = 0; s < spec_.num_seqs; ++s) {
