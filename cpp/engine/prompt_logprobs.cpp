@@ -9,7 +9,8 @@
 namespace quire {
 namespace {
 
-constexpr int64_t kMaxEntries = int64_t{4} << 20;  // of results on the device: 32 MiB
+// Of one launch: results on the device (32 MiB), and logits (128 MiB), of which more gain nothing.
+constexpr int64_t kMaxEntries = int64_t{4} << 20, kMaxLogits = int64_t{32} << 20;
 
 // What a step's rows ask for; the same on the device and in a host buffer.
 struct Questions {
@@ -39,14 +40,14 @@ size_t lay_out(int64_t num_rows, int64_t stride, std::byte* base, Answers& answe
 
 }  // namespace
 
-int64_t PromptLogprobs::rows_at_once(int64_t max_rows, int64_t stride) {
-  return std::clamp<int64_t>(kMaxEntries / std::max<int64_t>(stride, 1), 1, max_rows);
+int64_t PromptLogprobs::rows_at_once(int64_t max_rows, int64_t vocab_size, int64_t stride) {
+  return std::clamp<int64_t>(std::min(kMaxEntries / stride, kMaxLogits / vocab_size), 1, max_rows);
 }
 
-size_t PromptLogprobs::device_bytes(int64_t num_rows, int64_t max_rows, int64_t stride) {
+size_t PromptLogprobs::device_bytes(int64_t num_rows, int64_t num_at_once, int64_t stride) {
   Questions questions;
   Answers answers;
-  return lay_out(num_rows, nullptr, questions) + lay_out(rows_at_once(max_rows, stride), stride, nullptr, answers);
+  return lay_out(num_rows, nullptr, questions) + lay_out(num_at_once, stride, nullptr, answers);
 }
 
 void PromptLogprobs::upload(std::span<const PromptRow> rows) {
@@ -67,7 +68,8 @@ void PromptLogprobs::upload(std::span<const PromptRow> rows) {
   Answers answers;
   reserve_host(slot.rows, lay_out(slot.num_rows, nullptr, questions));
   reserve_host(slot.results, lay_out(slot.num_rows, slot.scores.stride, nullptr, answers));
-  const size_t num_bytes = device_bytes(slot.num_rows, max_rows_, slot.scores.stride);
+  const int64_t num_at_once = rows_at_once(max_rows_, vocab_size_, slot.scores.stride);
+  const size_t num_bytes = device_bytes(slot.num_rows, num_at_once, slot.scores.stride);
   if (region_ == nullptr || region_->num_bytes() < num_bytes) {
     std::unique_ptr<Region> region = device_.allocate(RegionTag::workspace, num_bytes);
     device_.synchronize();  // steps under way write to the old one
@@ -87,7 +89,7 @@ void PromptLogprobs::upload(std::span<const PromptRow> rows) {
 void PromptLogprobs::run(const Decoder& decoder, const Tensor& hidden, const Ops& ops) {
   if (uploaded_ == nullptr || uploaded_->num_rows == 0) return;
   Slot& slot = *uploaded_;
-  const int64_t stride = slot.scores.stride, num_at_once = rows_at_once(max_rows_, stride);
+  const int64_t stride = slot.scores.stride, num_at_once = rows_at_once(max_rows_, vocab_size_, stride);
   Questions questions;
   Answers device_answers, host;
   const size_t question_bytes = lay_out(slot.num_rows, region_->data(), questions);

@@ -36,12 +36,12 @@ struct PromptScores {
 class PromptLogprobs {
  public:
   // `max_rows`: rows of logits that the arena has room for.
-  PromptLogprobs(Device& device, int64_t max_rows, LogprobsMode mode)
-      : device_(device), max_rows_(max_rows), mode_(mode) {}
+  PromptLogprobs(Device& device, int64_t max_rows, int64_t vocab_size, LogprobsMode mode)
+      : device_(device), max_rows_(max_rows), vocab_size_(vocab_size), mode_(mode) {}
 
   // Rows of logits made at once, and what a step of `num_rows` rows takes on the device beside the arena.
-  static int64_t rows_at_once(int64_t max_rows, int64_t stride);
-  static size_t device_bytes(int64_t num_rows, int64_t max_rows, int64_t stride);
+  static int64_t rows_at_once(int64_t max_rows, int64_t vocab_size, int64_t stride);
+  static size_t device_bytes(int64_t num_rows, int64_t num_at_once, int64_t stride);
 
   // The rows of the next step, often none. Throws OutOfMemory before anything is under way.
   void upload(std::span<const PromptRow> rows);
@@ -61,7 +61,7 @@ class PromptLogprobs {
     PromptScores scores;
   };
   Device& device_;
-  int64_t max_rows_;
+  int64_t max_rows_, vocab_size_;
   LogprobsMode mode_;
   std::unique_ptr<Region> region_;
   std::array<Slot, kSlots> slots_;

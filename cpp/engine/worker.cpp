@@ -16,7 +16,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
       decoder_(config.model.arch, config.model.dtype, weights_, rope_.layers, device_->num_threads()),
       output_(*device_, config.scheduler.max_num_seqs),
       prompt_logprobs_(*device_, std::min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
-                       config.logprobs_mode),
+                       config.model.arch.vocab_size, config.logprobs_mode),
       graphs_(config.graph_sizes, config.scheduler.max_num_seqs, config.graph_max_kv_len) {
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
