@@ -32,6 +32,7 @@ struct RequestRecord {
   bool changes_each_step = false, reads_output = false;
   RequestTimes times;
   std::string error;
+  LogprobBuffer prompt_logprobs;
   std::vector<OfSequence> sequences;
 };
 
@@ -41,8 +42,9 @@ class Engine {
   Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint);
 
   // Throws InvalidArgument before anything is queued.
-  void validate(std::span<const int32_t> prompt, const SamplingParams& params) const;
-  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify);
+  void validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority = 0) const;
+  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify,
+                  int32_t priority = 0);
   bool cancel(uint64_t request_id);
   // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel. A step
   // that throws loses nothing: its work is done again by the next one, unless the device is broken, which each step
@@ -62,10 +64,17 @@ class Engine {
     RequestRecord* record = nullptr;
     bool counts = true;  // false: the sequence had ended before
   };
+  // Tokens [first, first + count) of a prompt, whose log-probabilities a step under way finds.
+  struct JudgedTokens {
+    const Sequence* sequence = nullptr;
+    int32_t first = 0, count = 0;
+  };
   struct StepInFlight {
     Batch batch;
     SamplingBatch sampling;
     std::vector<Row> rows;
+    std::vector<PromptRow> prompt_rows;
+    std::vector<JudgedTokens> judged;
   };
 
   bool may_run_ahead() const;
@@ -73,8 +82,10 @@ class Engine {
   void collect();
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
-  void fail_largest(const StepInFlight& step, const std::string& why);
+  void begin_prompt_logprobs(StepInFlight& step) const;
+  void fail_largest(const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
+  static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
   void hand_out_finished(double now);
   RequestOutput make_output(const Request& request) const;
