@@ -31,6 +31,11 @@ struct LLM::Impl {
     return impl;
   }
 
+  // Checks all, queues all, and steps until all have finished.
+  template <typename Params, typename Submit>
+  std::vector<RequestOutput> run_all(const std::vector<std::vector<int32_t>>& prompts, const Params& params,
+                                     const Submit& submit);
+
   std::recursive_mutex mutex;
   ModelInfo description;
   Engine engine;
@@ -66,17 +71,18 @@ LLM::~LLM() = default;
 LLM::LLM(LLM&&) noexcept = default;
 LLM& LLM::operator=(LLM&&) noexcept = default;
 
-std::vector<RequestOutput> LLM::generate(const std::vector<std::vector<int32_t>>& prompts,
-                                         const SamplingParams& params) {
+template <typename Params, typename Submit>
+std::vector<RequestOutput> LLM::Impl::run_all(const std::vector<std::vector<int32_t>>& prompts, const Params& params,
+                                              const Submit& submit) {
   std::vector<RequestOutput> outputs(prompts.size());
   size_t num_finished = 0;
   std::vector<uint64_t> ids;
   {
-    const std::lock_guard lock(impl_->mutex);
+    const std::lock_guard lock(mutex);
     // All are checked before any is queued, so that a mistake in one leaves nothing behind.
     for (size_t i = 0; i < prompts.size(); ++i) {
       try {
-        impl_->engine.validate(prompts[i], params);
+        engine.validate(prompts[i], params);
       } catch (const InvalidArgument& error) {
         throw InvalidArgument(str_cat("prompt ", i, ": ", error.what()));
       }
@@ -87,27 +93,46 @@ std::vector<RequestOutput> LLM::generate(const std::vector<std::vector<int32_t>>
         outputs[i] = *delta.finished;
         ++num_finished;
       };
-      ids.push_back(impl_->engine.submit(prompts[i], params, keep, Notify::finished));
+      ids.push_back(submit(prompts[i], keep));
     }
   }
   try {
     for (;;) {
-      const std::lock_guard lock(impl_->mutex);
+      const std::lock_guard lock(mutex);
       if (num_finished == prompts.size()) return outputs;
-      impl_->engine.step();
+      engine.step();
     }
   } catch (...) {
     // The callbacks refer to this frame: none may outlive it.
-    const std::lock_guard lock(impl_->mutex);
-    for (const uint64_t id : ids) impl_->engine.cancel(id);
+    const std::lock_guard lock(mutex);
+    for (const uint64_t id : ids) engine.cancel(id);
     throw;
   }
+}
+
+std::vector<RequestOutput> LLM::generate(const std::vector<std::vector<int32_t>>& prompts,
+                                         const SamplingParams& params) {
+  return impl_->run_all(prompts, params, [&](const std::vector<int32_t>& prompt, DeltaCallback keep) {
+    return impl_->engine.submit(prompt, params, std::move(keep), Notify::finished);
+  });
+}
+
+std::vector<RequestOutput> LLM::beam_search(const std::vector<std::vector<int32_t>>& prompts,
+                                            const BeamSearchParams& params) {
+  return impl_->run_all(prompts, params, [&](const std::vector<int32_t>& prompt, DeltaCallback keep) {
+    return impl_->engine.submit_beam_search(prompt, params, std::move(keep));
+  });
 }
 
 uint64_t LLM::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback on_delta, Notify notify,
                      int32_t priority) {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.submit(std::move(prompt), params, std::move(on_delta), notify, priority);
+}
+
+uint64_t LLM::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params, DeltaCallback on_delta) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.submit_beam_search(std::move(prompt), params, std::move(on_delta));
 }
 
 bool LLM::step() {

@@ -79,6 +79,7 @@ bool Engine::launch() {
     fail_largest(error.what());
     return false;
   }
+  worker_.copy_blocks(step.batch.block_copies);
   worker_.run();
   return true;
 }
@@ -96,6 +97,7 @@ void Engine::collect() {
   scheduler_.commit(step.batch, sampled.token_ids);
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
+  advance_beams(step, sampled);
   tell_tokens(step, sampled);
   hand_out_finished(now);
 }
@@ -191,7 +193,7 @@ void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, dou
     record.times.last_token = now;
     ++totals_.generated_tokens;
     const int32_t num_logprobs = row.sequence->request->params.logprobs.value_or(-1);
-    if (num_logprobs < 0) continue;
+    if (num_logprobs < 0 || record.beams != nullptr) continue;
     RequestRecord::OfSequence& sequence = record.sequences[static_cast<size_t>(row.sequence->index)];
     const size_t begin = i * static_cast<size_t>(sampled.logprobs_stride);
     const size_t width = static_cast<size_t>(num_logprobs) + 1;
@@ -227,6 +229,31 @@ void Engine::record_prompt_logprobs(const StepInFlight& step, const PromptScores
   }
 }
 
+// The beams of a request need not sample in the same step: it goes on when all have.
+void Engine::advance_beams(const StepInFlight& step, const SampledTokens& sampled) {
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    const Row& row = step.rows[i];
+    if (!row.counts || row.record->beams == nullptr) continue;
+    const auto width = static_cast<size_t>(*row.sequence->request->params.logprobs);
+    const size_t begin = i * static_cast<size_t>(sampled.logprobs_stride) + 1;  // behind the sampled token
+    row.record->beams->offer(row.sequence->index, sampled.logprob_ids.subspan(begin, width),
+                             sampled.logprobs.subspan(begin, width));
+  }
+  for (const Row& row : step.rows) {
+    if (row.counts && row.record->beams != nullptr && row.record->beams->ready()) move_beams(*row.sequence->request);
+  }
+}
+
+void Engine::move_beams(Request& request) {
+  BeamSearch& beams = *request.record->beams;
+  const BeamMoves& moves = beams.advance();
+  const auto sequence = [&](int32_t slot) -> Sequence& { return *request.sequences[static_cast<size_t>(slot)]; };
+  for (const int32_t slot : moves.dropped) scheduler_.drop(sequence(slot));
+  for (const auto& [parent, slot] : moves.forks) scheduler_.fork(sequence(parent), sequence(slot));
+  for (const auto& [slot, token] : moves.appended) scheduler_.append(sequence(slot), token);
+  if (beams.finished()) scheduler_.cancel(request.id, FinishReason::stop);
+}
+
 void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
   for (size_t i = 0; i < step.rows.size(); ++i) {
     const Row& row = step.rows[i];
@@ -253,7 +280,7 @@ void Engine::hand_out_finished(double now) {
     if (!record.callback) continue;
     Delta delta;
     delta.request_id = request->id;
-    delta.finish_reason = output.completions.front().finish_reason;
+    if (!output.completions.empty()) delta.finish_reason = output.completions.front().finish_reason;
     delta.finished = &output;
     // A step under way may keep the record alive; what the callback holds goes now.
     const DeltaCallback callback = std::move(record.callback);
@@ -272,49 +299,60 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.times = record.times;
   output.error = record.error;
   output.prompt_logprobs = std::move(record.prompt_logprobs);
-  output.completions.resize(static_cast<size_t>(request.params.n));
-  for (size_t i = 0; i < output.completions.size(); ++i) {
-    Completion& completion = output.completions[i];
+  output.completions = completions(request);
+  return output;
+}
+
+std::vector<Completion> Engine::completions(const Request& request) const {
+  RequestRecord& record = *request.record;
+  if (record.beams != nullptr) {
+    if (record.beams->finished()) return record.beams->results();
+    std::vector<Completion> ended(1);
+    ended.front().finish_reason = request.sequences.front()->finish_reason;
+    return ended;
+  }
+  std::vector<Completion> completions(static_cast<size_t>(request.params.n));
+  for (size_t i = 0; i < completions.size(); ++i) {
+    Completion& completion = completions[i];
     completion.index = static_cast<int32_t>(i);
     completion.finish_reason = FinishReason::abort;  // of sequences that a cancelled request never started
     completion.logprobs = std::move(record.sequences[i].logprobs);
     completion.cumulative_logprob = record.sequences[i].cumulative_logprob;
   }
   for (const std::unique_ptr<Sequence>& sequence : request.sequences) {
-    Completion& completion = output.completions[static_cast<size_t>(sequence->index)];
+    Completion& completion = completions[static_cast<size_t>(sequence->index)];
     const std::span<const int32_t> tokens = sequence->output();
     completion.token_ids.assign(tokens.begin(), tokens.end());
     completion.finish_reason = sequence->finish_reason;
     completion.stop_token_id = sequence->stop_token_id;
     completion.stop_string_index = sequence->stop_string_index;
   }
-  return output;
+  return completions;
 }
 
 void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority) const {
   if (priority != 0 && !config_.by_priority) {
     throw InvalidArgument(str_cat("Got priority ", priority, " but Priority scheduling is not enabled."));
   }
-  validate_request(prompt, params,
-                   {.vocab_size = config_.model.arch.vocab_size,
-                    .max_model_len = config_.model.max_model_len,
-                    .has_vocabulary = vocabulary_ != nullptr});
+  validate_request(prompt, params, limits());
+}
+
+void Engine::validate(std::span<const int32_t> prompt, const BeamSearchParams& params) const {
+  validate_request(prompt, params, limits());
+}
+
+ModelLimits Engine::limits() const {
+  return {.vocab_size = config_.model.arch.vocab_size,
+          .max_model_len = config_.model.max_model_len,
+          .has_vocabulary = vocabulary_ != nullptr};
 }
 
 uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback,
                         Notify notify, int32_t priority) {
   validate(prompt, params, priority);
-  auto request = std::make_unique<Request>();
+  std::unique_ptr<Request> request = make_request(std::move(prompt), params);
   request->priority = priority;
-  request->id = next_request_id_++;
-  request->params = params;
   if (!params.ignore_eos) request->eos_token_ids = config_.model.eos_token_ids;
-  const auto length = static_cast<int64_t>(prompt.size());
-  const int64_t room = config_.model.max_model_len - length;
-  request->max_total_tokens = length + std::min<int64_t>(room, params.max_tokens.value_or(INT32_MAX));
-  request->prompt = std::move(prompt);
-  request->vocabulary = vocabulary_;
-
   auto record = std::make_shared<RequestRecord>();
   record->callback = std::move(callback);
   record->notify = notify;
@@ -322,10 +360,47 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->seed = record->seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
-  if (record->reads_output) ++num_output_readers_;
   if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
+  return queue(std::move(request), std::move(record));
+}
+
+uint64_t Engine::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params,
+                                    DeltaCallback callback) {
+  validate(prompt, params);
+  std::vector<int32_t> stop_ids = params.ignore_eos ? std::vector<int32_t>() : config_.model.eos_token_ids;
+  stop_ids.insert(stop_ids.end(), params.stop_token_ids.begin(), params.stop_token_ids.end());
+  const int32_t width = BeamSearch::num_candidates(params.beam_width, stop_ids.size(), config_.model.arch.vocab_size);
+  // What is sampled is not used: the likeliest tokens of each beam are.
+  const SamplingParams sampling = {
+      .n = params.beam_width, .temperature = 0.0f, .max_tokens = params.max_tokens, .logprobs = width};
+  std::unique_ptr<Request> request = make_request(std::move(prompt), sampling);
+  request->host_chooses = true;
+  const auto num_prompt = static_cast<int64_t>(request->prompt.size());
+  auto record = std::make_shared<RequestRecord>();
+  record->callback = std::move(callback);
+  record->notify = Notify::finished;
+  record->reads_output = true;
+  record->beams = std::make_unique<BeamSearch>(params, std::move(stop_ids), num_prompt,
+                                               static_cast<int32_t>(request->max_total_tokens - num_prompt));
+  return queue(std::move(request), std::move(record));
+}
+
+std::unique_ptr<Request> Engine::make_request(std::vector<int32_t> prompt, const SamplingParams& params) {
+  auto request = std::make_unique<Request>();
+  request->id = next_request_id_++;
+  request->params = params;
+  const auto length = static_cast<int64_t>(prompt.size());
+  const int64_t room = config_.model.max_model_len - length;
+  request->max_total_tokens = length + std::min<int64_t>(room, params.max_tokens.value_or(INT32_MAX));
+  request->prompt = std::move(prompt);
+  request->vocabulary = vocabulary_;
+  return request;
+}
+
+uint64_t Engine::queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record) {
+  if (record->reads_output) ++num_output_readers_;
   record->times.arrival = epoch_seconds();
-  record->sequences.resize(static_cast<size_t>(params.n));
+  record->sequences.resize(static_cast<size_t>(request->params.n));
   request->record = std::move(record);
   const uint64_t id = request->id;
   scheduler_.add(std::move(request));

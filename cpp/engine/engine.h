@@ -10,9 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "engine/beam_search.h"
 #include "engine/engine_config.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
+#include "engine/validation.h"
 #include "engine/worker.h"
 
 namespace quire {
@@ -30,6 +32,7 @@ struct RequestRecord {
   uint64_t seed = 0;
   bool seeded = false;
   bool changes_each_step = false, reads_output = false;
+  std::unique_ptr<BeamSearch> beams;  // of a beam search; sequence i of the request is slot i
   RequestTimes times;
   std::string error;
   LogprobBuffer prompt_logprobs;
@@ -43,8 +46,10 @@ class Engine {
 
   // Throws InvalidArgument before anything is queued.
   void validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority = 0) const;
+  void validate(std::span<const int32_t> prompt, const BeamSearchParams& params) const;
   uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify,
                   int32_t priority = 0);
+  uint64_t submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params, DeltaCallback callback);
   bool cancel(uint64_t request_id);
   // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel. A step
   // that throws loses nothing: its work is done again by the next one, unless the device is broken, which each step
@@ -86,16 +91,22 @@ class Engine {
   void fail_largest(const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
+  void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
+  void move_beams(Request& request);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
   void hand_out_finished(double now);
   RequestOutput make_output(const Request& request) const;
+  std::vector<Completion> completions(const Request& request) const;
+  ModelLimits limits() const;
+  std::unique_ptr<Request> make_request(std::vector<int32_t> prompt, const SamplingParams& params);
+  uint64_t queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record);
 
   EngineConfig config_;
   Worker worker_;
   Scheduler scheduler_;
   std::shared_ptr<const Vocabulary> vocabulary_;
   uint64_t next_request_id_ = 0;
-  int64_t num_output_readers_ = 0;  // live requests whose next token cannot be drawn before the last one is known
+  int64_t num_output_readers_ = 0;  // live requests whose next token cannot be had before the last one is known
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;

@@ -35,6 +35,17 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("bad_words_token_ids", params.bad_words_token_ids, "token sequences that must not be completed");
 }
 
+template <typename Params, typename Visit>
+  requires std::same_as<std::remove_const_t<Params>, BeamSearchParams>
+void for_each_field(Params& params, const Visit& visit) {
+  visit("beam_width", params.beam_width, "sequences that are followed, and returned");
+  visit("max_tokens", params.max_tokens, "most tokens to generate");
+  visit("ignore_eos", params.ignore_eos, "go on after the end-of-sequence token");
+  visit("stop_token_ids", params.stop_token_ids, "token ids that end a sequence");
+  visit("length_penalty", params.length_penalty, "the score is cumulative_logprob / length^length_penalty");
+  visit("length_includes_prompt", params.length_includes_prompt, "the length counts the prompt, and no stop token");
+}
+
 template <typename Options, typename Visit>
   requires std::same_as<std::remove_const_t<Options>, EngineOptions>
 void for_each_field(Options& options, const Visit& visit) {

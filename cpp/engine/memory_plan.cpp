@@ -102,6 +102,7 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
   Weights weights;
   RopePlacement rope;
   BatchBuffers buffers;
+  CopyBuffers copy_buffers;
   RowBuffers row_buffers;
   MemoryPlan plan;
   plan.offload = offload_plan(model, options, device);
@@ -109,6 +110,7 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
       static_cast<int64_t>(place_weights(model.arch, model.dtype, kernels, nullptr, weights, plan.offload));
   plan.arena_bytes = static_cast<int64_t>(measure_arena(model, scheduler, kernels, device.num_threads()));
   size_t workspace_bytes = place_rope_tables(model, nullptr, rope) + place_batch_buffers(scheduler, nullptr, buffers) +
+                           place_copy_buffers(model, scheduler, nullptr, copy_buffers) +
                            gemm_scratch_bytes(weights, kernels, options.batch_invariant);
   if (scheduler.device_rows) workspace_bytes += place_row_buffers(scheduler, nullptr, row_buffers);
   plan.workspace_bytes = plan.arena_bytes + static_cast<int64_t>(workspace_bytes);

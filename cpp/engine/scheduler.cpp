@@ -94,6 +94,9 @@ void Scheduler::plan(Batch& batch) {
     admit_waiting(step, budget);
   }
   fill_batch(step.planned, options_.block_size, options_.device_rows, batch);
+  if (num_in_flight_ == 0 && !step.planned.empty()) {  // else the step in flight has them
+    for (const Copy& copy : copies_) batch.block_copies.push_back({copy.source.id(), copy.destination.id()});
+  }
   for (const int32_t index : batch.sample_seqs) {
     step.sampled.push_back(step.planned[static_cast<size_t>(index)].sequence);
   }
@@ -121,6 +124,7 @@ Scheduler::Outcome Scheduler::plan_running(Step& step, int64_t& budget) {
   Outcome outcome = Outcome::fine;
   for (auto next = running_.begin(); next != running_.end() && budget > 0; ++next) {
     Sequence& sequence = **next;
+    if (sequence.awaits_token || (sequence.num_pending > 0 && sequence.request->host_chooses)) continue;
     if (sequence.num_pending > 0 && sequence.num_known() >= sequence.request->max_total_tokens) continue;  // it ends
     const int32_t num_new = chunk(sequence, budget);
     if (num_new == 0) break;
@@ -140,15 +144,21 @@ Scheduler::Outcome Scheduler::plan_running(Step& step, int64_t& budget) {
 }
 
 void Scheduler::admit_waiting(Step& step, int64_t& budget) {
-  while (budget > 0 && !waiting_.empty() && std::ssize(running_) < options_.max_num_seqs) {
+  while (budget > 0 && !waiting_.empty()) {
+    // With no work planned or in flight all who run await a token that depends on those who wait.
+    const bool is_stuck = step.planned.empty() && num_in_flight_ == 0;
+    if (std::ssize(running_) >= options_.max_num_seqs) {
+      if (!is_stuck) return;
+      preempt(**running_.rbegin());
+    }
     Sequence& sequence = **waiting_.begin();
     const int32_t num_new = admit(sequence, budget);
     if (num_new > 0) {
       const int32_t begin = sequence.num_computed;
       step.planned.push_back({&sequence, begin, num_new, begin + num_new == sequence.num_known()});
       budget -= num_new;
-    } else if (running_.empty() && num_in_flight_ == 0) {
-      preempt(newest_holder());  // only siblings that wait can hold what is missing
+    } else if (is_stuck) {
+      preempt(newest_holder());  // only who awaits a token, and siblings that wait, can hold what is missing
     } else {
       return;
     }
@@ -235,7 +245,12 @@ void Scheduler::preempt(Sequence& sequence) {
   ++sequence.request->num_preemptions;
   ++num_preemptions_;
   take_row(sequence);
-  waiting_.insert(running_.extract(&sequence));
+  forget_copies(sequence);
+  if (sequence.awaits_token) {
+    running_.erase(&sequence);  // it waits when it has a token
+  } else {
+    waiting_.insert(running_.extract(&sequence));
+  }
 }
 
 void Scheduler::release_blocks(Sequence& sequence) const {
@@ -265,6 +280,7 @@ void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
               " sequences and ", sampled.size(), " tokens for ", step.planned.size(), " planned, ", step.sampled.size(),
               " sampled");
   end(step);
+  copies_.clear();
   first_step_ = (first_step_ + 1) % kMaxInFlight;
   --num_in_flight_;
   size_t next_row = 0;
@@ -276,6 +292,10 @@ void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
     sequence.request->num_judged = std::max(sequence.request->num_judged, sequence.num_computed);
     offer_full_blocks(sequence);
     if (!each.samples) continue;
+    if (sequence.request->host_chooses) {
+      sequence.awaits_token = true;
+      continue;
+    }
     append_token(sequence, sampled[row]);
     if (sequence.index == 0 && sequence.num_output() == 1) start_siblings(sequence);
     if (!sequence.finished()) continue;
@@ -330,6 +350,7 @@ void Scheduler::start_siblings(const Sequence& first) {
 
 void Scheduler::leave_queues(Sequence& sequence) {
   release_blocks(sequence);
+  forget_copies(sequence);
   take_row(sequence);
   running_.erase(&sequence);
   waiting_.erase(&sequence);
@@ -400,6 +421,14 @@ void Scheduler::check_sharing() const {
       }
     }
   }
+  for (const Copy& copy : copies_) {
+    ++num_holders[static_cast<size_t>(copy.source.id())];
+    ++num_holders[static_cast<size_t>(copy.destination.id())];
+    const std::vector<BlockRef>& blocks = copy.child->blocks;
+    const bool is_tail = !blocks.empty() && blocks.back().id() == copy.destination.id();
+    QUIRE_CHECK(is_tail && holders[static_cast<size_t>(copy.destination.id())] == copy.child, "block ",
+                copy.destination.id(), " is copied for sequence ", copy.child->index, ", which does not end with it");
+  }
   for (size_t block = 0; block < num_holders.size(); ++block) {
     QUIRE_CHECK(num_holders[block] == pool_.use_count(static_cast<int32_t>(block)), "block ", block, " has ",
                 num_holders[block], " holders, counted ", pool_.use_count(static_cast<int32_t>(block)));
@@ -413,7 +442,9 @@ void Scheduler::check_queues() const {
     for (const auto& sequence : request->sequences) {
       const bool runs = running_.contains(sequence.get()), waits = waiting_.contains(sequence.get());
       const bool shares = sharing_.contains(sequence.get());
-      const bool queued = !sequence->finished() && !sequence->tokens.empty();
+      const bool queued = !sequence->finished() && !sequence->tokens.empty() && (!sequence->awaits_token || runs);
+      QUIRE_CHECK(!sequence->awaits_token || (request->host_chooses && !waits), "request ", id, " sequence ",
+                  sequence->index, " awaits a token");
       num_queued += queued ? 1 : 0;
       QUIRE_CHECK(runs + waits == (queued ? 1 : 0), "request ", id, ": runs ", runs, ", waits ", waits);
       QUIRE_CHECK((sequence->row >= 0) == (runs && options_.device_rows), "request ", id, " has row ", sequence->row);

@@ -48,9 +48,11 @@ struct SchedulerStats {
 // left (at most long_prefill_token_threshold). When blocks run out the newest sequence that holds any is preempted: its
 // blocks are released (full ones stay as evictable prefix cache), it waits at its place in the order and recomputes.
 // Then waiting sequences in order, until a budget is used up; nobody overtakes the first one that does not fit. No
-// admission in a step that preempted. A plan that is never committed costs nothing: sequences advance in commit alone.
-// Blocks that a commit releases while a later step is in flight may be given out again at once: the device does steps
-// in their order, so what the later step still writes to them is overwritten before it is read.
+// admission in a step that preempted. Sequences that await a token keep their blocks as long as somebody else has work;
+// then they are preempted too, so that those they wait for can run. A plan that is never committed costs nothing:
+// sequences advance in commit alone. Blocks that a commit releases while a later step is in flight may be given out
+// again at once: the device does steps in their order, so what the later step still writes to them is overwritten
+// before it is read.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions& options);
@@ -78,6 +80,13 @@ class Scheduler {
   // n - 1 others of a request whose prompt is done, offers full blocks to the prefix cache, releases blocks. Tokens of
   // sequences that had ended before are dropped.
   void commit(const Batch& batch, std::span<const int32_t> sampled);
+  // For requests with host_chooses, with no step in flight; the sequences await a token. A fork shares the full blocks
+  // of `parent` and copies the one that is not full, before the next step. Where there is no block or place for it, it
+  // computes its tokens again.
+  void fork(const Sequence& parent, Sequence& child);
+  void append(Sequence& sequence, int32_t token);
+  // It is as before it was forked.
+  void drop(Sequence& sequence);
   // Forgets all steps in flight: they were not run, or not to their end. Rows are told everything again.
   void abandon();
   // Requests all of whose sequences ended, in the order they did. Those that a step in flight still names stay alive
@@ -99,6 +108,12 @@ class Scheduler {
   };
   using Queue = std::set<Sequence*, InOrder>;  // nodes move between queues, so that no step allocates
 
+  // Of the block at the end of a fork that is not full. Both stay held until a step with the copy is committed, so that
+  // a step can be done again, and no block is in two copies unless as the source of both.
+  struct Copy {
+    const Sequence* child = nullptr;
+    BlockRef source, destination;
+  };
   struct Step {
     std::vector<ScheduledSequence> planned;
     std::vector<Sequence*> sampled;  // one a sample row
@@ -120,6 +135,7 @@ class Scheduler {
   void start_siblings(const Sequence& first);
   void leave_queues(Sequence& sequence);
   void retire(uint64_t request_id);
+  void forget_copies(const Sequence& sequence);
   void give_row(Sequence& sequence);
   void take_row(Sequence& sequence);
 
@@ -139,6 +155,7 @@ class Scheduler {
   const Step& newest() const { return steps_[(first_step_ + num_in_flight_ - 1) % kMaxInFlight]; }
   void start(Step& step);
   void end(Step& step);
+  std::vector<Copy> copies_;
   std::array<Step, kMaxInFlight> steps_;  // a ring: those in flight, oldest first, then the plan being made
   size_t first_step_ = 0, num_in_flight_ = 0;
   std::vector<std::shared_ptr<Request>> finished_;   // not yet taken

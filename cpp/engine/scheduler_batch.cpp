@@ -16,6 +16,7 @@ void clear(Batch& batch) {
   }
   batch.query_start.assign(1, 0);
   batch.row_updates.clear();
+  batch.block_copies.clear();
   batch.block_table_stride = 0;
 }
 

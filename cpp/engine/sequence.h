@@ -30,10 +30,10 @@ struct RequestRecord;  // what the engine keeps of a request; opaque here
 
 struct Sequence {
   Request* request = nullptr;
-  int32_t index = 0;  // which of the request's n
-  std::vector<int32_t>
-      tokens;                // prompt, then output; empty while it waits for the first sequence to compute the prompt
-  int32_t num_computed = 0;  // tokens [0, num_computed) have keys and values in blocks
+  int32_t index = 0;            // which of the request's n
+  std::vector<int32_t> tokens;  // prompt, then output; empty while it waits for the first sequence to compute the
+                                // prompt, or is not in use
+  int32_t num_computed = 0;     // tokens [0, num_computed) have keys and values in blocks
   // Of steps that are planned and not committed: tokens they compute, and whether they sample one more that nobody
   // knows yet.
   int32_t num_in_flight = 0;
@@ -41,6 +41,7 @@ struct Sequence {
   std::vector<BlockRef> blocks;   // block b holds tokens [b * block_size, (b + 1) * block_size)
   int32_t num_hashed_blocks = 0;  // blocks [0, num_hashed_blocks) were offered to the prefix cache
   uint64_t arrival_order = 0;     // ties and preemption: larger is newer
+  bool awaits_token = false;      // all its tokens are computed, and Scheduler::append() brings the next (host_chooses)
   std::string text_tail;          // bytes of the output that may still become part of a stop string
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;
@@ -70,6 +71,9 @@ struct Request {
   std::vector<int32_t> eos_token_ids;  // primary first; empty with ignore_eos
   int64_t max_total_tokens = 0;        // prompt + output may not exceed this (max_tokens and max_model_len folded in)
   uint64_t cache_salt = 0;
+  // Tokens are not those that were sampled: Scheduler::fork(), append() and drop() say how its sequences go on. Only
+  // the first of them begins with the prompt; which others there are is the caller's.
+  bool host_chooses = false;
   int32_t priority = 0;                              // smaller goes first; equal ones in order of arrival
   std::shared_ptr<const Vocabulary> vocabulary;      // needed with stop strings
   std::vector<std::unique_ptr<Sequence>> sequences;  // params.n, made by Scheduler::add()

@@ -27,6 +27,14 @@ size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, Bat
   return placer.used();
 }
 
+size_t place_copy_buffers(const ModelConfig& model, const SchedulerOptions& options, std::byte* base,
+                          CopyBuffers& buffers) {
+  Placer placer(base);
+  buffers.arrays = placer.take<PageArray>(2 * std::ssize(model.arch.layers));
+  buffers.copies = placer.take<BlockCopy>(options.max_num_seqs);
+  return placer.used();
+}
+
 size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope) {
   Placer placer(base);
   rope = {};

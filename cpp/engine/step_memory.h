@@ -25,6 +25,12 @@ struct BatchBuffers {
   int32_t* sample_token_rows = nullptr;
 };
 
+// The KV cache as KernelTable::copy_blocks reads it, and the copies of a step.
+struct CopyBuffers {
+  PageArray* arrays = nullptr;  // two a layer
+  BlockCopy* copies = nullptr;  // [max_num_seqs]
+};
+
 // Where the rope tables lie: one for each different RopeSpec.
 struct RopePlacement {
   struct Table {
@@ -35,8 +41,10 @@ struct RopePlacement {
   RopeTables layers;
 };
 
-// Both return the bytes they take from `base` on (nullptr: only measure).
+// All return the bytes they take from `base` on (nullptr: only measure).
 size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, BatchBuffers& buffers);
+size_t place_copy_buffers(const ModelConfig& model, const SchedulerOptions& options, std::byte* base,
+                          CopyBuffers& buffers);
 size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope);
 
 // What products share sums through (KernelTable::gemm_workspace_bytes), in whole lines.

@@ -51,6 +51,18 @@ void check_token_ids(const SamplingParams& params, int64_t vocab_size) {
   }
 }
 
+void check_prompt(std::span<const int32_t> prompt, const ModelLimits& limits) {
+  require(!prompt.empty(), "The decoder prompt cannot be empty");
+  for (const int32_t id : prompt) {
+    require(id >= 0 && id < limits.vocab_size, str_cat("Token id ", id, " is out of vocabulary"));
+  }
+  const auto length = static_cast<int64_t>(prompt.size());
+  require(
+      length < limits.max_model_len,
+      str_cat("The decoder prompt (length ", length, ") is longer than the maximum model length of ",
+              limits.max_model_len, ". Make sure that `max_model_len` is no smaller than the number of text tokens."));
+}
+
 }  // namespace
 
 void validate_sampling_params(const SamplingParams& params) {
@@ -82,17 +94,26 @@ void validate_sampling_params(const SamplingParams& params) {
           str_cat("n must be 1 when using greedy sampling, got ", params.n, "."));
 }
 
+void validate_beam_search_params(const BeamSearchParams& params) {
+  require(params.beam_width >= 1 && params.beam_width <= kMaxBeamWidth,
+          str_cat("beam_width must be in [1, ", kMaxBeamWidth, "], got ", params.beam_width, "."));
+  require(params.max_tokens >= 1, str_cat("max_tokens must be at least 1, got ", params.max_tokens, "."));
+  require(std::isfinite(params.length_penalty),
+          str_cat("length_penalty must be finite, got ", number(static_cast<float>(params.length_penalty)), "."));
+}
+
+void validate_request(std::span<const int32_t> prompt, const BeamSearchParams& params, const ModelLimits& limits) {
+  validate_beam_search_params(params);
+  check_prompt(prompt, limits);
+  const auto outside = [&](int32_t id) { return id < 0 || id >= limits.vocab_size; };
+  require(std::ranges::none_of(params.stop_token_ids, outside),
+          str_cat("stop_token_ids ", list_of(params.stop_token_ids),
+                  " contain ids out of vocabulary. Vocabulary size: ", limits.vocab_size));
+}
+
 void validate_request(std::span<const int32_t> prompt, const SamplingParams& params, const ModelLimits& limits) {
   validate_sampling_params(params);
-  require(!prompt.empty(), "The decoder prompt cannot be empty");
-  for (const int32_t id : prompt) {
-    require(id >= 0 && id < limits.vocab_size, str_cat("Token id ", id, " is out of vocabulary"));
-  }
-  const auto length = static_cast<int64_t>(prompt.size());
-  require(
-      length < limits.max_model_len,
-      str_cat("The decoder prompt (length ", length, ") is longer than the maximum model length of ",
-              limits.max_model_len, ". Make sure that `max_model_len` is no smaller than the number of text tokens."));
+  check_prompt(prompt, limits);
   require(params.logprobs.value_or(0) <= limits.vocab_size,
           str_cat("Requested sample logprobs of ", params.logprobs.value_or(0),
                   ", which is greater than max allowed: ", limits.vocab_size));

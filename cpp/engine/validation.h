@@ -7,8 +7,13 @@
 
 namespace quire {
 
+// The search keeps the candidates of every step; more beams than this are a mistake.
+constexpr int32_t kMaxBeamWidth = 1024;
+
 // Ranges that hold for every model.
 void validate_sampling_params(const SamplingParams& params);
+
+void validate_beam_search_params(const BeamSearchParams& params);
 
 // What the model limits: the prompt's length and ids, the ids and counts in the parameters.
 struct ModelLimits {
@@ -17,5 +22,6 @@ struct ModelLimits {
   bool has_vocabulary = false;
 };
 void validate_request(std::span<const int32_t> prompt, const SamplingParams& params, const ModelLimits& limits);
+void validate_request(std::span<const int32_t> prompt, const BeamSearchParams& params, const ModelLimits& limits);
 
 }  // namespace quire

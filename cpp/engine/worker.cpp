@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include "base/log.h"
 #include "model/rope_table.h"
@@ -43,6 +44,8 @@ void Worker::place_workspace() {
   std::byte* base = workspace_region_->data();
   base += place_rope_tables(model, base, rope_);
   base += place_batch_buffers(config_.scheduler, base, buffers_);
+  base += place_copy_buffers(model, config_.scheduler, base, copy_buffers_);
+  describe_pages();
   if (config_.scheduler.device_rows) {
     RowBuffers row_buffers;
     base += place_row_buffers(config_.scheduler, base, row_buffers);
@@ -57,6 +60,17 @@ void Worker::place_workspace() {
     const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
     device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
   }
+}
+
+void Worker::describe_pages() {
+  std::vector<PageArray> arrays;
+  for (const KvCacheView& layer : kv_cache_.layers) {
+    const int64_t page_bytes = layer.page_elements() * static_cast<int64_t>(dtype_bytes(layer.dtype));
+    arrays.push_back({layer.k, page_bytes});
+    arrays.push_back({layer.v, page_bytes});
+  }
+  device_->copy_to_device(copy_buffers_.arrays, arrays.data(), arrays.size() * sizeof(PageArray));
+  copies_ = device_->allocate_host(static_cast<size_t>(config_.scheduler.max_num_seqs) * sizeof(BlockCopy));
 }
 
 void Worker::place_gemm_scratch(std::byte* base) {
@@ -123,6 +137,18 @@ void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span
               " != ", shape_.num_samples);
   host_sampling_ = sampling.rows().data();
   upload(batch);
+}
+
+void Worker::copy_blocks(std::span<const BlockCopy> copies) {
+  if (copies.empty()) return;
+  QUIRE_CHECK(copies.size_bytes() <= copies_->num_bytes(), copies.size(), " copies in a step");
+  std::memcpy(copies_->data(), copies.data(), copies.size_bytes());
+  device_->copy_async(copy_buffers_.copies, copies_->data(), copies.size_bytes(), device_->stream());
+  device_->kernels().copy_blocks({.arrays = copy_buffers_.arrays,
+                                  .num_arrays = static_cast<int32_t>(2 * kv_cache_.layers.size()),
+                                  .copies = copy_buffers_.copies,
+                                  .num_copies = static_cast<int32_t>(copies.size())},
+                                 device_->stream());
 }
 
 void Worker::run() {

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "device/arena.h"
 #include "device/device.h"
@@ -37,6 +38,9 @@ class Worker {
   // A batch for rows (Batch::rows) or a flat one, and which of its tokens judge the next one of their prompt.
   // `sampling` outlives run().
   void upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows = {});
+  // Puts copies of KV blocks on the stream, in front of the step that is run next. The steps of earlier copies are
+  // fetched or abandoned.
+  void copy_blocks(std::span<const BlockCopy> copies);
   // Forward and sample of the uploaded batch; what was sampled is on its way.
   void run();
   // Waits for the oldest step that was run and not fetched, and returns what was sampled; valid until the next run().
@@ -59,6 +63,7 @@ class Worker {
  private:
   void place_gemm_scratch(std::byte* base);
   void place_workspace();
+  void describe_pages();
   // The launches of a step, from its rows where it has them to the tokens of its rows.
   void launch(const StepShape& shape);
   void replay(const StepShape& bucket);
@@ -71,6 +76,8 @@ class Worker {
   KvCache kv_cache_;
   RopePlacement rope_;
   BatchBuffers buffers_;
+  CopyBuffers copy_buffers_;
+  std::unique_ptr<HostBuffer> copies_;  // on their way to the device
   Arena arena_;
   Ops ops_;
   Decoder decoder_;

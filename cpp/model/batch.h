@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "params/copy_blocks.h"
 #include "params/device_rows.h"
 
 namespace quire {
@@ -33,6 +34,9 @@ struct Batch {
   std::vector<int32_t> rows;
   std::vector<RowUpdate> row_updates;
   std::vector<int32_t> row_block_ids;
+
+  // Blocks that have to be copied before the step.
+  std::vector<BlockCopy> block_copies;
 
   int32_t num_tokens() const { return static_cast<int32_t>(token_ids.size()); }
   int32_t num_seqs() const { return static_cast<int32_t>(kv_lens.size()); }

@@ -53,9 +53,8 @@ auto PyEngine::with_llm(const Use& use) {
   return use(*llm_);
 }
 
-uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream,
-                        int32_t priority) {
-  const auto deliver = [mailbox = mailbox_](const Delta& delta) {
+DeltaCallback PyEngine::deliver() const {
+  return [mailbox = mailbox_](const Delta& delta) {
     const std::lock_guard lock(mailbox->mutex);
     Mail& mail = mailbox->mail[delta.request_id];
     if (delta.finished != nullptr) {
@@ -64,7 +63,11 @@ uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingPar
       mail.deltas.push_back(delta);
     }
   };
-  return llm.submit(std::move(prompt), params, deliver, stream ? Notify::every_token : Notify::finished, priority);
+}
+
+uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream,
+                        int32_t priority) {
+  return llm.submit(std::move(prompt), params, deliver(), stream ? Notify::every_token : Notify::finished, priority);
 }
 
 uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream, int32_t priority) {
@@ -102,6 +105,30 @@ std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::o
     ids.reserve(all_ids.size());
     for (size_t i = 0; i < all_ids.size(); ++i) {
       ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false, priority_of(i)));
+    }
+    return ids;
+  });
+}
+
+std::vector<uint64_t> PyEngine::submit_beam_search(const py::list& prompts, const py::dict& params) {
+  std::vector<std::vector<int32_t>> all_ids;
+  all_ids.reserve(prompts.size());
+  for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
+  const auto search = from_dict<BeamSearchParams>(params);
+  return with_llm([&](LLM& llm) {
+    std::vector<uint64_t> ids;
+    ids.reserve(all_ids.size());
+    try {
+      for (std::vector<int32_t>& prompt : all_ids) {
+        ids.push_back(llm.submit_beam_search(std::move(prompt), search, deliver()));
+      }
+    } catch (...) {
+      for (const uint64_t id : ids) {
+        llm.cancel(id);
+        const std::lock_guard lock(mailbox_->mutex);
+        mailbox_->mail.erase(id);
+      }
+      throw;
     }
     return ids;
   });

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_quire, module) {
            py::arg("priority") = 0)
       .def("submit_many", &PyEngine::submit_many, py::arg("prompts"), py::arg("params"),
            py::arg("priorities") = std::vector<int32_t>())
+      .def("submit_beam_search", &PyEngine::submit_beam_search, py::arg("prompts"), py::arg("params"))
       .def("run", &PyEngine::run, py::arg("request_ids"), py::arg("max_ms") = 50)
       .def("cancel", &PyEngine::cancel, py::arg("request_id"))
       .def("set_vocabulary", &PyEngine::set_vocabulary, py::arg("token_bytes"))
@@ -62,6 +63,7 @@ PYBIND11_MODULE(_quire, module) {
   module.def("validate_sampling_params",
              [](const py::dict& params) { quire::validate(quire::bind::from_dict<quire::SamplingParams>(params)); });
   module.def("sampling_param_fields", &quire::bind::list_fields<quire::SamplingParams>);
+  module.def("beam_search_param_fields", &quire::bind::list_fields<quire::BeamSearchParams>);
   module.def("engine_option_fields", &quire::bind::list_fields<quire::EngineOptions>);
   module.def("set_library_folders", &quire::set_library_folders, py::arg("folders"));
   module.def("find_plugin", &quire::find_plugin, py::arg("backend"));

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quire.beam_search import BeamSearchOutput, BeamSearchSequence
     from quire.errors import ModelNotFoundError, QuireError, RequestError, ValidationError
     from quire.inputs import PromptType, TextPrompt, TokensPrompt
     from quire.llm import LLM
@@ -32,6 +33,8 @@ _EXPORTS = {
     "LLM": "llm",
     "SamplingParams": "sampling_params",
     "BeamSearchParams": "sampling_params",
+    "BeamSearchOutput": "beam_search",
+    "BeamSearchSequence": "beam_search",
     "GuidedDecodingParams": "sampling_params",
     "StructuredOutputsParams": "sampling_params",
     "RequestOutputKind": "sampling_params",
@@ -52,7 +55,9 @@ _EXPORTS = {
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
     "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "GuidedDecodingParams",
     "Logprob",

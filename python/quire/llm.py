@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from quire import beam_search as beams
 from quire import chat as chats
 from quire import engine_args, gpu_libraries, inputs, model_source, runner, streaming
 from quire._logging import forward_core_log
@@ -34,7 +35,7 @@ from quire.requests import (
     tokenization_options,
     with_guided_options,
 )
-from quire.sampling_params import RequestOutputKind, SamplingParams
+from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
 
@@ -235,6 +236,21 @@ class LLM(ChatMethods, UnavailableMethods):
             pairs, prepared, lambda: str(next(self.request_counter)), self._tokenizer, limit, output_kind, on_error
         )
         return feed.run(runner.Waiting(self._engine), use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: Any = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+        priority: Any = None,
+    ) -> list[beams.BeamSearchOutput]:
+        """The most likely continuations that a beam search finds for each prompt (TextPrompt or TokensPrompt)."""
+        self._check_open()
+        items = beams.as_prompts(prompts)
+        refuse_call_features(len(items), lora_request, priority)
+        return beams.search(self._engine, items, params, self._tokenizer, self._limits, use_tqdm, concurrency_limit)
 
     def enqueue(
         self,

@@ -35,12 +35,16 @@ class Progress:
 
     def advance(self, output: RequestOutput) -> None:
         """Counts a finished request: its sequences, its prompt once, its generated tokens."""
+        num_output = sum(len(completion.token_ids) for completion in output.outputs)
+        self.count(len(output.outputs), len(output.prompt_token_ids or ()), num_output)
+
+    def count(self, done: int, input_tokens: int, output_tokens: int) -> None:
         if self._bar is None:
             return
-        self._input_tokens += len(output.prompt_token_ids or ())
-        self._output_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        self._input_tokens += input_tokens
+        self._output_tokens += output_tokens
         self._bar.postfix = self._postfix()
-        self._bar.update(len(output.outputs))
+        self._bar.update(done)
 
     def __enter__(self) -> Progress:
         return self

@@ -69,6 +69,15 @@ class Waiting:
         self._take_returned()
         return request_id
 
+    def submit_beam_search(self, requests: Sequence[Request], params: dict[str, Any]) -> list[int]:
+        """Queues beam searches of all prompts or none; returns the core's ids."""
+        self._returned.extend(
+            map(self._engine.submit_beam_search, ([request.token_ids for request in requests],), (params,))
+        )
+        ids: list[int] = self._returned[0]
+        self._take_returned()
+        return ids
+
     def _take_returned(self) -> None:
         for returned in self._returned:
             self._pending.update(dict.fromkeys([returned] if isinstance(returned, int) else returned))

@@ -169,7 +169,7 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str):
                 raise TypeError(f"stop must be a string or a list of strings, got an entry of type {_type_name(text)}")
-        self.stop_token_ids = _int_list("stop_token_ids", self.stop_token_ids or ())
+        self.stop_token_ids = int_list("stop_token_ids", self.stop_token_ids or ())
         if isinstance(self.bad_words, str):
             raise TypeError("bad_words must be a list of strings, got a string")
         self.bad_words = list(self.bad_words or ())
@@ -194,7 +194,7 @@ class SamplingParams:
         self._verify_logprobs()
         self._verify_forms()
         if self.stop_token_ids is not None:
-            _int_list("stop_token_ids", self.stop_token_ids)
+            int_list("stop_token_ids", self.stop_token_ids)
         if any(not text for text in self.stop or ()):
             raise ValueError("stop cannot contain an empty string.")
         if self.stop and not self.detokenize:
@@ -402,7 +402,7 @@ def _clamped(logit_bias: Mapping[Any, float] | None) -> dict[int, float] | None:
     return bias
 
 
-def _int_list(name: str, values: Sequence[int] | Any) -> list[int]:
+def int_list(name: str, values: Sequence[int] | Any) -> list[int]:
     if isinstance(values, (str, bytes, Mapping)):
         raise TypeError(f"{name} must be a list of integers, got {_type_name(values)}")
     result = list(values)
@@ -414,7 +414,12 @@ def _int_list(name: str, values: Sequence[int] | Any) -> list[int]:
 
 @dataclass
 class BeamSearchParams:
-    """Parameters of `LLM.beam_search`."""
+    """Parameters of `LLM.beam_search`; docs/decoding.md tells the search.
+
+    The text of a sequence always has its stop token, as in vLLM, so `include_stop_str_in_output` decides nothing.
+    Sequences are ranked by log-probabilities before temperature, so `temperature` does not either.
+    `skip_special_tokens` None: the text has them (vLLM 0.8). The last two are quire's own.
+    """
 
     beam_width: int
     max_tokens: int
@@ -423,6 +428,8 @@ class BeamSearchParams:
     length_penalty: float = 1.0
     include_stop_str_in_output: bool = False
     structured_outputs: StructuredOutputsParams | None = field(default=None, kw_only=True)
-    skip_special_tokens: bool = field(default=True, kw_only=True)
+    skip_special_tokens: bool | None = field(default=None, kw_only=True)
     watermarking: Any = field(default=None, kw_only=True)
     allowed_token_ids: list[int] | None = field(default=None, kw_only=True)
+    stop_token_ids: list[int] | None = field(default=None, kw_only=True)
+    length_includes_prompt: bool = field(default=True, kw_only=True)

@@ -42,9 +42,6 @@ class UnavailableMethods:
             "LLM.reward() is only supported for pooling models. Pooling models come in a later release of quire."
         )
 
-    def beam_search(self, prompts: Any, params: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        _later("beam_search", "Sample several sequences with SamplingParams(n=..., logprobs=0) and rank them.")
-
     def sleep(self, level: int = 1, *args: Any, **kwargs: Any) -> NoReturn:
         _later("sleep", "close() gives all memory back.")
 

@@ -401,9 +401,8 @@ def test_methods_of_later_releases(llm: LLM) -> None:
     for name in ("encode", "embed", "classify", "score", "reward"):
         with pytest.raises(ValueError, match="Pooling models come in a later release"):
             getattr(llm, name)("a", "b")
-    later = ("beam_search", "sleep", "wake_up", "collective_rpc", "apply_model", "start_profile", "stop_profile")
+    later = ("sleep", "wake_up", "collective_rpc", "apply_model", "start_profile", "stop_profile")
     arguments: dict[str, tuple[Any, ...]] = {
-        "beam_search": ([], None),
         "collective_rpc": ("f",),
         "apply_model": (None,),
     }

@@ -272,6 +272,8 @@ def test_beam_search_params() -> None:
         ("skip_special_tokens", True),
         ("watermarking", True),
         ("allowed_token_ids", True),
+        ("stop_token_ids", True),  # quire's own, as the next
+        ("length_includes_prompt", True),
     ]
     assert params.skip_special_tokens and params.structured_outputs is None and params.allowed_token_ids is None
     with pytest.raises(TypeError):

@@ -36,10 +36,17 @@ class QUIRE_API LLM {
   std::vector<RequestOutput> generate(const std::vector<std::vector<int32_t>>& prompts,
                                       const SamplingParams& params = {});
 
+  // The most likely continuations of each prompt that a beam search finds, best first.
+  std::vector<RequestOutput> beam_search(const std::vector<std::vector<int32_t>>& prompts,
+                                         const BeamSearchParams& params = {});
+
   // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that. Of requests that wait,
   // the one with the smallest `priority` goes first (EngineOptions::scheduling_policy).
   uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {},
                   Notify notify = Notify::every_token, int32_t priority = 0);
+  // The same for a beam search; `on_delta` is called once, when it has finished.
+  uint64_t submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params = {},
+                              DeltaCallback on_delta = {});
   // Runs one step of the whole batch. False when nothing was left to do.
   bool step();
   // Ends a request with FinishReason::abort (its callback is told). False when there is no such request.

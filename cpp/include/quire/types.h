@@ -36,6 +36,17 @@ struct SamplingParams {
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};
 };
 
+// How the most likely sequences are searched for. docs: BeamSearchParams in Python.
+struct BeamSearchParams {
+  int32_t beam_width = 4;  // sequences that are followed, and returned
+  int32_t max_tokens = 16;
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids = {};  // they end a sequence as the end-of-sequence token does
+  double length_penalty = 1.0;               // the score is cumulative_logprob / length^length_penalty
+  // true: the length counts the prompt, and no stop token (vLLM 0.8); false: the generated tokens, with the stop token.
+  bool length_includes_prompt = true;
+};
+
 // How an engine is built. Zero or empty means: derive it.
 struct EngineOptions {
   std::string dtype = "auto";  // auto, float32, float16, bfloat16

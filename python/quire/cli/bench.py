@@ -1,4 +1,4 @@
-"""`quire bench throughput|latency|startup`: measure speed, as a table and as JSON with vLLM's keys.
+"""`quire bench throughput|latency|beam-search|startup`: measure speed, as a table and as JSON with vLLM's keys.
 
 Decides the workloads (random token ids, every request runs to its full length) and what is timed. Nothing is asserted.
 """
@@ -122,6 +122,73 @@ def latency(
         },
         output_json,
     )
+
+
+@app.command()
+def beam_search(
+    model: options.OptionalModel = "quire/demo",
+    num_prompts: Annotated[int, typer.Option(help="Searches at once.")] = 1,
+    beam_width: Annotated[int, typer.Option(help="Beams of each.")] = 4,
+    input_len: InputLen = 256,
+    output_len: OutputLen = 64,
+    num_iters: Annotated[int, typer.Option(help="Timed runs of each.")] = 3,
+    output_json: OutputJson = None,
+    dtype: options.Dtype = None,
+    max_model_len: options.MaxModelLen = None,
+    num_threads: options.NumThreads = None,
+    assignments: options.EngineSet = None,
+) -> None:
+    """Seconds of beam searches, and of the same searches as a loop of one-token generate calls."""
+    from quire import BeamSearchParams
+
+    arguments = options.llm_arguments(dtype, max_model_len, num_threads, assignments)
+    arguments.setdefault("max_logprobs", 2 * beam_width)
+    seconds: dict[str, list[float]] = {"search": [], "loop": []}
+    with _open(model, arguments, input_len + output_len) as llm:
+        params = BeamSearchParams(beam_width, output_len, ignore_eos=True)
+        for run in range(num_iters + 1):  # the first is not counted
+            for name, times in seconds.items():
+                prompts = random_prompts(num_prompts, input_len, llm.info()["vocab_size"], run)
+                llm.reset_prefix_cache()
+                begin = time.perf_counter()
+                if name == "search":
+                    outputs = llm.beam_search([{"prompt_token_ids": prompt} for prompt in prompts], params)
+                    found = [[sequence.tokens for sequence in output.sequences] for output in outputs]
+                else:
+                    looped = _beam_search_by_generate(llm, prompts, beam_width, output_len)
+                times.append(time.perf_counter() - begin)
+            if found != looped:
+                raise ValueError("the loop found other sequences")
+    search, loop = (statistics.median(times[1:]) for times in seconds.values())
+    num_tokens = num_prompts * beam_width * output_len
+    result = {
+        "search_seconds": search,
+        "loop_seconds": loop,
+        "loop_per_search": loop / search,
+        "search_tokens_per_second": num_tokens / search,
+    }
+    _report(result, output_json)
+
+
+def _beam_search_by_generate(
+    llm: LLM, prompts: list[list[int]], beam_width: int, output_len: int
+) -> list[list[list[int]]]:
+    """As vLLM searches: every beam is a new prompt for every token."""
+    from quire import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=2 * beam_width, detokenize=False, ignore_eos=True)
+    beams: list[list[tuple[list[int], float]]] = [[(prompt, 0.0)] for prompt in prompts]
+    for _ in range(output_len):
+        flat: list[Any] = [tokens for search in beams for tokens, _ in search]
+        outputs = iter(llm.generate(flat, params, use_tqdm=False))
+        for position, search in enumerate(beams):
+            longer = []
+            for tokens, total in search:
+                logprobs = next(outputs).outputs[0].logprobs
+                assert logprobs is not None
+                longer += [([*tokens, token], total + entry.logprob) for token, entry in logprobs[0].items()]
+            beams[position] = sorted(longer, key=lambda beam: beam[1], reverse=True)[:beam_width]
+    return [[tokens for tokens, _ in search] for search in beams]
 
 
 _STARTUP = """

@@ -197,6 +197,43 @@ TEST(Llm, BadInputIsRefusedBeforeAnyWork) {
   EXPECT_THROW(LLM(kDemo, {.max_model_len = 512, .num_gpu_blocks_override = 3}), std::invalid_argument);
 }
 
+TEST(Llm, BeamSearchGivesTheBestFirstAndTakesTheSameCare) {
+  LLM llm(kDemo, {.dtype = "float32", .max_model_len = 128});
+  const BeamSearchParams params = {.beam_width = 4, .max_tokens = 12, .ignore_eos = true};
+  const std::vector<RequestOutput> found = llm.beam_search({prompt_of(20, 0), prompt_of(33, 1)}, params);
+  ASSERT_EQ(found.size(), 2u);
+  for (const RequestOutput& output : found) {
+    ASSERT_EQ(output.completions.size(), 4u);
+    for (size_t i = 1; i < 4; ++i) {
+      EXPECT_GE(output.completions[i - 1].cumulative_logprob, output.completions[i].cumulative_logprob);
+    }
+    EXPECT_EQ(output.completions[0].token_ids.size(), 12u);
+  }
+  const RequestOutput greedy =
+      llm.generate({prompt_of(20, 0)}, {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 12, .logprobs = 0})
+          .front();
+  EXPECT_GE(found[0].completions[0].cumulative_logprob, greedy.completions[0].cumulative_logprob - 1e-4);
+  // One beam is greedy search.
+  const RequestOutput one =
+      llm.beam_search({prompt_of(20, 0)}, {.beam_width = 1, .max_tokens = 12, .ignore_eos = true}).front();
+  EXPECT_EQ(one.completions[0].token_ids, greedy.completions[0].token_ids);
+
+  FinishReason reason = FinishReason::none;
+  const uint64_t id = llm.submit_beam_search(prompt_of(20, 0), params, [&](const Delta& delta) {
+    ASSERT_NE(delta.finished, nullptr);
+    reason = delta.finish_reason;
+  });
+  llm.step();
+  EXPECT_TRUE(llm.cancel(id));
+  EXPECT_EQ(reason, FinishReason::abort);
+  EXPECT_EQ(llm.stats().num_running, 0);
+  EXPECT_THROW(llm.beam_search({{300}}, {.beam_width = 0}), std::invalid_argument);
+  EXPECT_THROW(llm.beam_search({{300}}, {.max_tokens = 0}), std::invalid_argument);
+  EXPECT_THROW(llm.beam_search({{300}}, {.stop_token_ids = {-1}}), std::invalid_argument);
+  EXPECT_THROW(llm.beam_search({{300}, {}}), std::invalid_argument);
+  EXPECT_EQ(llm.stats().num_waiting, 0);
+}
+
 // The constitution: after start-up a step allocates nothing. The output vectors are reserved at admission.
 TEST(Llm, SteadyDecodeAllocatesNothing) {
   LLM llm(kDemo, {.max_model_len = 512, .max_num_seqs = 8});

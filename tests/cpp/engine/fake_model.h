@@ -34,6 +34,7 @@ class FakeModel {
   // Returns, for each sample row, the hash of all tokens up to it.
   std::vector<uint64_t> run(const Batch& batch) {
     check_shapes(batch);
+    copy_blocks(batch);
     // Nothing is visible before all of it is computed: a sequence must not count on what another one does in this step.
     std::vector<Slot> computed(batch.token_ids.size());
     for (int32_t s = 0; s < batch.num_seqs(); ++s) compute(batch, s, computed);
@@ -54,6 +55,18 @@ class FakeModel {
     int32_t position = -1;
     uint64_t prefix = 0;
   };
+
+  // In no order: no block is written that another copy reads or writes.
+  void copy_blocks(const Batch& batch) {
+    std::set<int32_t> sources, destinations;
+    for (const BlockCopy& copy : batch.block_copies) {
+      sources.insert(copy.source);
+      QUIRE_CHECK(destinations.insert(copy.destination).second, "block ", copy.destination, " is copied to twice");
+      const auto source = slots_.begin() + static_cast<int64_t>(copy.source) * block_size_;
+      std::copy_n(source, block_size_, slots_.begin() + static_cast<int64_t>(copy.destination) * block_size_);
+    }
+    for (const int32_t block : destinations) QUIRE_CHECK(!sources.contains(block), "block ", block, " is read too");
+  }
 
   int32_t slot_of(const Batch& batch, int32_t s, int32_t position) const {
     const int32_t b = position / block_size_;
