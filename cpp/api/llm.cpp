@@ -124,9 +124,10 @@ std::vector<RequestOutput> LLM::beam_search(const std::vector<std::vector<int32_
   });
 }
 
-uint64_t LLM::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback on_delta, Notify notify) {
+uint64_t LLM::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback on_delta, Notify notify,
+                     int32_t priority) {
   const std::lock_guard lock(impl_->mutex);
-  return impl_->engine.submit(std::move(prompt), params, std::move(on_delta), notify);
+  return impl_->engine.submit(std::move(prompt), params, std::move(on_delta), notify, priority);
 }
 
 uint64_t LLM::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params, DeltaCallback on_delta) {
@@ -144,9 +145,9 @@ bool LLM::cancel(uint64_t request_id) {
   return impl_->engine.cancel(request_id);
 }
 
-void LLM::check(const std::vector<int32_t>& prompt, const SamplingParams& params) const {
+void LLM::check(const std::vector<int32_t>& prompt, const SamplingParams& params, int32_t priority) const {
   const std::lock_guard lock(impl_->mutex);
-  impl_->engine.validate(prompt, params);
+  impl_->engine.validate(prompt, params, priority);
 }
 
 void LLM::set_vocabulary(std::vector<std::string> token_bytes) {

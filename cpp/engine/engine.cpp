@@ -72,10 +72,11 @@ bool Engine::launch() {
   if (step.batch.empty()) return false;
   stamp_first_scheduled();
   begin_sampling(step);
+  begin_prompt_logprobs(step);
   try {
-    worker_.upload(step.batch, step.sampling);
+    worker_.upload(step.batch, step.sampling, step.prompt_rows);
   } catch (const OutOfMemory& error) {
-    fail_largest(step, error.what());
+    fail_largest(error.what());
     return false;
   }
   worker_.copy_blocks(step.batch.block_copies);
@@ -92,6 +93,7 @@ void Engine::collect() {
   }();
   const double now = epoch_seconds();
   record_tokens(step, sampled, now);
+  record_prompt_logprobs(step, worker_.prompt_scores());
   scheduler_.commit(step.batch, sampled.token_ids);
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
@@ -130,22 +132,51 @@ void Engine::begin_sampling(StepInFlight& step) {
   step.sampling.finish();
 }
 
+// The tokens of a prompt that the step computes and that were not judged before. Only the first sequence of a request
+// judges its prompt.
+void Engine::begin_prompt_logprobs(StepInFlight& step) const {
+  step.prompt_rows.clear();
+  step.judged.clear();
+  const std::span<const ScheduledSequence> planned = scheduler_.planned();
+  for (size_t i = 0; i < planned.size(); ++i) {
+    const Sequence& sequence = *planned[i].sequence;
+    const Request& request = *sequence.request;
+    if (!request.params.prompt_logprobs.has_value() || sequence.index != 0) continue;
+    const auto num_prompt = static_cast<int32_t>(request.prompt.size());
+    const int32_t begin = std::max(planned[i].begin, request.num_judged);
+    const int32_t end = std::min(planned[i].kv_len(), num_prompt - 1);
+    if (begin >= end) continue;
+    for (int32_t position = begin; position < end; ++position) {
+      step.prompt_rows.push_back({.token_row = step.batch.query_start[i] + position - planned[i].begin,
+                                  .next_token = request.prompt[static_cast<size_t>(position) + 1],
+                                  .num_logprobs = *request.params.prompt_logprobs});
+    }
+    step.judged.push_back({&sequence, begin + 1, end - begin});
+  }
+}
+
 // There is no memory for what the step's sampling parameters bring or ask for: the request that needs most of it goes,
 // and the others' step is planned again.
-void Engine::fail_largest(const StepInFlight& step, const std::string& why) {
-  const auto needed_bytes = [&](const Row& row) {
-    const SamplingParams& params = row.sequence->request->params;
-    const size_t list_bytes = params.allowed_token_ids.size() * sizeof(int32_t) +
-                              params.logit_bias.size() * sizeof(TokenBias) +
-                              (row.record->reads_output ? row.sequence->tokens.size() * sizeof(TokenCount) : 0);
+void Engine::fail_largest(const std::string& why) {
+  constexpr size_t kEntryBytes = sizeof(int32_t) + sizeof(float);
+  const auto needed_bytes = [&](const ScheduledSequence& scheduled) {
+    const Request& request = *scheduled.sequence->request;
+    const SamplingParams& params = request.params;
+    const auto num_judging = params.prompt_logprobs.has_value() ? static_cast<size_t>(scheduled.num_new_tokens) : 0;
+    const size_t judged_bytes =
+        num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    if (!scheduled.samples) return judged_bytes;
+    const size_t list_bytes =
+        params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
+        (request.record->reads_output ? scheduled.sequence->tokens.size() * sizeof(TokenCount) : 0);
     // Every row of the output is as wide as the widest.
     const auto width = static_cast<size_t>(params.logprobs.value_or(0));
-    return list_bytes + width * static_cast<size_t>(config_.scheduler.max_num_seqs) * (sizeof(int32_t) + sizeof(float));
+    return judged_bytes + list_bytes + width * static_cast<size_t>(config_.scheduler.max_num_seqs) * kEntryBytes;
   };
-  QUIRE_CHECK(!step.rows.empty(), "a step without samples needs no lists: ", why);
-  const Row& largest = *std::ranges::max_element(step.rows, {}, needed_bytes);
-  Request& request = *largest.sequence->request;
-  largest.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
+  const std::span<const ScheduledSequence> planned = scheduler_.planned();
+  QUIRE_CHECK(!planned.empty(), "a step without sequences needs no lists: ", why);
+  Request& request = *std::ranges::max_element(planned, {}, needed_bytes)->sequence->request;
+  request.record->error = str_cat("no memory for the sampling parameters of this request: ", why);
   // Steps under way before this one are lost with it, and computed again.
   worker_.abandon();
   scheduler_.abandon();
@@ -174,6 +205,27 @@ void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, dou
     buffer.logprobs.insert(buffer.logprobs.end(), logprobs.begin(), logprobs.end());
     buffer.sampled_ranks.push_back(sampled.sampled_ranks[i]);
     sequence.cumulative_logprob += static_cast<double>(logprobs.front());
+  }
+}
+
+void Engine::record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores) {
+  const auto stride = static_cast<size_t>(scores.stride);
+  size_t row = 0;
+  for (const JudgedTokens& judged : step.judged) {
+    const auto count = static_cast<size_t>(judged.count), begin = row;
+    row += count;
+    if (judged.sequence->finished()) continue;
+    LogprobBuffer& buffer = judged.sequence->request->record->prompt_logprobs;
+    QUIRE_CHECK(std::ssize(buffer.sampled_ranks) == judged.first - 1, buffer.sampled_ranks.size(),
+                " prompt tokens were judged, now comes token ", judged.first);
+    const auto width = static_cast<size_t>(buffer.width);
+    for (size_t i = begin; i < row; ++i) {
+      const auto ids = scores.token_ids.subspan(i * stride, width);
+      const auto logprobs = scores.logprobs.subspan(i * stride, width);
+      buffer.token_ids.insert(buffer.token_ids.end(), ids.begin(), ids.end());
+      buffer.logprobs.insert(buffer.logprobs.end(), logprobs.begin(), logprobs.end());
+      buffer.sampled_ranks.push_back(scores.ranks[i]);
+    }
   }
 }
 
@@ -246,6 +298,7 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.num_preemptions = request.num_preemptions;
   output.times = record.times;
   output.error = record.error;
+  output.prompt_logprobs = std::move(record.prompt_logprobs);
   output.completions = completions(request);
   return output;
 }
@@ -277,7 +330,10 @@ std::vector<Completion> Engine::completions(const Request& request) const {
   return completions;
 }
 
-void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& params) const {
+void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority) const {
+  if (priority != 0 && !config_.by_priority) {
+    throw InvalidArgument(str_cat("Got priority ", priority, " but Priority scheduling is not enabled."));
+  }
   validate_request(prompt, params, limits());
 }
 
@@ -292,9 +348,10 @@ ModelLimits Engine::limits() const {
 }
 
 uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback,
-                        Notify notify) {
-  validate(prompt, params);
+                        Notify notify, int32_t priority) {
+  validate(prompt, params, priority);
   std::unique_ptr<Request> request = make_request(std::move(prompt), params);
+  request->priority = priority;
   if (!params.ignore_eos) request->eos_token_ids = config_.model.eos_token_ids;
   auto record = std::make_shared<RequestRecord>();
   record->callback = std::move(callback);
@@ -303,6 +360,7 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->seed = record->seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
+  if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
   return queue(std::move(request), std::move(record));
 }
 

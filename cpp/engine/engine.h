@@ -35,6 +35,7 @@ struct RequestRecord {
   std::unique_ptr<BeamSearch> beams;  // of a beam search; sequence i of the request is slot i
   RequestTimes times;
   std::string error;
+  LogprobBuffer prompt_logprobs;
   std::vector<OfSequence> sequences;
 };
 
@@ -44,9 +45,10 @@ class Engine {
   Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint);
 
   // Throws InvalidArgument before anything is queued.
-  void validate(std::span<const int32_t> prompt, const SamplingParams& params) const;
+  void validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority = 0) const;
   void validate(std::span<const int32_t> prompt, const BeamSearchParams& params) const;
-  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify);
+  uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params, DeltaCallback callback, Notify notify,
+                  int32_t priority = 0);
   uint64_t submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params, DeltaCallback callback);
   bool cancel(uint64_t request_id);
   // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel. A step
@@ -67,10 +69,17 @@ class Engine {
     RequestRecord* record = nullptr;
     bool counts = true;  // false: the sequence had ended before
   };
+  // Tokens [first, first + count) of a prompt, whose log-probabilities a step under way finds.
+  struct JudgedTokens {
+    const Sequence* sequence = nullptr;
+    int32_t first = 0, count = 0;
+  };
   struct StepInFlight {
     Batch batch;
     SamplingBatch sampling;
     std::vector<Row> rows;
+    std::vector<PromptRow> prompt_rows;
+    std::vector<JudgedTokens> judged;
   };
 
   bool may_run_ahead() const;
@@ -78,8 +87,10 @@ class Engine {
   void collect();
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
-  void fail_largest(const StepInFlight& step, const std::string& why);
+  void begin_prompt_logprobs(StepInFlight& step) const;
+  void fail_largest(const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
+  static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);

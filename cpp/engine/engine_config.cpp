@@ -56,6 +56,15 @@ void check_options(const EngineOptions& options, const Device& device) {
                   " spreads prompts over steps, which enable_chunked_prefill=false forbids; drop one of the two"));
 }
 
+LogprobsMode parse_logprobs_mode(const std::string& name) {
+  if (name == "raw_logprobs") return LogprobsMode::raw_logprobs;
+  if (name == "raw_logits") return LogprobsMode::raw_logits;
+  if (name == "processed_logprobs") return LogprobsMode::processed_logprobs;
+  if (name == "processed_logits") return LogprobsMode::processed_logits;
+  throw InvalidArgument(str_cat("Invalid logprobs_mode \"", name, "\". Known values: raw_logprobs, raw_logits, ",
+                                "processed_logprobs, processed_logits"));
+}
+
 SchedulerOptions scheduler_options(const ModelConfig& model, const EngineOptions& options) {
   SchedulerOptions scheduler;
   scheduler.block_size = options.block_size;
@@ -87,6 +96,10 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   check_options(options, device);
   EngineConfig config;
   config.options = options;
+  config.logprobs_mode = parse_logprobs_mode(options.logprobs_mode);
+  require(options.scheduling_policy == "fcfs" || options.scheduling_policy == "priority",
+          str_cat("Invalid scheduling_policy \"", options.scheduling_policy, "\". Known values: fcfs, priority"));
+  config.by_priority = options.scheduling_policy == "priority";
   config.model = resolve_model_config(load_config(model_dir, options), model_dir, options.dtype, options.max_model_len);
   if (!options.eos_token_ids.empty()) config.model.eos_token_ids = options.eos_token_ids;
   config.scheduler = scheduler_options(config.model, options);

@@ -11,6 +11,7 @@
 #include "engine/scheduler.h"
 #include "model/model_config.h"
 #include "model/weights.h"
+#include "params/sampling.h"
 #include "quire/types.h"
 
 namespace quire {
@@ -23,6 +24,8 @@ struct EngineConfig {
   // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.
   std::vector<int32_t> graph_sizes;
   int64_t graph_max_kv_len = 0;
+  LogprobsMode logprobs_mode = LogprobsMode::raw_logprobs;
+  bool by_priority = false;  // requests may bring a priority
 };
 
 // Throws InvalidArgument: a bad option, a model that is not supported, or too little memory for one sequence of

@@ -29,6 +29,7 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("max_tokens", params.max_tokens, "most tokens to generate; none: up to max_model_len");
   visit("min_tokens", params.min_tokens, "no end of any kind before that many tokens");
   visit("logprobs", params.logprobs, "log-probabilities a token: 0 the sampled one's, k also of the k most likely");
+  visit("prompt_logprobs", params.prompt_logprobs, "the same of the prompt's tokens, the first one excepted");
   visit("logit_bias", params.logit_bias, "(token id, value) pairs added to the logits");
   visit("allowed_token_ids", params.allowed_token_ids, "only these may be generated; empty: all");
   visit("bad_words_token_ids", params.bad_words_token_ids, "token sequences that must not be completed");
@@ -67,6 +68,9 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("enforce_eager", options.enforce_eager, "no captured graphs on a GPU");
   visit("max_seq_len_to_capture", options.max_seq_len_to_capture, "a step with a longer sequence is not replayed");
   visit("graph_sizes", options.graph_sizes, "batch sizes to capture; empty: 1, 2, 4 and multiples of 8 up to 256");
+  visit("logprobs_mode", options.logprobs_mode, "raw_logprobs, raw_logits, processed_logprobs or processed_logits");
+  visit("scheduling_policy", options.scheduling_policy,
+        "fcfs, or priority: requests may bring one, smaller goes first");
   visit("async_scheduling", options.async_scheduling, "plan a step on a GPU while the one before runs");
   visit("batch_invariant", options.batch_invariant, "bits on a GPU do not depend on the batch; false: faster prefill");
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");

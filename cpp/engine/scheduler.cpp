@@ -170,8 +170,8 @@ int32_t Scheduler::admit(Sequence& sequence, int64_t budget) {
   const bool shares_prompt = !sequence.blocks.empty();
   const int32_t num_tokens = sequence.num_tokens();
   if (!shares_prompt) {
-    // The last token is computed in any case, because its logits are wanted.
-    cache_.match(sequence.tokens, request.cache_salt, (num_tokens - 1) / options_.block_size, sequence.blocks);
+    const int32_t max_cached_tokens = request.max_cached_tokens(num_tokens);
+    cache_.match(sequence.tokens, request.cache_salt, max_cached_tokens / options_.block_size, sequence.blocks);
     sequence.num_hashed_blocks = static_cast<int32_t>(sequence.blocks.size());
     sequence.num_computed = sequence.num_hashed_blocks * options_.block_size;
   }
@@ -289,6 +289,7 @@ void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
     const size_t row = each.samples ? next_row++ : 0;
     if (sequence.finished()) continue;  // cancelled since plan(), or ended in the step before: its token is dropped
     sequence.num_computed = each.kv_len();
+    sequence.request->num_judged = std::max(sequence.request->num_judged, sequence.num_computed);
     offer_full_blocks(sequence);
     if (!each.samples) continue;
     if (sequence.request->host_chooses) {

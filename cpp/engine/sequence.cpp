@@ -41,6 +41,11 @@ bool Request::finished() const {
   return std::ranges::all_of(sequences, [](const auto& sequence) { return sequence->finished(); });
 }
 
+int32_t Request::max_cached_tokens(int32_t num_tokens) const {
+  const bool is_judged = !params.prompt_logprobs.has_value() || num_judged + 1 >= static_cast<int32_t>(prompt.size());
+  return is_judged ? num_tokens - 1 : std::min(num_tokens - 1, num_judged);
+}
+
 void append_token(Sequence& sequence, int32_t token) {
   const Request& request = *sequence.request;
   sequence.tokens.push_back(token);

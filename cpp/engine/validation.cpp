@@ -87,6 +87,8 @@ void validate_sampling_params(const SamplingParams& params) {
                   params.min_tokens, "."));
   require(params.logprobs.value_or(0) >= 0,
           str_cat("logprobs must be non-negative, got ", params.logprobs.value_or(0), "."));
+  require(params.prompt_logprobs.value_or(0) >= 0,
+          str_cat("prompt_logprobs must be non-negative, got ", params.prompt_logprobs.value_or(0), "."));
   require(std::ranges::none_of(params.stop, &std::string::empty), "stop cannot contain an empty string.");
   require(params.temperature >= 1e-5f || params.n == 1,
           str_cat("n must be 1 when using greedy sampling, got ", params.n, "."));
@@ -114,6 +116,9 @@ void validate_request(std::span<const int32_t> prompt, const SamplingParams& par
   check_prompt(prompt, limits);
   require(params.logprobs.value_or(0) <= limits.vocab_size,
           str_cat("Requested sample logprobs of ", params.logprobs.value_or(0),
+                  ", which is greater than max allowed: ", limits.vocab_size));
+  require(params.prompt_logprobs.value_or(0) <= limits.vocab_size,
+          str_cat("Requested prompt logprobs of ", params.prompt_logprobs.value_or(0),
                   ", which is greater than max allowed: ", limits.vocab_size));
   require(params.stop.empty() || limits.has_vocabulary,
           "stop strings need the text of the tokens: call set_vocabulary() first, or use stop_token_ids");

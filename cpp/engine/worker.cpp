@@ -16,6 +16,8 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
       ops_(device_->kernels(), device_->stream(), arena_),
       decoder_(config.model.arch, config.model.dtype, weights_, rope_.layers, device_->num_threads()),
       output_(*device_, config.scheduler.max_num_seqs),
+      prompt_logprobs_(*device_, std::min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
+                       config.model.arch.vocab_size, config.logprobs_mode),
       graphs_(config.graph_sizes, config.scheduler.max_num_seqs, config.graph_max_kv_len) {
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
@@ -117,7 +119,7 @@ void Worker::upload(const Batch& batch) {
             .sample_token_rows = buffers_.sample_token_rows};
 }
 
-void Worker::upload(const Batch& batch, const SamplingBatch& sampling) {
+void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows) {
   shape_ = {.feeds_itself = batch.feeds_itself(),
             .num_tokens = batch.num_tokens(),
             .num_seqs = batch.num_seqs(),
@@ -125,6 +127,7 @@ void Worker::upload(const Batch& batch, const SamplingBatch& sampling) {
             .max_kv_len = *std::ranges::max_element(batch.kv_lens),
             .logprobs_stride = SampleOutput::stride_for(sampling.max_logprobs())};
   if (output_.reserve(shape_.logprobs_stride)) graphs_.clear();
+  prompt_logprobs_.upload(prompt_rows);
   has_rows_ = rows_.has_value() && !batch.rows.empty();
   if (has_rows_) {
     rows_->upload(batch, sampling);
@@ -155,6 +158,7 @@ void Worker::run() {
   } else {
     launch(shape_);
   }
+  prompt_logprobs_.start_fetch();
   output_.start_fetch(shape_.num_samples, shape_.logprobs_stride);
 }
 
@@ -185,6 +189,7 @@ void Worker::forward() {
   step_scope_.reset();
   step_scope_.emplace(arena_);
   hidden_ = decoder_.forward(batch_, kv_cache_, ops_);
+  prompt_logprobs_.run(decoder_, hidden_, ops_);  // its logits lie where those of the samples will
   if (batch_.num_samples > 0) logits_ = decoder_.logits(hidden_, batch_.sample_token_rows, batch_.num_samples, ops_);
 }
 
@@ -197,10 +202,17 @@ void Worker::sample(const StepShape& shape) {
                                .vocab_size = static_cast<int32_t>(logits_.size(1)),
                                .num_rows = static_cast<int32_t>(shape.num_samples),
                                .rows = has_rows_ ? rows_->sampling_rows() : host_sampling_,
+                               .logprobs_mode = config_.logprobs_mode,
                                .workspace = arena_.allocate_bytes(workspace_bytes),
                                .workspace_bytes = workspace_bytes};
   output_.write_to(shape.logprobs_stride, block);
   kernels.sample(block, device_->stream());
+}
+
+const SampledTokens& Worker::fetch() {
+  const SampledTokens& sampled = output_.fetch();
+  prompt_scores_ = &prompt_logprobs_.fetch();
+  return sampled;
 }
 
 void Worker::abandon() {
@@ -210,6 +222,7 @@ void Worker::abandon() {
     log_warning("steps under way were lost: ", error.what());
   }
   output_.abandon();
+  prompt_logprobs_.abandon();
 }
 
 std::vector<float> Worker::all_logits() {

@@ -13,6 +13,7 @@
 #include "device/arena.h"
 #include "device/device.h"
 #include "engine/engine_config.h"
+#include "engine/prompt_logprobs.h"
 #include "engine/row_state.h"
 #include "engine/sample_output.h"
 #include "engine/sampling_batch.h"
@@ -34,15 +35,18 @@ class Worker {
   // nullptr: dummy weights.
   void load(const Checkpoint* checkpoint);
 
-  // A batch for rows (Batch::rows) or a flat one. `sampling` outlives run().
-  void upload(const Batch& batch, const SamplingBatch& sampling);
+  // A batch for rows (Batch::rows) or a flat one, and which of its tokens judge the next one of their prompt.
+  // `sampling` outlives run().
+  void upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows = {});
   // Puts copies of KV blocks on the stream, in front of the step that is run next. The steps of earlier copies are
   // fetched or abandoned.
   void copy_blocks(std::span<const BlockCopy> copies);
   // Forward and sample of the uploaded batch; what was sampled is on its way.
   void run();
   // Waits for the oldest step that was run and not fetched, and returns what was sampled; valid until the next run().
-  const SampledTokens& fetch() { return output_.fetch(); }
+  const SampledTokens& fetch();
+  // Of the step fetched last: what its prompt rows asked for.
+  const PromptScores& prompt_scores() const { return *prompt_scores_; }
   // Waits for whatever is under way and forgets it; what went wrong in it is not told again.
   void abandon();
 
@@ -81,6 +85,8 @@ class Worker {
 
   std::optional<RowState> rows_;  // on an asynchronous device
   SampleOutput output_;
+  PromptLogprobs prompt_logprobs_;
+  const PromptScores* prompt_scores_ = nullptr;
   StepGraphs graphs_;
   double capture_seconds_ = 0.0;
 

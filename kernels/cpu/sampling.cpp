@@ -56,16 +56,22 @@ class RowSampler {
     int32_t top = primitives_.clean_argmax(x_, n_);
     const float raw_max = x_[top];
     const bool wants_logprobs = row_.num_logprobs >= 0;
-    if (wants_logprobs) std::memcpy(slot_.raw, x_, static_cast<size_t>(n_) * sizeof(float));
+    const bool wants_raw = wants_logprobs && !is_processed(block_.logprobs_mode);
+    if (wants_raw) std::memcpy(slot_.raw, x_, static_cast<size_t>(n_) * sizeof(float));
     if (edit_logits()) top = primitives_.argmax(x_, n_);
     int32_t token = top;
+    Filter filter;
     if (x_[top] == kMinusInfinity) {
       token = lowest_permitted();
     } else if (row_.temperature >= kGreedyTemperature) {
-      token = draw(top);
+      token = draw(top, filter);
     }
+    if (row_.forced_token >= 0) token = row_.forced_token;
     block_.token_ids[row_index_] = token;
-    if (wants_logprobs) write_logprobs(token, raw_max);
+    if (!wants_logprobs) return;
+    if (wants_raw) return write_logprobs(slot_.raw, token, raw_max);
+    mask(filter);
+    write_logprobs(x_, token, x_[primitives_.argmax(x_, n_)]);
   }
 
  private:
@@ -115,13 +121,12 @@ class RowSampler {
     return lowest_unbanned < n_ ? lowest_unbanned : lowest;
   }
 
-  int32_t draw(int32_t top) {
+  int32_t draw(int32_t top, Filter& filter) {
     if (row_.temperature != 1.0f) {
       primitives_.divide(x_, n_, row_.temperature);
       top = primitives_.argmax(x_, n_);  // a division may make equals of two neighbours
     }
     const float max = x_[top];
-    Filter filter;
     if (row_.min_p > 0.0f) filter.bound = max + std::log(row_.min_p);
     if (row_.top_k > 0 && row_.top_k < n_) filter.bound = std::max(filter.bound, kth_largest(x_, row_.top_k));
     if (row_.top_p < 1.0f) filter = nucleus(filter.bound, max);
@@ -184,9 +189,17 @@ class RowSampler {
     return mass;
   }
 
-  void write_logprobs(int32_t token, float raw_max) {
-    const float* raw = slot_.raw;
-    const float normaliser = raw_max + std::log(primitives_.sum_exp(raw, n_, raw_max));
+  // What cannot be drawn becomes -infinity.
+  void mask(const Filter& filter) {
+    if (filter.bound == kMinusInfinity) return;
+    for (int32_t id = 0; id < n_; ++id) {
+      if (x_[id] < filter.bound || (x_[id] == filter.bound && id > filter.last_tie)) x_[id] = kMinusInfinity;
+    }
+  }
+
+  void write_logprobs(const float* raw, int32_t token, float raw_max) {
+    const bool are_logits = is_logits(block_.logprobs_mode);
+    const float normaliser = are_logits ? 0.0f : raw_max + std::log(primitives_.sum_exp(raw, n_, raw_max));
     const int64_t begin = row_index_ * block_.logprobs_stride;
     int32_t* ids = block_.logprob_ids + begin;
     float* logprobs = block_.logprobs + begin;

@@ -3,7 +3,7 @@
 // Order on float32 logits: raw logprobs are taken; allowed ids; banned ids (bad words); logit bias; min_tokens mask;
 // repetition, frequency, presence penalties; greedy argmax (lowest id among equals), or temperature, min_p, top_k (ties
 // at the k-th value stay), top_p, draw. The draw is Gumbel-max (argmax of logit + noise) with Philox noise keyed by
-// (seed, output_index, token id): see philox.h. Logprobs: raw, of the logits as they came.
+// (seed, output_index, token id): see philox.h. Logprobs: of the logits as they came, or as they were drawn from.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,14 @@ struct TokenBias {
   float bias = 0.0f;
 };
 
+// What is reported as "logprobs": the logits as they came, or those that were drawn from (after the edits, the
+// temperature and the filters; -infinity for what cannot be drawn), as they are or after the logarithm of the softmax.
+enum class LogprobsMode : uint8_t { raw_logprobs, raw_logits, processed_logprobs, processed_logits };
+constexpr bool is_processed(LogprobsMode mode) { return mode >= LogprobsMode::processed_logprobs; }
+constexpr bool is_logits(LogprobsMode mode) {
+  return mode == LogprobsMode::raw_logits || mode == LogprobsMode::processed_logits;
+}
+
 // What one row asks for. Pointers are into host or device memory of the step and may be null when their count is 0.
 struct SamplingRow {
   float temperature = 1.0f;  // < 1e-5: greedy
@@ -30,6 +38,7 @@ struct SamplingRow {
   float repetition_penalty = 1.0f;
   float frequency_penalty = 0.0f;
   float presence_penalty = 0.0f;
+  int32_t forced_token = -1;  // >= 0: nothing is chosen, this is the token; for the logprobs of a given one
   uint64_t seed = 0;
   uint32_t output_index = 0;  // index of the token about to be drawn in the output
   int32_t num_logprobs = -1;  // -1: none wanted; 0: the sampled token's; k: also the k most likely
@@ -52,6 +61,7 @@ struct SamplingParamsBlock {
   const SamplingRow* rows = nullptr;  // [num_rows]
 
   int32_t* token_ids = nullptr;  // out [num_rows]
+  LogprobsMode logprobs_mode = LogprobsMode::raw_logprobs;
   // Out, for rows with num_logprobs >= 0; entry 0 is the sampled token, then the num_logprobs most likely, best first.
   int32_t logprobs_stride = 0;      // entries a row: at least 1 + the largest num_logprobs
   int32_t* logprob_ids = nullptr;   // [num_rows, logprobs_stride]

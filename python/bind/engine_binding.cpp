@@ -65,17 +65,19 @@ DeltaCallback PyEngine::deliver() const {
   };
 }
 
-uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream) {
-  return llm.submit(std::move(prompt), params, deliver(), stream ? Notify::every_token : Notify::finished);
+uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream,
+                        int32_t priority) {
+  return llm.submit(std::move(prompt), params, deliver(), stream ? Notify::every_token : Notify::finished, priority);
 }
 
-uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream) {
+uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream, int32_t priority) {
   std::vector<int32_t> ids = token_ids(prompt);
   const auto sampling = from_dict<SamplingParams>(params);
-  return with_llm([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream); });
+  return with_llm([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream, priority); });
 }
 
-std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::object& params) {
+std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::object& params,
+                                            const std::vector<int32_t>& priorities) {
   std::vector<std::vector<int32_t>> all_ids;
   all_ids.reserve(prompts.size());
   for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
@@ -86,18 +88,24 @@ std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::o
     for (const py::handle& one : params) sampling.push_back(from_dict<SamplingParams>(one.cast<py::dict>()));
     if (sampling.size() != all_ids.size()) throw py::value_error("The lengths of prompts and params must be the same.");
   }
+  if (!priorities.empty() && priorities.size() != all_ids.size()) {
+    throw py::value_error("The lengths of prompts and priorities must be the same.");
+  }
+  const auto priority_of = [&](size_t i) { return priorities.empty() ? 0 : priorities[i]; };
   const auto params_of = [&](size_t i) -> const SamplingParams& { return sampling[sampling.size() == 1 ? 0 : i]; };
   return with_llm([&](LLM& llm) {
     for (size_t i = 0; i < all_ids.size(); ++i) {
       try {
-        llm.check(all_ids[i], params_of(i));
+        llm.check(all_ids[i], params_of(i), priority_of(i));
       } catch (const std::invalid_argument& error) {
         throw std::invalid_argument(std::string(error.what()) + " (prompt " + std::to_string(i) + ")");
       }
     }
     std::vector<uint64_t> ids;
     ids.reserve(all_ids.size());
-    for (size_t i = 0; i < all_ids.size(); ++i) ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false));
+    for (size_t i = 0; i < all_ids.size(); ++i) {
+      ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false, priority_of(i)));
+    }
     return ids;
   });
 }

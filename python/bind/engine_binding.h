@@ -21,8 +21,9 @@ class PyEngine {
  public:
   PyEngine(const std::string& model_dir, const py::dict& options, const py::object& weights);
 
-  uint64_t submit(const py::object& prompt, const py::dict& params, bool stream);
-  std::vector<uint64_t> submit_many(const py::list& prompts, const py::object& params);
+  uint64_t submit(const py::object& prompt, const py::dict& params, bool stream, int32_t priority);
+  std::vector<uint64_t> submit_many(const py::list& prompts, const py::object& params,
+                                    const std::vector<int32_t>& priorities);
   // All of them or none.
   std::vector<uint64_t> submit_beam_search(const py::list& prompts, const py::dict& params);
   // Steps until one of the requests finished, a streamed one got tokens, or max_ms passed. Returns (outputs, deltas).
@@ -50,7 +51,7 @@ class PyEngine {
   template <typename Use>
   auto with_llm(const Use& use);
   DeltaCallback deliver() const;
-  uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream);
+  uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream, int32_t priority);
   bool fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs, std::vector<Delta>& deltas);
 
   std::shared_mutex llm_mutex_;  // exclusive: close; shared: everything else

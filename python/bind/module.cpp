@@ -43,8 +43,10 @@ PYBIND11_MODULE(_quire, module) {
   py::class_<PyEngine>(module, "Engine")
       .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),
            py::arg("weights") = py::none())
-      .def("submit", &PyEngine::submit, py::arg("prompt_token_ids"), py::arg("params"), py::arg("stream") = false)
-      .def("submit_many", &PyEngine::submit_many, py::arg("prompts"), py::arg("params"))
+      .def("submit", &PyEngine::submit, py::arg("prompt_token_ids"), py::arg("params"), py::arg("stream") = false,
+           py::arg("priority") = 0)
+      .def("submit_many", &PyEngine::submit_many, py::arg("prompts"), py::arg("params"),
+           py::arg("priorities") = std::vector<int32_t>())
       .def("submit_beam_search", &PyEngine::submit_beam_search, py::arg("prompts"), py::arg("params"))
       .def("run", &PyEngine::run, py::arg("request_ids"), py::arg("max_ms") = 50)
       .def("cancel", &PyEngine::cancel, py::arg("request_id"))

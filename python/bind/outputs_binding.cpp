@@ -29,7 +29,7 @@ py::array_t<T> view(const std::vector<T>& values, std::vector<py::ssize_t> shape
 py::ssize_t num_rows(const LogprobBuffer& buffer) { return static_cast<py::ssize_t>(buffer.sampled_ranks.size()); }
 
 void bind_logprobs(py::module_& module) {
-  py::class_<LogprobBuffer>(module, "LogprobBuffer", "Log-probabilities of generated tokens, one row a token.")
+  py::class_<LogprobBuffer>(module, "LogprobBuffer", "Log-probabilities of tokens, one row a token.")
       .def_readonly("width", &LogprobBuffer::width)
       .def_property_readonly(
           "token_ids",
@@ -37,7 +37,7 @@ void bind_logprobs(py::module_& module) {
             const auto& buffer = self.cast<const LogprobBuffer&>();
             return view(buffer.token_ids, {num_rows(buffer), buffer.width}, self);
           },
-          "int32 [tokens, width]; column 0 is the sampled token")
+          "int32 [tokens, width]; column 0 is the token itself")
       .def_property_readonly(
           "logprobs",
           [](const py::object& self) {
@@ -77,6 +77,13 @@ void bind_outputs(py::module_& module) {
                                  list.append(py::cast(&completion, py::return_value_policy::reference_internal, self));
                                }
                                return list;
+                             })
+      .def_property_readonly("prompt_logprobs",
+                             [](const py::object& self) -> py::object {
+                               const auto& output = self.cast<const RequestOutput&>();
+                               if (output.prompt_logprobs.width == 0) return py::none();
+                               return py::cast(&output.prompt_logprobs, py::return_value_policy::reference_internal,
+                                               self);
                              })
       .def_readonly("num_prompt_tokens", &RequestOutput::num_prompt_tokens)
       .def_readonly("num_cached_tokens", &RequestOutput::num_cached_tokens)

@@ -22,6 +22,7 @@ class Completion:
 class Output:
     request_id: int
     completions: list[Completion]
+    prompt_logprobs: LogprobBuffer | None
     num_prompt_tokens: int
     num_cached_tokens: int
     num_preemptions: int
@@ -46,9 +47,15 @@ class Engine:
         weights: list[tuple[str, npt.NDArray[Any], str]] | None = None,
     ) -> None: ...
     def submit(
-        self, prompt_token_ids: Sequence[int] | npt.NDArray[Any], params: dict[str, Any], stream: bool = False
+        self,
+        prompt_token_ids: Sequence[int] | npt.NDArray[Any],
+        params: dict[str, Any],
+        stream: bool = False,
+        priority: int = 0,
     ) -> int: ...
-    def submit_many(self, prompts: list[Any], params: list[dict[str, Any]] | dict[str, Any]) -> list[int]: ...
+    def submit_many(
+        self, prompts: list[Any], params: list[dict[str, Any]] | dict[str, Any], priorities: Sequence[int] = ()
+    ) -> list[int]: ...
     def submit_beam_search(self, prompts: list[Any], params: dict[str, Any]) -> list[int]: ...
     def run(self, request_ids: Sequence[int], max_ms: int = 50) -> tuple[list[Output], list[Delta]]: ...
     def cancel(self, request_id: int) -> bool: ...

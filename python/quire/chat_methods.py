@@ -30,7 +30,13 @@ class ChatMethods:
         def _check_open(self) -> None: ...
 
         def _prepare(
-            self, prompts: Sequence[Any], params: Any, tokenization_kwargs: Any, on_error: str, first_position: int = 0
+            self,
+            prompts: Sequence[Any],
+            params: Any,
+            tokenization_kwargs: Any,
+            on_error: str,
+            first_position: int = 0,
+            priority: Any = None,
         ) -> list[Request]: ...
 
         def _run(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]: ...
@@ -67,8 +73,9 @@ class ChatMethods:
         )
         check_on_error(on_error)
         prompts = self._render(messages, rendering, on_error)
-        refuse_call_features(len(prompts), lora_request, priority, mm_processor_kwargs)
-        return self._run(self._prepare(prompts, sampling_params, tokenization_kwargs, on_error), use_tqdm)
+        refuse_call_features(len(prompts), lora_request, mm_processor_kwargs)
+        requests = self._prepare(prompts, sampling_params, tokenization_kwargs, on_error, priority=priority)
+        return self._run(requests, use_tqdm)
 
     def preprocess_chat(
         self,
@@ -91,7 +98,7 @@ class ChatMethods:
             chat_template_kwargs,
         )
         prompts = self._render(messages, rendering)
-        refuse_call_features(len(prompts), None, None, mm_processor_kwargs)
+        refuse_call_features(len(prompts), None, mm_processor_kwargs)
         assert self._tokenizer is not None
         texts = [prompt.text or "" for prompt in prompts if isinstance(prompt, ParsedPrompt)]
         ids = self._tokenizer.encode_batch(texts, add_special_tokens=False)

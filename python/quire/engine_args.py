@@ -65,6 +65,8 @@ LOAD_FORMATS = tuple(
 )
 DEVICES = ("auto", "cuda", "neuron", "cpu", "tpu", "xpu", "hpu", "simt")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "float32", "bfloat16", "float16")
+POLICIES = ("fcfs", "priority")
+LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 GUIDED_BACKENDS = ("auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer")
 
 ARGS: dict[str, Arg] = {
@@ -135,7 +137,7 @@ ARGS: dict[str, Arg] = {
     "scheduler_delay_factor": _no_effect(0.0, "All prompts of a call are there from the start."),
     "preemption_mode": _only(None, "Preempted requests are recomputed.", ("recompute",), ("recompute", "swap")),
     "num_gpu_blocks_override": _engine(),
-    "scheduling_policy": _only("fcfs", "Order the prompts instead. " + _LATER, (), ("fcfs", "priority")),
+    "scheduling_policy": Arg("fcfs", Use.ENGINE, "priority: generate(priority=...) counts.", (), POLICIES),
     "scheduler_cls": _only(None, "The scheduler is part of the engine."),
     "kv_cache_dtype": _only("auto", "The cache has the dtype of the model; set dtype.", (), KV_CACHE_DTYPES),
     "calculate_kv_scales": _only(None, "The cache is not quantized.", (False,)),
@@ -193,7 +195,7 @@ ARGS: dict[str, Arg] = {
     "attention_config": _only(None, "There is one attention implementation a device.", ({},)),
     "quantization_config": _only(None, "Load an unquantized checkpoint."),
     "logits_processors": _only(None, _LATER, ([], ())),
-    "logprobs_mode": _only("raw_logprobs", _LATER),
+    "logprobs_mode": Arg("raw_logprobs", Use.ENGINE, "What logprobs and prompt_logprobs are.", known=LOGPROBS_MODES),
     "spec_method": _only(None, "Decoding without it gives the same tokens."),
     "spec_model": _only(None, "Decoding without it gives the same tokens."),
     "spec_tokens": _only(None, "Decoding without it gives the same tokens."),

@@ -28,7 +28,9 @@ from quire.progress import Progress
 from quire.requests import (
     Limits,
     Request,
+    iter_priorities,
     prepare,
+    priorities_of,
     refuse_call_features,
     tokenization_options,
     with_guided_options,
@@ -109,6 +111,7 @@ class LLM(ChatMethods, UnavailableMethods):
             max_model_len=info["max_model_len"],
             max_logprobs=values["max_logprobs"],
             eos_token_ids=frozenset(info["eos_token_ids"]),
+            by_priority=values["scheduling_policy"] == "priority",
         )
         self._max_num_seqs = info["max_num_seqs"]
         self._has_vocabulary = False
@@ -144,9 +147,9 @@ class LLM(ChatMethods, UnavailableMethods):
         yields an output with `.error` set and finish_reason "error", instead of raising before any work.
         """
         items = self._items(prompts, prompt_token_ids)
-        refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
+        refuse_call_features(len(items), lora_request, mm_processor_kwargs, prompt_adapter_request)
         params = self._with_guided_options(sampling_params, guided_options_request)
-        return self._run(self._prepare(items, params, tokenization_kwargs, on_error), use_tqdm)
+        return self._run(self._prepare(items, params, tokenization_kwargs, on_error, priority=priority), use_tqdm)
 
     @token_ids_keyword_is_deprecated
     def stream(
@@ -172,9 +175,9 @@ class LLM(ChatMethods, UnavailableMethods):
         items = [prompt] if rendered else self._items(prompt, prompt_token_ids)
         if len(items) != 1:
             raise ValidationError(f"LLM.stream takes one prompt, got {len(items)}; use LLM.generate_iter for several.")
-        refuse_call_features(1, lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
+        refuse_call_features(1, lora_request, mm_processor_kwargs, prompt_adapter_request)
         params = self._with_guided_options(sampling_params, guided_options_request)
-        (request,) = self._prepare(items, params, tokenization_kwargs, on_error)
+        (request,) = self._prepare(items, params, tokenization_kwargs, on_error, priority=priority)
         name = str(next(self.request_counter))
         if request.error is not None:
             ids = request.token_ids or None
@@ -210,7 +213,7 @@ class LLM(ChatMethods, UnavailableMethods):
         if prompt_token_ids is not None or prompts is None or inputs.is_one_prompt(prompts):
             prompts = self._items(prompts, prompt_token_ids)
         count = len(prompts) if isinstance(prompts, Sequence) else None
-        refuse_call_features(count, lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
+        refuse_call_features(count, lora_request, mm_processor_kwargs, prompt_adapter_request)
         limit = 2 * self._max_num_seqs if max_in_flight is None else max_in_flight
         if limit < 1:
             raise ValidationError(f"max_in_flight must be at least 1, got {max_in_flight}")
@@ -220,10 +223,12 @@ class LLM(ChatMethods, UnavailableMethods):
         if guided_options_request is not None:
             params = params if params is None or isinstance(params, SamplingParams) else list(params)
             params = self._with_guided_options(params, guided_options_request)
+        priorities = iter_priorities(0 if priority is None else priority, self._limits)
         pairs = streaming.paired(prompts, self.get_default_sampling_params() if params is None else params)
 
         def prepared(items: list[Any], each: list[Any], position: int) -> list[Request]:
-            requests = self._prepare(items, each, tokenization_kwargs, on_error, position)
+            own = [next(priorities) for _ in items]
+            requests = self._prepare(items, each, tokenization_kwargs, on_error, position, own)
             self._ensure_vocabulary([request for request in requests if request.error is None])
             return requests
 
@@ -259,8 +264,8 @@ class LLM(ChatMethods, UnavailableMethods):
     ) -> list[str]:
         """Queues prompts without waiting; returns their request ids. Nothing is shown, whatever use_tqdm says."""
         items = inputs.as_list(prompts)
-        refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs)
-        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
+        refuse_call_features(len(items), lora_request, mm_processor_kwargs)
+        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise", priority)
         self._ensure_vocabulary(requests)
         names = [str(next(self.request_counter)) for _ in requests]
         with runner.Waiting(self._engine) as waiting:
@@ -351,6 +356,7 @@ class LLM(ChatMethods, UnavailableMethods):
         tokenization_kwargs: Mapping[str, Any] | None,
         on_error: str,
         first_position: int = 0,
+        priority: Any = None,
     ) -> list[Request]:
         self._check_open()
         add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
@@ -363,6 +369,7 @@ class LLM(ChatMethods, UnavailableMethods):
             first_position=first_position,
             add_special_tokens=add_special_tokens,
             truncate_to=truncate_to,
+            priorities=priorities_of(priority, len(prompts), self._limits),
         )
 
     def _ensure_vocabulary(self, requests: Sequence[Request]) -> None:

@@ -31,28 +31,30 @@ SampleLogprobs = list["dict[int, Logprob]"]
 
 
 class LazyLogprobs(list["dict[int, Logprob]"]):
-    """A list of {token id: Logprob}, one a generated token, made from the core's buffer when it is looked at.
+    """A list of {token id: Logprob}, one a token, made from the core's buffer when it is looked at.
 
     The list holds None where a position has not been looked at; every way to read it goes through `_at` or `_all`.
+    Position `first` is the buffer's first row; what is before it is and stays None.
     """
 
-    def __init__(self, buffer: LogprobBuffer, token_text: Callable[[int], str] | None) -> None:
-        super().__init__([None] * len(buffer.token_ids))  # type: ignore[list-item]
+    def __init__(self, buffer: LogprobBuffer, token_text: Callable[[int], str] | None, first: int = 0) -> None:
+        super().__init__([None] * (first + len(buffer.token_ids)))  # type: ignore[list-item]
         self._buffer: LogprobBuffer | None = buffer
+        self._first = first
         self._token_text = token_text
 
     def _at(self, position: int) -> dict[int, Logprob]:
         entry = super().__getitem__(position)
-        if entry is None and self._buffer is not None:
-            entry = self._make(position)
+        if entry is None and self._buffer is not None and position >= self._first:
+            entry = self._make(position - self._first)
             super().__setitem__(position, entry)
         return entry
 
-    def _make(self, position: int) -> dict[int, Logprob]:
+    def _make(self, row: int) -> dict[int, Logprob]:
         assert self._buffer is not None
-        token_ids = self._buffer.token_ids[position].tolist()
-        logprobs = self._buffer.logprobs[position].tolist()
-        sampled_rank = int(self._buffer.sampled_ranks[position])
+        token_ids = self._buffer.token_ids[row].tolist()
+        logprobs = self._buffer.logprobs[row].tolist()
+        sampled_rank = int(self._buffer.sampled_ranks[row])
         entry: dict[int, Logprob] = {}
         for column, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
             if token_id < 0 or token_id in entry:  # the sampled token again, among the most likely ones

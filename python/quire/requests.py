@@ -7,8 +7,9 @@ ids, bad words, stop strings inside special tokens). It starts nothing. Called f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from numbers import Integral
 from typing import Any
 
@@ -22,14 +23,13 @@ from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
 _NOT_SERVED = {
-    "prompt_logprobs": "Only log-probabilities of generated tokens (logprobs) are there.",
     "logits_processors": "logit_bias, allowed_token_ids and bad_words are there.",
     "guided_decoding": "Check the output and sample again.",
     "structured_outputs": "Check the output and sample again.",
     "extra_args": "No plug-in reads them.",
     "logprob_token_ids": "Use logprobs.",
-    "prompt_logprob_token_ids": "Only log-probabilities of generated tokens (logprobs) are there.",
-    "prompt_logprob_start": "Only log-probabilities of generated tokens (logprobs) are there.",
+    "prompt_logprob_token_ids": "Use prompt_logprobs.",
+    "prompt_logprob_start": "Use prompt_logprobs, which starts with the second token.",
     "flat_logprobs": "Log-probabilities are kept flat and become dicts on access already.",
     "skip_reading_prefix_cache": "Use LLM(enable_prefix_caching=False).",
     "thinking_token_budget": "Use max_tokens.",
@@ -48,6 +48,7 @@ class Limits:
     max_model_len: int
     max_logprobs: int
     eos_token_ids: frozenset[int]  # those the core stops at by itself
+    by_priority: bool = False  # scheduling_policy="priority"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Request:
     text: str | None = None
     token_ids: list[int] = field(default_factory=list)
     params: CompiledParams | None = None
+    priority: int = 0
     error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
@@ -94,6 +96,7 @@ def prepare(
     first_position: int = 0,
     truncate_to: int | None = None,
     add_special_tokens: bool | None = None,
+    priorities: Sequence[int] = (),
 ) -> list[Request]:
     """One request a prompt. With on_error="raise" all that is wrong is raised, else it stands in its request."""
     check_on_error(on_error)
@@ -104,6 +107,8 @@ def prepare(
         )
     shared = compile_params(params, tokenizer, limits) if each is None else None
     requests = [Request(first_position + i, params=shared) for i in range(len(prompts))]
+    for request, priority in zip(requests, priorities, strict=bool(priorities)):
+        request.priority = priority
     if each is not None:
         _compile_each(requests, each, tokenizer, limits)
     parsed = _parse_all(requests, prompts)
@@ -226,7 +231,7 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
     stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
     if stop and tokenizer is None:
         raise ValidationError("stop strings need a tokenizer; with `skip_tokenizer_init` use stop_token_ids.")
-    logprobs = _num_logprobs(params, limits)
+    logprobs = _num_logprobs("sample", params.logprobs, limits)
     num_outputs = params._real_n if params.best_of is not None and params._real_n else params.n
     stop_tokens = _stop_tokens(params, stop, tokenizer)
     engine: dict[str, Any] = {
@@ -238,6 +243,7 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
         engine[name] = None if value is None else int(value)
     # Choosing the best needs what every sampled token cost.
     engine["logprobs"] = 0 if logprobs is None and num_outputs < params.n else logprobs
+    engine["prompt_logprobs"] = _num_logprobs("prompt", params.prompt_logprobs, limits)
     engine["stop"] = stop
     engine["ignore_eos"] = bool(params.ignore_eos)
     engine["stop_token_ids"] = _all_stop_token_ids(params, stop_tokens, tokenizer, limits)
@@ -274,17 +280,18 @@ def refuse_unserved(params: SamplingParams) -> None:
             raise NotImplementedError(f"SamplingParams.{name} is not supported by this version of quire. {instead}")
 
 
-def _num_logprobs(params: SamplingParams, limits: Limits) -> int | None:
-    if params.logprobs is None:
+def _num_logprobs(which: str, wanted: int | None, limits: Limits) -> int | None:
+    """How many log-probabilities a token; -1 is the whole vocabulary."""
+    if wanted is None:
         return None
-    allowed = limits.vocab_size if limits.max_logprobs == -1 else limits.max_logprobs
-    asked = limits.vocab_size if params.logprobs == -1 else int(params.logprobs)
-    if asked > allowed:
+    number = limits.vocab_size if wanted == -1 else int(wanted)
+    allowed = limits.vocab_size if limits.max_logprobs == -1 else min(limits.max_logprobs, limits.vocab_size)
+    if number > allowed:
         raise ValidationError(
-            f"Requested sample logprobs of {asked}, which is greater than max allowed: {allowed} "
+            f"Requested {which} logprobs of {number}, which is greater than max allowed: {allowed} "
             "(see LLM(max_logprobs=...))"
         )
-    return asked
+    return number
 
 
 def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer | None) -> dict[int, str]:
@@ -385,10 +392,42 @@ def tokenization_options(options: Mapping[str, Any] | None) -> tuple[bool | None
     return add, None if truncate is None else int(truncate)
 
 
+def priorities_of(priority: Any, num_prompts: int, limits: Limits) -> list[int]:
+    """One priority a prompt, from what a call was given: nothing, one for all, or one each (an empty list: all 0)."""
+    if priority is None or (isinstance(priority, (list, tuple)) and not priority):
+        return [0] * num_prompts
+    given = list(priority) if isinstance(priority, (list, tuple)) else [priority] * num_prompts
+    if len(given) != num_prompts:
+        raise ValidationError(f"The lengths of prompts ({num_prompts}) and priority ({len(given)}) must be the same.")
+    return [checked_priority(value, limits) for value in given]
+
+
+def iter_priorities(priority: Any, limits: Limits) -> Iterator[int]:
+    """The priorities of prompts that are read one by one: one for all, or at least one a prompt."""
+    if not isinstance(priority, Iterable):
+        return repeat(checked_priority(priority, limits))
+
+    def each() -> Iterator[int]:
+        for value in priority:
+            yield checked_priority(value, limits)
+        raise ValidationError("The lengths of prompts and priority must be the same: there are more prompts.")
+
+    return each()
+
+
+def checked_priority(value: Any, limits: Limits) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"priority must be an integer or a list of integers, got {value!r}")
+    if value and not limits.by_priority:
+        raise ValidationError(f"Got priority {value} but Priority scheduling is not enabled.")
+    if not -(2**31) <= int(value) < 2**31:
+        raise ValidationError(f"priority must fit in 32 bits, got {value}.")
+    return int(value)
+
+
 def refuse_call_features(
     num_prompts: int | None,
     lora_request: Any,
-    priority: Any,
     mm_processor_kwargs: Any = None,
     prompt_adapter_request: Any = None,
 ) -> None:
@@ -396,11 +435,6 @@ def refuse_call_features(
     for lora in _one_each("lora_request", lora_request, num_prompts):
         if lora is not None:
             raise ValidationError(f"Got lora_request {lora} but LoRA is not enabled!")
-    for value in _one_each("priority", priority, num_prompts):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise TypeError(f"priority must be an integer or a list of integers, got {value!r}")
-        if value:
-            raise ValidationError(f"Got priority {value} but Priority scheduling is not enabled.")
     if mm_processor_kwargs:
         raise ValidationError(
             "mm_processor_kwargs: this model does not support multi-modal inputs (chat_template_kwargs go by keyword)"

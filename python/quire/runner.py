@@ -7,13 +7,13 @@ of finished requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from quire._logging import logger
 from quire.detokenizer import final_text
-from quire.outputs import CompletionOutput, LazyLogprobs, RequestMetrics, RequestOutput
+from quire.outputs import CompletionOutput, LazyLogprobs, PromptLogprobs, RequestMetrics, RequestOutput
 from quire.requests import CompiledParams, Request
 from quire.tokenizer import Tokenizer
 
@@ -53,14 +53,18 @@ class Waiting:
         params = [request.params.engine for request in requests if request.params is not None]
         same = all(one is params[0] for one in params)
         prompts = [request.token_ids for request in requests]
-        self._returned.extend(map(self._engine.submit_many, (prompts,), (params[0] if same else params,)))
+        priorities = [request.priority for request in requests]
+        self._returned.extend(
+            map(self._engine.submit_many, (prompts,), (params[0] if same else params,), (priorities,))
+        )
         ids: list[int] = self._returned[0]
         self._take_returned()
         return ids
 
     def submit_streamed(self, request: Request) -> int:
         assert request.params is not None
-        self._returned.extend(map(self._engine.submit, (request.token_ids,), (request.params.engine,), (True,)))
+        submitted = ((request.token_ids,), (request.params.engine,), (True,), (request.priority,))
+        self._returned.extend(map(self._engine.submit, *submitted))
         request_id: int = self._returned[0]
         self._take_returned()
         return request_id
@@ -141,7 +145,7 @@ def finished_output(output: Output, request: Request, request_id: str, tokenizer
         request_id=request_id,
         prompt=request.text,
         prompt_token_ids=request.token_ids,
-        prompt_logprobs=None,
+        prompt_logprobs=_prompt_logprobs(output, request, params, tokenizer),
         outputs=completions,
         finished=True,
         metrics=metrics,
@@ -158,6 +162,23 @@ def _chosen(completions: list[Completion], params: CompiledParams) -> list[Compl
     return sorted(in_order, key=lambda completion: -completion.cumulative_logprob)[: params.num_outputs]
 
 
+def _prompt_logprobs(
+    output: Output, request: Request, params: CompiledParams, tokenizer: Tokenizer | None
+) -> PromptLogprobs | None:
+    """One entry a prompt token, the first None; None for a request that ended before its prompt was computed."""
+    buffer = output.prompt_logprobs
+    if params.engine["prompt_logprobs"] is None or buffer is None:
+        return None
+    if len(buffer.token_ids) + 1 != len(request.token_ids):
+        return None
+    return LazyLogprobs(buffer, _namer(params, tokenizer), first=1)  # type: ignore[return-value]
+
+
+def _namer(params: CompiledParams, tokenizer: Tokenizer | None) -> Callable[[int], str] | None:
+    """What gives a Logprob its decoded_token."""
+    return tokenizer.token_text if tokenizer is not None and params.text.detokenize else None
+
+
 def _completion(
     index: int, completion: Completion, request: Request, params: CompiledParams, tokenizer: Tokenizer | None
 ) -> CompletionOutput:
@@ -172,8 +193,8 @@ def _completion(
         stop_reason = None if is_eos else stop_token
     logprobs = cumulative = None
     if params.gives_logprobs and completion.logprobs is not None:
-        named = tokenizer.token_text if tokenizer is not None and params.text.detokenize else None
-        logprobs, cumulative = LazyLogprobs(completion.logprobs, named), completion.cumulative_logprob
+        logprobs = LazyLogprobs(completion.logprobs, _namer(params, tokenizer))
+        cumulative = completion.cumulative_logprob
     return CompletionOutput(
         index=index,
         text=text,

@@ -266,7 +266,7 @@ class SamplingParams:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer, got {_type_name(value)}")
-            if value < -1:  # -1: the whole vocabulary, as in newer versions of vLLM
+            if value < -1:  # -1: of the whole vocabulary, as in newer versions of vLLM
                 raise ValueError(f"{name} must be non-negative, got {value}.")
 
     def _verify_greedy(self) -> None:

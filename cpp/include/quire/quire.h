@@ -40,9 +40,10 @@ class QUIRE_API LLM {
   std::vector<RequestOutput> beam_search(const std::vector<std::vector<int32_t>>& prompts,
                                          const BeamSearchParams& params = {});
 
-  // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that.
+  // Queues a request and returns its id; `on_delta` is called inside step(), whoever calls that. Of requests that wait,
+  // the one with the smallest `priority` goes first (EngineOptions::scheduling_policy).
   uint64_t submit(std::vector<int32_t> prompt, const SamplingParams& params = {}, DeltaCallback on_delta = {},
-                  Notify notify = Notify::every_token);
+                  Notify notify = Notify::every_token, int32_t priority = 0);
   // The same for a beam search; `on_delta` is called once, when it has finished.
   uint64_t submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params = {},
                               DeltaCallback on_delta = {});
@@ -52,7 +53,7 @@ class QUIRE_API LLM {
   bool cancel(uint64_t request_id);
 
   // Throws what submit() would throw, and does nothing else.
-  void check(const std::vector<int32_t>& prompt, const SamplingParams& params) const;
+  void check(const std::vector<int32_t>& prompt, const SamplingParams& params, int32_t priority = 0) const;
   // The bytes of each token id, needed for stop strings (an empty entry: a special token without text).
   void set_vocabulary(std::vector<std::string> token_bytes);
   // Forgets cached prefixes. False, and no change, while sequences are running.

@@ -29,7 +29,8 @@ struct SamplingParams {
   bool ignore_eos = false;
   std::optional<int32_t> max_tokens = 16;  // nullopt: up to max_model_len
   int32_t min_tokens = 0;
-  std::optional<int32_t> logprobs = {};  // 0: of the sampled token; k: also of the k most likely
+  std::optional<int32_t> logprobs = {};         // 0: of the sampled token; k: also of the k most likely
+  std::optional<int32_t> prompt_logprobs = {};  // the same for every token of the prompt but the first
   std::vector<std::pair<int32_t, float>> logit_bias = {};
   std::vector<int32_t> allowed_token_ids = {};  // empty: all
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};
@@ -67,9 +68,13 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;
   int64_t num_gpu_blocks_override = 0;
   // On a GPU. Decode steps are replayed from graphs that are captured when their batch size first comes.
-  bool enforce_eager = false;               // no graphs
-  int64_t max_seq_len_to_capture = 8192;    // a step with a longer sequence is not replayed
-  std::vector<int32_t> graph_sizes = {};    // batch sizes to capture; empty: 1, 2, 4 and multiples of 8 up to 256
+  bool enforce_eager = false;             // no graphs
+  int64_t max_seq_len_to_capture = 8192;  // a step with a longer sequence is not replayed
+  std::vector<int32_t> graph_sizes = {};  // batch sizes to capture; empty: 1, 2, 4 and multiples of 8 up to 256
+  // What log-probabilities are: raw_logprobs, raw_logits (as the model gives them), processed_logprobs or
+  // processed_logits (after bias, penalties, temperature and filters).
+  std::string logprobs_mode = "raw_logprobs";
+  std::string scheduling_policy = "fcfs";   // priority: requests with a smaller one go first, then in order of arrival
   bool async_scheduling = true;             // plan a step while the one before runs; results are the same
   bool batch_invariant = true;              // false: faster kernels for large products, whose bits depend on the batch
   int32_t num_threads = 0;                  // cpu; 0: OMP_NUM_THREADS, else the physical cores
@@ -87,7 +92,7 @@ struct ExternalTensor {
 
 enum class FinishReason : uint8_t { none, stop, length, abort, error };
 
-// Log-probabilities of generated tokens, flat: `width` entries a token, the sampled one first, then the most likely.
+// Log-probabilities of tokens, flat: `width` entries a token, its own first, then the most likely.
 struct LogprobBuffer {
   int32_t width = 0;  // 0: none were asked for
   std::vector<int32_t> token_ids = {};
@@ -114,6 +119,7 @@ struct RequestTimes {
 struct RequestOutput {
   uint64_t request_id = 0;
   std::vector<Completion> completions = {};
+  LogprobBuffer prompt_logprobs = {};  // of the second prompt token and all after it
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_preemptions = 0;

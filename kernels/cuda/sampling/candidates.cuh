@@ -96,10 +96,16 @@ struct Before {
   uint64_t drawn;
 };
 
+// Who is drawn from a list, and the key below which nobody could be.
+struct Drawn {
+  int32_t token;
+  uint64_t cut;
+};
+
 // The token drawn from a list that has everything the filters can cut. Sorts it; then top_k is an index (and the ties
 // of its value), top_p a prefix of the masses. Called after is_last_block, whose barriers end all use of shared memory.
-__device__ inline int32_t draw_from_list(const SamplingRow& row, bool has_k, const uint64_t* listed, uint32_t count,
-                                         float max, const Before& before, SelectShared& shared) {
+__device__ inline Drawn draw_from_list(const SamplingRow& row, bool has_k, const uint64_t* listed, uint32_t count,
+                                       float max, float bound, const Before& before, SelectShared& shared) {
   uint64_t* keys = shared.keys;
   const auto n = static_cast<int>(count), thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < n; i += kSamplingThreads) keys[i] = __ldcg(listed + i);
@@ -128,7 +134,10 @@ __device__ inline int32_t draw_from_list(const SamplingRow& row, bool has_k, con
   for (int i = thread; i < n; i += kSamplingThreads) {
     if (keys[i] >= lowest) best = larger(best, noisy_key(row, value_of(keys[i]), id_of(keys[i])));
   }
-  return id_of(block_max(best, shared.scratch));
+  // Where nothing of the list stays, what lies before it does.
+  uint64_t cut = make_key(bound, INT32_MAX);
+  if (n > 0) cut = lowest == ~uint64_t{0} ? keys[0] + 1 : larger(lowest, keys[n - 1]);
+  return {id_of(block_max(best, shared.scratch)), cut};
 }
 
 }  // namespace quire::cuda

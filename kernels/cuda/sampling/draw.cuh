@@ -10,6 +10,12 @@
 
 namespace quire::cuda {
 
+__device__ inline void finish_row(const SamplingArgs& args, int32_t row_index, RowState& state, const Drawn& drawn) {
+  if (threadIdx.x != 0) return;
+  args.block.token_ids[row_index] = drawn.token;
+  state.cut = drawn.cut;
+}
+
 __global__ void __launch_bounds__(kSamplingThreads, 3) sampling_draw_kernel(const __grid_constant__ SamplingArgs args) {
   SelectShared& shared = simt::block_shared<SelectShared>();
   const auto row_index = static_cast<int32_t>(blockIdx.y), slice = static_cast<int32_t>(blockIdx.x);
@@ -18,11 +24,9 @@ __global__ void __launch_bounds__(kSamplingThreads, 3) sampling_draw_kernel(cons
   RowState& state = args.states[row_index];
   const RowPhase phase = state.phase;
   if (phase != RowPhase::draw && !(phase == RowPhase::exact && slice == 0)) return;
-  const SamplingRow row = args.block.rows[row_index];
+  const SamplingRow row = row_of(args, row_index);
   if (phase == RowPhase::exact) {
-    const int32_t token = draw_exactly(args, row, row_index, state, shared);
-    if (threadIdx.x == 0) args.block.token_ids[row_index] = token;
-    return;
+    return finish_row(args, row_index, state, draw_exactly(args, row, row_index, state, shared));
   }
   const float bound = state.bound, max = state.max;
   const int first_bin = state.first_bin, end_bin = state.end_bin;
@@ -41,8 +45,8 @@ __global__ void __launch_bounds__(kSamplingThreads, 3) sampling_draw_kernel(cons
   if (!is_last_block(state, gridDim.x, shared)) return;
   const bool has_k = has_top_k(row, args.block.vocab_size);
   const Before before = {state.count_before, state.mass_before, state.total_mass, __ldcg(&state.drawn)};
-  const int32_t token = draw_from_list(row, has_k, listed, __ldcg(&state.num_listed), max, before, shared);
-  if (threadIdx.x == 0) args.block.token_ids[row_index] = token;
+  finish_row(args, row_index, state,
+             draw_from_list(row, has_k, listed, __ldcg(&state.num_listed), max, bound, before, shared));
 }
 
 }  // namespace quire::cuda

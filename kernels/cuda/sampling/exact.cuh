@@ -70,8 +70,8 @@ __device__ inline uint64_t mass_of_search(const RowSearch& search, SelectShared&
   return block_scan(mass, shared.scratch).total;
 }
 
-__device__ inline int32_t draw_exactly(const SamplingArgs& args, const SamplingRow& row, int32_t row_index,
-                                       const RowState& state, SelectShared& shared) {
+__device__ inline Drawn draw_exactly(const SamplingArgs& args, const SamplingRow& row, int32_t row_index,
+                                     const RowState& state, SelectShared& shared) {
   RowSearch search = {args, row, row_index, false, state.max, make_key(state.bound, INT32_MAX), ~uint64_t{0}};
   if (has_top_k(row, args.block.vocab_size)) {
     const uint64_t kth = key_at<false>(search, static_cast<uint64_t>(row.top_k), shared);
@@ -84,7 +84,7 @@ __device__ inline int32_t draw_exactly(const SamplingArgs& args, const SamplingR
   }
   uint64_t best = 0;
   for_each_key(search, shared, [&](uint64_t key) { best = larger(best, noisy_key(row, value_of(key), id_of(key))); });
-  return id_of(block_max(best, shared.scratch));
+  return {id_of(block_max(best, shared.scratch)), search.begin_key};
 }
 
 }  // namespace quire::cuda

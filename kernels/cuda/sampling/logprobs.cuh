@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
   const auto row_index = static_cast<int32_t>(blockIdx.y), slice = static_cast<int32_t>(blockIdx.x);
   simt::grid_dependency_wait();
   simt::grid_dependency_launch();
-  const SamplingRow row = args.block.rows[row_index];
+  const SamplingRow row = row_of(args, row_index);
   if (!keeps_raw(row)) return;
   const int32_t token = args.block.token_ids[row_index], n = args.block.vocab_size;
   float sampled = args.block.logits[row_index * args.block.logits_stride + token];
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
   if (threadIdx.x == 0) atomicAdd(&args.block.sampled_rank[row_index], static_cast<int32_t>(reached));
   if (slice != 0) return;
   const RowState& state = args.states[row_index];
-  const LogprobWriter writer = {args, row_index, state.raw_normaliser};
+  const LogprobWriter writer = {args, row_index, is_logits(args.block.logprobs_mode) ? 0.0f : state.raw_normaliser};
   if (threadIdx.x == 0) writer.write(0, token, sampled);
   write_most_likely(writer, row, state.num_raw_listed, shared);
 }

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kSamplingThreads, 3) sampling_plan_kernel(cons
   const auto row_index = static_cast<int32_t>(blockIdx.x);
   simt::grid_dependency_wait();
   simt::grid_dependency_launch();
-  const SamplingRow row = args.block.rows[row_index];
+  const SamplingRow row = row_of(args, row_index);
   const SliceStats* stats = args.stats + int64_t{row_index} * args.num_slices;
   uint64_t best = 0, drawn = 0;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < args.num_slices; i += kSamplingThreads) {
@@ -118,7 +118,9 @@ __global__ void __launch_bounds__(kSamplingThreads, 3) sampling_plan_kernel(cons
   state.max = value_of(best);
   if (keeps_raw(row)) plan_logprobs(args, row, row_index, state, shared.scratch);
   int32_t token = -1;
-  if (state.max == kLowest) {
+  if (row.forced_token >= 0 && args.reports) {
+    token = row.forced_token;
+  } else if (state.max == kLowest) {
     token = lowest_permitted(args, row, shared);
   } else if (!is_sampled(row) || state.max == -kLowest) {
     token = id_of(best);

@@ -1,4 +1,4 @@
-// Sampling: four launches, five with logprobs, whatever the rows of the batch ask for.
+// Sampling: four launches, five with logprobs, ten with processed ones, whatever the rows of the batch ask for.
 //
 //   scan      (slices, rows)  maximum, edits, mass; the draw of rows without filters      reads every logit once
 //   plan      (rows)          ends decided rows; bounds for the others                    reads 1/500 of the bytes
@@ -6,6 +6,8 @@
 //   draw      (slices, rows)  for flat rows alone: draws around the cut                   reads those a third time
 //   logprobs  (slices, rows)  rank and most likely tokens, of rows that want them         reads those again
 // The token is argmax(logit + noise) over what min_p, top_k and top_p leave: the order of params/sampling.h.
+//   process   (slices, rows)  processed logprobs alone: logits to what was drawn from     reads and writes once; then
+//                             all launches again, of rows whose token is given, to report its logprobs
 //
 // A greedy row, or one drawn without filters, is read once; blocks of later launches that have nothing to do for their
 // row end after reading its state. No sort of a row, no softmax in memory, no wish is looked at on the host.
@@ -24,6 +26,7 @@
 #include "cuda/sampling/draw.cuh"
 #include "cuda/sampling/logprobs.cuh"
 #include "cuda/sampling/plan.cuh"
+#include "cuda/sampling/process.cuh"
 #include "cuda/sampling/sampling.h"
 #include "cuda/sampling/scan.cuh"
 #include "cuda/sampling/select.cuh"
@@ -64,7 +67,25 @@ size_t lay_out(void* workspace, int64_t rows, int64_t vocab_size, SamplingArgs* 
   args->bin_counts = layout.take<uint32_t>(rows * kNumBins);
   args->listed = layout.take<uint64_t>(rows * kMaxListed);
   args->raw_listed = layout.take<uint64_t>(rows * kMaxRawListed);
+  args->reports_of = layout.take<SamplingRow>(rows);
   return layout.bytes();
+}
+
+simt::LaunchConfig config_of(const SamplingArgs& args, bool by_slice, size_t shared_bytes, Stream stream) {
+  const auto slices = static_cast<unsigned>(args.num_slices), rows = static_cast<unsigned>(args.block.num_rows);
+  return {.grid = by_slice ? dim3(slices, rows) : dim3(rows),
+          .block = dim3(kSamplingThreads),
+          .shared_bytes = shared_bytes,
+          .stream = stream,
+          .pdl = true};
+}
+
+// From the rows to their tokens.
+void launch_draw(const SamplingArgs& args, Stream stream) {
+  simt::launch<sampling_scan_kernel>(config_of(args, true, sizeof(ScanShared), stream), args);
+  simt::launch<sampling_plan_kernel>(config_of(args, false, sizeof(PlanShared), stream), args);
+  simt::launch<sampling_select_kernel>(config_of(args, true, sizeof(SelectShared), stream), args);
+  simt::launch<sampling_draw_kernel>(config_of(args, true, sizeof(SelectShared), stream), args);
 }
 
 }  // namespace
@@ -89,18 +110,16 @@ void sample(const SamplingParamsBlock& block, Stream stream) {
   args.block = block;
   args.num_slices = static_cast<int32_t>(num_slices_of(block.vocab_size));
   args.is_wide = block.logits_stride % 4 == 0 && reinterpret_cast<uintptr_t>(block.logits) % 16 == 0;
-
-  const auto slices = static_cast<unsigned>(args.num_slices), rows = static_cast<unsigned>(block.num_rows);
-  const auto config = [&](dim3 grid, size_t shared_bytes) {
-    return simt::LaunchConfig{
-        .grid = grid, .block = dim3(kSamplingThreads), .shared_bytes = shared_bytes, .stream = stream, .pdl = true};
-  };
-  simt::launch<sampling_scan_kernel>(config(dim3(slices, rows), sizeof(ScanShared)), args);
-  simt::launch<sampling_plan_kernel>(config(dim3(rows), sizeof(PlanShared)), args);
-  simt::launch<sampling_select_kernel>(config(dim3(slices, rows), sizeof(SelectShared)), args);
-  simt::launch<sampling_draw_kernel>(config(dim3(slices, rows), sizeof(SelectShared)), args);
-  if (block.logprobs_stride <= 0) return;
-  simt::launch<sampling_logprobs_kernel>(config(dim3(slices, rows), sizeof(SelectShared)), args);
+  const bool reports = block.logprobs_stride > 0;
+  args.reports = !reports || !is_processed(block.logprobs_mode);
+  launch_draw(args, stream);
+  if (!args.reports) {
+    simt::launch<sampling_process_kernel>(config_of(args, true, 0, stream), args);
+    args.block.rows = args.reports_of;
+    args.reports = true;
+    launch_draw(args, stream);
+  }
+  if (reports) simt::launch<sampling_logprobs_kernel>(config_of(args, true, sizeof(SelectShared), stream), args);
 }
 
 }  // namespace quire::cuda

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kSamplingThreads) sampling_scan_kernel(const _
   const int32_t n = args.block.vocab_size;
   const int64_t at = int64_t{row_index} * args.num_slices + slice;
   simt::grid_dependency_wait();
-  const SamplingRow row = args.block.rows[row_index];
+  const SamplingRow row = row_of(args, row_index);
   Tile tile;
   load_tile(args, row_index, slice, tile);
   simt::grid_dependency_launch();

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kSamplingThreads, 3)
   simt::grid_dependency_launch();
   RowState& state = args.states[row_index];
   const bool is_filtered_row = state.phase == RowPhase::select;
-  const SamplingRow row = args.block.rows[row_index];
+  const SamplingRow row = row_of(args, row_index);
   if (!is_filtered_row && row.num_logprobs <= 0) return;
   const float bound = state.bound, raw_bound = state.raw_bound, max = state.max;
   Tile tile;
@@ -106,12 +106,13 @@ __global__ void __launch_bounds__(kSamplingThreads, 3)
   }
   if (!is_last_block(state, gridDim.x, shared)) return;
   const uint32_t count = __ldcg(&state.num_listed);
+  RowState next = state;
   if (count <= kMaxListed) {
     const Before before = {0, 0, state.total_mass, 0};
-    const int32_t token = draw_from_list(row, has_top_k(row, n), listed, count, max, before, shared);
-    if (threadIdx.x == 0) args.block.token_ids[row_index] = token;
+    const Drawn drawn = draw_from_list(row, has_top_k(row, n), listed, count, max, bound, before, shared);
+    if (threadIdx.x == 0) args.block.token_ids[row_index] = drawn.token;
+    next.cut = drawn.cut;
   }
-  RowState next = state;
   next.phase = RowPhase::done;
   if (count > kMaxListed) find_cut(args, row, row_index, next, shared.scratch);
   __syncthreads();  // everybody has read the state

@@ -42,6 +42,11 @@ __device__ inline bool has_edits(const SamplingRow& row) {
   return row.num_allowed_ids > 0 || row.num_banned_ids > 0 || row.num_biases > 0 ||
          (has_penalty(row) && row.num_counts > 0);
 }
+__device__ inline SamplingRow row_of(const SamplingArgs& args, int32_t row_index) {
+  SamplingRow row = args.block.rows[row_index];
+  if (!args.reports) row.num_logprobs = -1;
+  return row;
+}
 // A row that wants logprobs keeps its raw logits, and every kernel edits its tiles anew; any other is edited once.
 __device__ inline bool keeps_raw(const SamplingRow& row) { return row.num_logprobs >= 0; }
 

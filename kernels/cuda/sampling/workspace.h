@@ -51,20 +51,23 @@ struct RowState {
   uint64_t mass_before;
   uint64_t total_mass;  // 0: that of the tokens that top_k lets stay
   uint64_t drawn;       // the best of the bins before first_bin
+  uint64_t cut;         // no key below it may be drawn
 };
 
 struct SamplingArgs {
   SamplingParamsBlock block;
   int32_t num_slices;
   bool is_wide;  // rows start at multiples of 16 bytes
+  bool reports;  // whether this pass over the rows writes logprobs; else they are as rows that want none
   RowState* states;
-  SliceStats* stats;     // [row, slice]
-  float* run_max;        // [row, slice, warp]
-  float* raw_run_max;    // [row, slice, warp]
-  uint64_t* bin_masses;  // [row, kNumBins]
-  uint32_t* bin_counts;  // [row, kNumBins]
-  uint64_t* listed;      // [row, kMaxListed], in no order
-  uint64_t* raw_listed;  // [row, kMaxRawListed], in no order
+  SliceStats* stats;        // [row, slice]
+  float* run_max;           // [row, slice, warp]
+  float* raw_run_max;       // [row, slice, warp]
+  uint64_t* bin_masses;     // [row, kNumBins]
+  uint32_t* bin_counts;     // [row, kNumBins]
+  uint64_t* listed;         // [row, kMaxListed], in no order
+  uint64_t* raw_listed;     // [row, kMaxRawListed], in no order
+  SamplingRow* reports_of;  // [row], what the second pass of processed logprobs asks for
 };
 
 }  // namespace quire::cuda

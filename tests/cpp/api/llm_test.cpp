@@ -90,6 +90,39 @@ TEST_P(Invariance, Preemption) {
   for (const RequestOutput& output : outputs) expect_same_bits(reference, output, "preempted");
 }
 
+// Of every prompt token, bit for bit: among others, in chunks, after the prefix was cached, after a preemption.
+TEST_P(Invariance, PromptLogprobs) {
+  SamplingParams params = params_;
+  params.prompt_logprobs = 2;
+  const auto expect_same = [](const RequestOutput& a, const RequestOutput& b, const char* what) {
+    EXPECT_EQ(a.prompt_logprobs.sampled_ranks.size(), 149u) << what;
+    EXPECT_EQ(a.prompt_logprobs.token_ids, b.prompt_logprobs.token_ids) << what;
+    EXPECT_EQ(a.prompt_logprobs.logprobs, b.prompt_logprobs.logprobs) << what;
+    EXPECT_EQ(a.prompt_logprobs.sampled_ranks, b.prompt_logprobs.sampled_ranks) << what;
+    expect_same_bits(a, b, what);
+  };
+  LLM llm(kDemo, options());
+  const RequestOutput reference = llm.generate({prompt_}, params).front();
+  for (size_t i = 0; i < 149; ++i) EXPECT_EQ(reference.prompt_logprobs.token_ids[3 * i], prompt_[i + 1]);
+  const RequestOutput again = llm.generate({prompt_}, params).front();
+  EXPECT_EQ(again.num_cached_tokens, 0);
+  expect_same(again, reference, "prefix in the cache");
+  expect_same(llm.generate({prompt_of(40, 1), prompt_, prompt_}, params)[2], reference, "among others");
+  for (const int64_t budget : {1, 31, 149}) {
+    EngineOptions chunked = options();
+    chunked.max_num_batched_tokens = budget;
+    chunked.max_num_seqs = 1;
+    expect_same(LLM(kDemo, chunked).generate({prompt_}, params).front(), reference, "in chunks");
+  }
+  EngineOptions small = options();
+  small.max_model_len = 256;
+  small.num_gpu_blocks_override = 22;
+  LLM poor(kDemo, small);
+  const RequestOutput preempted = poor.generate({prompt_of(150, 5), prompt_of(150, 6), prompt_}, params)[2];
+  EXPECT_GT(preempted.num_preemptions, 0);
+  expect_same(preempted, reference, "preempted");
+}
+
 INSTANTIATE_TEST_SUITE_P(Dtypes, Invariance, ::testing::Values("bfloat16", "float32", "float16"));
 
 TEST(Llm, SequencesOfARequestDifferAndSharePromptBlocks) {
@@ -212,6 +245,48 @@ TEST(Llm, SteadyDecodeAllocatesNothing) {
   const int64_t before = testing::num_allocations();
   for (int i = 0; i < 200; ++i) llm.step();
   EXPECT_EQ(testing::num_allocations(), before);
+}
+
+TEST(Llm, PrioritiesNeedThePolicy) {
+  LLM first_come(kDemo, {.max_model_len = 64});
+  try {
+    first_come.submit(prompt_of(5, 1), {}, {}, Notify::finished, 3);
+    FAIL() << "no error";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(), "Got priority 3 but Priority scheduling is not enabled.");
+  }
+  LLM by_priority(kDemo, {.max_model_len = 64, .max_num_seqs = 1, .scheduling_policy = "priority"});
+  std::vector<int> finished;
+  for (const int priority : {2, 1, -4, 1}) {
+    by_priority.submit(
+        prompt_of(5, 1), {.max_tokens = 2},
+        [&finished, priority](const Delta& delta) {
+          if (delta.finished != nullptr) finished.push_back(priority);
+        },
+        Notify::finished, priority);
+  }
+  while (by_priority.step()) {
+  }
+  EXPECT_EQ(finished, (std::vector<int>{-4, 1, 1, 2}));
+  EXPECT_THROW(LLM(kDemo, {.scheduling_policy = "lottery"}), std::invalid_argument);
+  EXPECT_THROW(LLM(kDemo, {.logprobs_mode = "cooked"}), std::invalid_argument);
+}
+
+TEST(Llm, PromptLogprobsHaveLimits) {
+  LLM llm(kDemo, {.max_model_len = 64});
+  const auto message = [&](int32_t wanted) -> std::string {
+    try {
+      llm.check(prompt_of(5, 1), {.prompt_logprobs = wanted});
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto vocab_size = static_cast<int32_t>(llm.info().vocab_size);
+  EXPECT_EQ(message(-1), "prompt_logprobs must be non-negative, got -1.");
+  EXPECT_EQ(message(vocab_size), "");
+  EXPECT_EQ(message(vocab_size + 1), "Requested prompt logprobs of " + std::to_string(vocab_size + 1) +
+                                         ", which is greater than max allowed: " + std::to_string(vocab_size));
 }
 
 }  // namespace

@@ -155,6 +155,8 @@ class Scenario {
     request->params.stop = split(settings.take("stop").value_or(""), ',');
     request->params.stop_token_ids = numbers(settings.take("stop_token_ids").value_or(""));
     request->eos_token_ids = numbers(settings.take("eos").value_or(""));
+    const auto prompt_logprobs = static_cast<int32_t>(settings.take("prompt_logprobs", -1));
+    if (prompt_logprobs >= 0) request->params.prompt_logprobs = prompt_logprobs;
     request->priority = static_cast<int32_t>(settings.take("priority", 0));
     request->cache_salt = static_cast<uint64_t>(settings.take("salt", 0));
     request->vocabulary = vocabulary_;

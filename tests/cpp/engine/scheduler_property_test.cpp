@@ -54,6 +54,7 @@ Request make_request(Dice& dice, uint64_t id, int64_t max_model_len) {
   if (dice.one_in(4)) {
     for (int i = 0; i < 40; ++i) request.eos_token_ids.push_back(static_cast<int32_t>(dice.roll(0, kVocabSize - 1)));
   }
+  if (dice.one_in(5)) request.params.prompt_logprobs = 2;
   if (dice.one_in(4)) request.params.min_tokens = static_cast<int32_t>(dice.roll(0, 8));
   return request;
 }

@@ -29,6 +29,8 @@ struct Wish {
 struct Generated {
   std::vector<std::vector<int32_t>> token_ids;  // of each sequence
   std::vector<std::vector<float>> logprobs;     // of the tokens
+  std::vector<float> prompt_logprobs;
+  std::vector<int32_t> prompt_ids, prompt_ranks;
   FinishReason reason = FinishReason::none;
   std::string error;
   bool operator==(const Generated&) const = default;
@@ -62,6 +64,9 @@ std::vector<Generated> generate(Engine& engine, const std::vector<Wish>& wishes)
       if (delta.finished == nullptr) return;
       all[i].reason = delta.finish_reason;
       all[i].error = delta.finished->error;
+      all[i].prompt_logprobs = delta.finished->prompt_logprobs.logprobs;
+      all[i].prompt_ids = delta.finished->prompt_logprobs.token_ids;
+      all[i].prompt_ranks = delta.finished->prompt_logprobs.sampled_ranks;
       for (const Completion& completion : delta.finished->completions) {
         all[i].token_ids.push_back(completion.token_ids);
         all[i].logprobs.push_back(completion.logprobs.logprobs);
@@ -94,6 +99,7 @@ std::vector<Wish> many_wishes() {
   SamplingParams drawn = {
       .temperature = 0.8f, .top_p = 0.9f, .top_k = 40, .seed = 11, .ignore_eos = true, .max_tokens = 4, .logprobs = 2};
   wishes.push_back({story_prompt(5), drawn});
+  drawn.prompt_logprobs = 1;
   drawn.n = 2;
   drawn.logprobs = 0;
   wishes.push_back({story_prompt(18), drawn});
@@ -145,6 +151,30 @@ TEST_P(EngineOnSimtTypes, BitsDoNotDependOnTheBatch) {
   chunked.max_num_batched_tokens = 7;
   const auto among = generate(chunked, {{story_prompt(8), wish.params}, wish});
   EXPECT_EQ(alone[0], among[1]);
+}
+
+// Of the prompt's tokens: the CPU's values, and the same bits in chunks, among others and after the prefix was cached.
+TEST_P(EngineOnSimtTypes, PromptLogprobs) {
+  Wish wish = {story_prompt(21), greedy(2)};
+  wish.params.prompt_logprobs = 2;
+  EngineOptions on_cpu = options_of(GetParam());
+  on_cpu.device = "cpu";
+  const auto expected = generate(on_cpu, {wish});
+  const auto engine = make_engine(options_of(GetParam()));
+  const auto got = generate(*engine, {wish});
+  ASSERT_EQ(got[0].prompt_logprobs.size(), 60u);
+  const float tolerance = std::string(GetParam()) == "float32" ? 1e-4f : 0.05f;
+  for (size_t i = 0; i < 60; i += 3) {
+    EXPECT_EQ(got[0].prompt_ids[i], wish.prompt[i / 3 + 1]);
+    for (size_t j = i; j < i + 3; ++j) {
+      EXPECT_NEAR(got[0].prompt_logprobs[j], expected[0].prompt_logprobs[j], tolerance) << j;
+    }
+  }
+  EXPECT_EQ(generate(*engine, {wish})[0], got[0]) << "prefix in the cache";
+  simt::set_order(simt::Order::reverse, 1);
+  EngineOptions chunked = options_of(GetParam());
+  chunked.max_num_batched_tokens = 7;
+  EXPECT_EQ(generate(chunked, {{story_prompt(8), wish.params}, wish})[1], got[0]) << "in chunks, among others";
 }
 
 INSTANTIATE_TEST_SUITE_P(, EngineOnSimtTypes, testing::Values("float32", "bfloat16"),
@@ -319,6 +349,7 @@ TEST_F(EngineOnSimt, CancelledWhileAStepIsUnderWay) {
 TEST_F(EngineOnSimt, OutOfMemoryAtEachAllocationInTurn) {
   SamplingParams large = greedy(2);
   large.logprobs = 40;
+  large.prompt_logprobs = 40;
   for (int32_t id = 0; id < 1500; ++id) large.allowed_token_ids.push_back(id);
   large.allowed_token_ids.resize(20'000, 7);
   const std::vector<Wish> wishes = {{story_prompt(5), greedy(3)}, {story_prompt(4), large}};

@@ -24,7 +24,8 @@ struct Sampled {
 
 // Runs rows of logits (each vocab_size long) through a table. `stride` entries of logprobs a row.
 Sampled sample(const KernelTable& table, const std::vector<std::vector<float>>& logits,
-               const std::vector<SamplingRow>& rows, int num_threads = 1, int32_t stride = 1) {
+               const std::vector<SamplingRow>& rows, int num_threads = 1, int32_t stride = 1,
+               LogprobsMode mode = LogprobsMode::raw_logprobs) {
   const auto vocab_size = static_cast<int32_t>(logits[0].size());
   const auto num_rows = static_cast<int32_t>(rows.size());
   const int64_t logits_stride = vocab_size + 3;
@@ -47,6 +48,7 @@ Sampled sample(const KernelTable& table, const std::vector<std::vector<float>>& 
   block.num_rows = num_rows;
   block.rows = rows.data();
   block.token_ids = out.token_ids.data();
+  block.logprobs_mode = mode;
   block.logprobs_stride = stride;
   block.logprob_ids = out.logprob_ids.data();
   block.logprobs = out.logprobs.data();
@@ -304,6 +306,73 @@ TEST_P(Sampling, LogprobsAreOfTheRawLogits) {
       }
       for (int32_t i = wanted; i < 20; ++i)
         EXPECT_EQ(out.logprob_ids[size_t(1 + i)], -7) << "written beyond what was asked";
+    }
+  }
+}
+
+// The token is given, whatever its logit; logprob, rank and the most likely tokens are those of the row.
+TEST_P(Sampling, AForcedTokenIsReported) {
+  constexpr int32_t n = 2000;
+  const std::vector<float> logits = random_logits(n, 9, 3.0);
+  double total = 0.0;
+  for (const float x : logits) total += std::exp(static_cast<double>(x));
+  for (const int32_t token : {0, 1, 777, n - 1}) {
+    for (const float temperature : {0.0f, 0.7f}) {
+      SamplingRow row;
+      row.temperature = temperature;
+      row.num_logprobs = 1;
+      row.forced_token = token;
+      const Sampled out = sample(*GetParam(), {logits}, {row}, 1, 2);
+      EXPECT_EQ(out.token_ids[0], token);
+      EXPECT_EQ(out.logprob_ids[0], token);
+      EXPECT_NEAR(out.logprobs[0], logits[size_t(token)] - std::log(total), 1e-5);
+      EXPECT_EQ(out.ranks[0], std::ranges::count_if(logits, [&](float x) { return x >= logits[size_t(token)]; }));
+      EXPECT_EQ(out.logprob_ids[1], std::ranges::max_element(logits) - logits.begin());
+    }
+  }
+}
+
+// The whole row in each mode, against the filter of the reference.
+TEST_P(Sampling, EveryModeReportsWhatItSays) {
+  constexpr int32_t n = 700;
+  const std::vector<TokenBias> biases = {{3, 4.0f}, {5, -2.0f}};
+  for (int setting = 0; setting < 6; ++setting) {
+    SamplingRow row;
+    row.temperature = setting == 0 ? 0.0f : 0.6f;
+    row.top_k = setting == 1 || setting == 4 ? 25 : 0;
+    row.top_p = setting == 2 || setting == 4 ? 0.8f : 1.0f;
+    row.min_p = setting == 3 || setting == 4 ? 0.02f : 0.0f;
+    row.seed = 31;
+    row.num_logprobs = n;
+    row.biases = biases.data();
+    row.num_biases = 2;
+    const std::vector<float> logits = random_logits(n, 21, 2.0);
+    std::vector<float> drawn_from = logits;
+    for (const TokenBias& bias : biases) drawn_from[size_t(bias.token_id)] += bias.bias;
+    if (setting > 0) {
+      for (float& x : drawn_from) x /= row.temperature;
+      const std::vector<bool> stays = reference_filter(drawn_from, row);
+      for (size_t i = 0; i < n; ++i) drawn_from[i] = stays[i] ? drawn_from[i] : -kInf;
+    }
+    const int32_t token = sample(*GetParam(), {logits}, {row}, 1, n + 1).token_ids[0];
+    for (const LogprobsMode mode : {LogprobsMode::raw_logprobs, LogprobsMode::raw_logits,
+                                    LogprobsMode::processed_logprobs, LogprobsMode::processed_logits}) {
+      const std::vector<float>& reported = is_processed(mode) ? drawn_from : logits;
+      double total = 0.0;
+      for (const float x : reported) total += std::exp(static_cast<double>(x));
+      const Sampled out = sample(*GetParam(), {logits}, {row}, 1, n + 1, mode);
+      EXPECT_EQ(out.token_ids[0], token);
+      EXPECT_EQ(out.ranks[0], std::ranges::count_if(reported, [&](float x) { return x >= reported[size_t(token)]; }));
+      for (size_t i = 0; i <= n; ++i) {
+        const float x = reported[size_t(out.logprob_ids[i])];
+        const double want = is_logits(mode) || x == -kInf ? x : x - std::log(total);
+        ASSERT_TRUE(out.logprobs[i] == want || std::abs(out.logprobs[i] - want) < 1e-5)
+            << "setting " << setting << " mode " << int(mode) << " entry " << i << ": " << out.logprobs[i] << " "
+            << want;
+        if (i > 1) {
+          EXPECT_GE(out.logprobs[i - 1], out.logprobs[i]);
+        }
+      }
     }
   }
 }

@@ -49,6 +49,9 @@ struct Case {
   }
 };
 
+// What the next runs report; the cases set it.
+LogprobsMode g_mode = LogprobsMode::raw_logprobs;
+
 using SampleFunction = void (*)(const SamplingParamsBlock&, Stream);
 
 Sampled run(SampleFunction sample, size_t workspace_bytes, const std::vector<Case>& cases, int32_t stride,
@@ -75,6 +78,7 @@ Sampled run(SampleFunction sample, size_t workspace_bytes, const std::vector<Cas
   block.num_rows = num_rows;
   block.rows = rows.data();
   block.token_ids = out.token_ids.data();
+  block.logprobs_mode = g_mode;
   block.logprobs_stride = stride;
   block.logprob_ids = stride > 0 ? out.logprob_ids.data() : nullptr;
   block.logprobs = stride > 0 ? out.logprobs.data() : nullptr;
@@ -299,6 +303,74 @@ TEST(SamplingSimt, Logprobs) {
     batch.push_back(ties);
     check(batch, 1501, "logprobs of " + std::to_string(n));
   }
+}
+
+TEST(SamplingSimt, ForcedTokens) {
+  for (const int32_t n : {3, 5003}) {
+    std::vector<Case> batch;
+    for (const int32_t token : {0, n / 2, n - 1}) {
+      for (const int setting : {0, 1, 2}) {
+        Case c = make_case(n, batch.size() + 1, 4.0);
+        c.row.temperature = setting == 0 ? 0.0f : 0.7f;
+        c.row.top_k = setting == 2 ? 4 : 0;
+        c.row.forced_token = token;
+        c.row.num_logprobs = setting;
+        batch.push_back(c);
+      }
+    }
+    check(batch, 3, "forced tokens of " + std::to_string(n));
+    for (size_t i = 0; i < batch.size(); ++i) {
+      EXPECT_EQ(run_simt(batch, 3).token_ids[i], batch[i].row.forced_token);
+    }
+  }
+}
+
+// Every mode, with lists that hold all candidates, lists that overflow (flat rows) and ties at the cut.
+TEST(SamplingSimt, EveryMode) {
+  for (const LogprobsMode mode :
+       {LogprobsMode::raw_logits, LogprobsMode::processed_logprobs, LogprobsMode::processed_logits}) {
+    g_mode = mode;
+    for (const int32_t n : {31, 9001}) {
+      std::vector<Case> batch;
+      for (const int setting : {0, 1, 2, 3, 4, 5}) {
+        for (const double spread : {0.6, 5.0}) {
+          Case c = spread > 1.0 ? make_edited(n, batch.size() + 1, 20) : make_case(n, batch.size() + 1, spread);
+          c.row.temperature = setting == 0 ? 0.0f : 0.8f;
+          if (setting == 2 || setting == 5) c.row.top_k = n / 2;
+          if (setting == 3 || setting == 5) c.row.top_p = 0.9f;
+          if (setting == 4 || setting == 5) c.row.min_p = 0.01f;
+          c.row.num_logprobs = setting % 2 == 0 ? 12 : batch.size() % 3 == 0 ? -1 : 0;
+          if (setting == 1) c.row.forced_token = n / 3;
+          batch.push_back(c);
+        }
+      }
+      check(batch, 13, "mode " + std::to_string(static_cast<int>(mode)) + " n " + std::to_string(n));
+    }
+  }
+  g_mode = LogprobsMode::raw_logprobs;
+}
+
+// All that the cut leaves and all that it takes, where the list overflows and where the cut bins do, too.
+TEST(SamplingSimt, ProcessedRowsEndAtTheCut) {
+  g_mode = LogprobsMode::processed_logits;
+  constexpr int32_t n = 9001;
+  std::vector<Case> batch;
+  for (const int kind : {0, 1, 2}) {
+    for (const int setting : {0, 1, 2, 3}) {
+      Case c = make_case(n, 50 + batch.size(), kind == 0 ? 0.7 : 5.0);
+      if (kind == 2) {
+        for (float& x : c.logits) x = static_cast<float>(static_cast<int>(x)) * 0.25f;
+      }
+      if (setting == 0) c.row.top_k = 6000;
+      if (setting == 1) c.row.top_k = 5, c.row.top_p = 0.9f;
+      if (setting == 2 && kind != 2) c.row.top_p = 0.97f;
+      if (setting == 3) c.row.min_p = 0.05f;
+      c.row.num_logprobs = n;
+      batch.push_back(c);
+    }
+  }
+  expect_equal(run_simt(batch, n + 1), run_cpu(batch, n + 1), "whole rows");
+  g_mode = LogprobsMode::raw_logprobs;
 }
 
 TEST(SamplingSimt, RowsDoNotDependOnTheirBatch) {
