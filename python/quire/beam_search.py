@@ -64,6 +64,12 @@ def as_prompts(prompts: Any) -> list[Any]:
     return items
 
 
+def refuse_priority(priority: Any) -> None:
+    for value in priority if isinstance(priority, (list, tuple)) else [priority]:
+        if value:
+            raise not_supported(f"beam_search(priority={value!r})", "Searches go in the order in which they come.")
+
+
 def search(
     engine: Engine,
     prompts: Sequence[Any],

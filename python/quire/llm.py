@@ -249,7 +249,8 @@ class LLM(ChatMethods, UnavailableMethods):
         """The most likely continuations that a beam search finds for each prompt (TextPrompt or TokensPrompt)."""
         self._check_open()
         items = beams.as_prompts(prompts)
-        refuse_call_features(len(items), lora_request, priority)
+        refuse_call_features(len(items), lora_request)
+        beams.refuse_priority(priority)
         return beams.search(self._engine, items, params, self._tokenizer, self._limits, use_tqdm, concurrency_limit)
 
     def enqueue(

@@ -366,7 +366,7 @@ def test_bad_calls(llm: LLM, tiny_model: Path) -> None:
         llm.beam_search([GOOD], params, concurrency_limit=0)
     with pytest.raises(ValueError, match="LoRA is not enabled"):
         llm.beam_search([GOOD], params, lora_request=object())
-    with pytest.raises(ValueError, match="Priority scheduling is not enabled"):
+    with pytest.raises(NotImplementedError, match=r"beam_search\(priority=1\)"):
         llm.beam_search([GOOD], params, priority=[1])
     closed = LLM(str(tiny_model), num_gpu_blocks_override=64)
     closed.close()
