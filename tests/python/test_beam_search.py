@@ -350,6 +350,16 @@ def test_bad_input(llm: LLM, prompts: Any, params: Any, error: type[Exception], 
     assert stats["num_steps"] == before and stats["num_waiting"] == stats["num_running"] == 0
 
 
+def test_the_core_has_every_field_that_python_sends() -> None:
+    from quire import _quire
+    from quire.beam_search import compile_params
+    from quire.requests import Limits
+
+    limits = Limits(vocab_size=100, max_model_len=64, max_logprobs=20, eos_token_ids=frozenset({1}))
+    values = compile_params(BeamSearchParams(2, 2), None, limits)
+    assert set(values) == {name for name, _ in _quire.beam_search_param_fields()}
+
+
 def test_bad_calls(llm: LLM, tiny_model: Path) -> None:
     params = BeamSearchParams(2, 2)
     with pytest.raises(ValueError, match="concurrency_limit must be a positive integer"):
