@@ -266,7 +266,7 @@ class LLM(ChatMethods, UnavailableMethods):
         """Queues prompts without waiting; returns their request ids. Nothing is shown, whatever use_tqdm says."""
         items = inputs.as_list(prompts)
         refuse_call_features(len(items), lora_request, mm_processor_kwargs)
-        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise", priority)
+        requests = self._prepare(items, sampling_params, tokenization_kwargs, "raise", priority=priority)
         self._ensure_vocabulary(requests)
         names = [str(next(self.request_counter)) for _ in requests]
         with runner.Waiting(self._engine) as waiting:
