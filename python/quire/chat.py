@@ -1,26 +1,35 @@
-"""Conversations: OpenAI-style messages brought to what a chat template expects.
+"""Conversations: OpenAI-style messages brought to what a chat template expects, and rendered with it.
 
-Decides what is a conversation, what is a batch of them, which keys of a message count, and how content parts become
-text. Templates are rendered in chat_template.py. Pure functions.
+Decides what is a conversation, what is a batch of them, which keys of a message count, how content parts become text,
+and which template is taken. How a template runs is decided in chat_template.py. Pure functions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quire import chat_template as templates
 from quire._logging import logger
 from quire.errors import ValidationError
+from quire.inputs import ParsedPrompt
+from quire.tokenizer import Tokenizer
 
 CONTENT_FORMATS = ("auto", "string", "openai")
 NO_TEMPLATE = (
     "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the "
     "tokenizer does not define one."
 )
-_TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_TEXT_KEYS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
 _MEDIA_TYPES = frozenset(
     "image_url image_embeds image_pil input_image audio_url input_audio audio_embeds video_url video_embeds "
     "image audio video".split()
@@ -40,10 +49,75 @@ def as_conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
     return [list(one) for one in messages] if isinstance(messages[0], (list, tuple)) else [list(messages)]
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """What a call says about its prompts: the arguments of LLM.chat that concern the template."""
+
+    chat_template: str | Path | None = None
+    content_format: str = "auto"
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: Sequence[Any] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+
+
+# Arguments that chat_template_kwargs may give in the place of those of LLM.chat, and those it may not.
+_OWN_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "tools")
+_NOT_KWARGS = frozenset("chat_template messages conversation tokenize return_tensors return_dict padding".split())
+
+
+def render_all(
+    messages: Any, rendering: Rendering, tokenizer: Tokenizer, default_template: str | None
+) -> list[ParsedPrompt]:
+    """The prompt of each conversation. The template writes its special tokens itself, so none are added."""
+    conversations = as_conversations(messages)
+    kwargs = dict(rendering.template_kwargs or {})
+    wrong = sorted(_NOT_KWARGS & set(kwargs))
+    if wrong:
+        raise ValidationError(f"chat_template_kwargs must not hold {wrong}: they are no variables of a template")
+    own = {name: kwargs.pop(name, getattr(rendering, name)) for name in _OWN_ARGUMENTS}
+    given = default_template if rendering.chat_template is None else rendering.chat_template
+    template = choose_template(given, tokenizer.chat_template, own["tools"])
+    form = resolve_content_format(rendering.content_format, template)
+    unused = sorted(set(kwargs) - templates.variables(template))
+    if unused:
+        logger.warning("chat_template_kwargs %s have no effect: the chat template does not read them.", unused)
+    more = {"template_kwargs": kwargs}
+    prompts = []
+    for position, conversation in enumerate(conversations):
+        try:
+            text = _render(conversation, form, template, special_tokens=tokenizer.special_tokens, **own, **more)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if len(conversations) > 1:
+                raise type(error)(f"{error} (conversation {position})") from error
+            raise
+        prompts.append(ParsedPrompt(text, None, add_special_tokens=False))
+    return prompts
+
+
+def _render(conversation: Sequence[Any], content_format: str, template: str, **options: Any) -> str:
+    """One prompt. Arguments of tool calls are objects, but a template that joins them to text gets them as JSON."""
+    try:
+        return templates.render(template, parse_messages(conversation, content_format), **options)
+    except ValueError as error:
+        messages = parse_messages(conversation, content_format, arguments_as_text=True)
+        if not isinstance(error.__cause__, TypeError) or not any("tool_calls" in message for message in messages):
+            raise
+        try:
+            return templates.render(template, messages, **options)
+        except ValueError:
+            raise error from error.__cause__
+
+
 def load_template(value: str | Path | None) -> str | None:
-    """A template given to the constructor: the path of a file, or the text itself."""
+    """A template as it was given: the path of a file, or the text itself."""
     if value is None:
         return None
+    if not isinstance(value, (str, Path)):
+        raise TypeError(
+            f"chat_template must be the text of a template or the path of a file, got {type(value).__name__} "
+            "(pass priority by keyword)"
+        )
     text = str(value)
     if isinstance(value, Path) or (len(text) < 4096 and "{" not in text and "\n" not in text):
         try:
@@ -54,12 +128,15 @@ def load_template(value: str | Path | None) -> str | None:
 
 
 def choose_template(
-    given: str | None, of_tokenizer: str | Mapping[str, str] | None, tools: Sequence[Any] | None
+    given: str | Path | None, of_tokenizer: str | Mapping[str, str] | None, tools: Sequence[Any] | None
 ) -> str:
     """The template's text: the given one, else the tokenizer's (its "tool_use" one where there are tools)."""
     named = of_tokenizer if isinstance(of_tokenizer, Mapping) else {}
-    if given is not None:
-        return named.get(given, given)
+    if isinstance(given, str) and given in named:
+        return named[given]
+    text = load_template(given)
+    if text is not None:
+        return text
     if isinstance(of_tokenizer, str):
         return of_tokenizer
     if tools is not None and "tool_use" in named:
@@ -85,12 +162,14 @@ def resolve_content_format(asked: str, template: str) -> str:
     return asked
 
 
-def parse_messages(messages: Sequence[Any], content_format: str) -> list[dict[str, Any]]:
+def parse_messages(
+    messages: Sequence[Any], content_format: str, arguments_as_text: bool = False
+) -> list[dict[str, Any]]:
     """The messages as the template sees them."""
-    return [_parse_message(message, content_format) for message in messages]
+    return [_parse_message(message, content_format, arguments_as_text) for message in messages]
 
 
-def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
+def _parse_message(message: Any, content_format: str, arguments_as_text: bool) -> dict[str, Any]:
     if hasattr(message, "model_dump"):
         message = message.model_dump(exclude_none=True)
     if not isinstance(message, Mapping):
@@ -101,7 +180,7 @@ def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
     parsed: dict[str, Any] = {"role": role, "content": _parse_content(message.get("content"), content_format)}
     if role == "assistant":
         if message.get("tool_calls"):
-            parsed["tool_calls"] = [_parse_tool_call(call) for call in message["tool_calls"]]
+            parsed["tool_calls"] = [_parse_tool_call(call, arguments_as_text) for call in message["tool_calls"]]
         for key in ("reasoning_content", "reasoning"):
             if message.get(key) is not None:
                 parsed[key] = message[key]
@@ -112,14 +191,19 @@ def _parse_message(message: Any, content_format: str) -> dict[str, Any]:
     return parsed
 
 
-def _parse_tool_call(call: Any) -> Any:
+def _parse_tool_call(call: Any, arguments_as_text: bool) -> Any:
     call = templates.plain(call)
     function = call.get("function") if isinstance(call, dict) else None
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
         try:
-            function["arguments"] = json.loads(function["arguments"] or "{}")
+            function["arguments"] = json.loads(arguments or "{}")
         except ValueError as error:
             raise ValidationError(f"arguments of a tool call are not valid JSON: {error}") from error
+    if arguments_as_text:
+        function["arguments"] = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return call
 
 

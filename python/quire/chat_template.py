@@ -104,9 +104,8 @@ def render(
         rendered = _compile(source).render(
             messages=conversation,
             tools=_tool_schemas(tools),
-            documents=None,
             add_generation_prompt=add_generation_prompt,
-            **{**special_tokens, **plain(dict(template_kwargs or {}))},
+            **{"documents": None, **special_tokens, **plain(dict(template_kwargs or {}))},
         )
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"The chat template is not valid Jinja: {error} (line {error.lineno})") from error
@@ -159,6 +158,17 @@ def _tool_schemas(tools: Sequence[Any] | None) -> list[Any] | None:
                 f"for auto-conversion to a schema; got {type(tool).__name__}."
             )
     return schemas
+
+
+@lru_cache(maxsize=32)
+def variables(source: str) -> frozenset[str]:
+    """The names that a template reads and does not set itself. Of a template that is not Jinja: none."""
+    import jinja2.meta
+
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source)))
+    except jinja2.TemplateError:
+        return frozenset()
 
 
 @lru_cache(maxsize=32)

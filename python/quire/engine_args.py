@@ -14,8 +14,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from quire import graphs
+from quire.deprecation import warn_deprecated
 from quire.errors import ValidationError
-from quire.sampling_params import warn_deprecated
 
 
 class Use(Enum):

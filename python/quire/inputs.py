@@ -35,6 +35,21 @@ class TokensPrompt(TypedDict):
     mm_processor_kwargs: NotRequired[dict[str, Any]]
 
 
+class ExplicitEncoderDecoderPrompt(TypedDict):
+    """A prompt of an encoder-decoder model; refused, because there are none."""
+
+    encoder_prompt: Any
+    decoder_prompt: Any
+    mm_processor_kwargs: NotRequired[dict[str, Any]]
+
+
+class EmbedsPrompt(TypedDict):
+    """A prompt as embeddings; refused by this version."""
+
+    prompt_embeds: Any
+    cache_salt: NotRequired[str]
+
+
 SingletonPrompt = str | TextPrompt | TokensPrompt | list[int]
 PromptType = SingletonPrompt
 
@@ -62,13 +77,20 @@ def _is_array(value: object) -> bool:
     return hasattr(value, "ndim") and hasattr(value, "dtype") and hasattr(value.dtype, "kind")
 
 
+def is_one_prompt(prompts: object) -> bool:
+    """Whether what is given for the prompts of a call is itself one prompt."""
+    if isinstance(prompts, (str, Mapping, ParsedPrompt)):
+        return True
+    return hasattr(prompts, "__len__") and len(prompts) > 0 and is_token_ids(prompts)
+
+
 def as_list(prompts: Any) -> list[Any]:
     """The prompts of a call as a list; a str, a dict and a list of integers count as one prompt."""
     if prompts is None:
         raise TypeError(
             "prompts must be a string, TextPrompt, TokensPrompt, a list of token ids, or a sequence of these; got None"
         )
-    if isinstance(prompts, (str, Mapping)):
+    if isinstance(prompts, (str, Mapping, ParsedPrompt)):
         return [prompts]
     if _is_array(prompts):
         if prompts.ndim not in (1, 2):

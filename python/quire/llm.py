@@ -7,7 +7,6 @@ may call one LLM, and their requests are batched together.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,16 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quire import chat as chats
-from quire import chat_template as templates
-from quire import engine_args, inputs, model_source, runner
+from quire import engine_args, inputs, model_source, runner, streaming
 from quire._logging import forward_core_log
+from quire.chat_methods import ChatMethods
+from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
 from quire.engine_view import EngineView, engine_view
 from quire.errors import ValidationError
 from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
-from quire.requests import Limits, Request, prepare, refuse_call_features, tokenization_options
-from quire.sampling_params import SamplingParams, warn_deprecated
+from quire.requests import (
+    Limits,
+    Request,
+    prepare,
+    refuse_call_features,
+    tokenization_options,
+    with_guided_options,
+)
+from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
 
@@ -35,26 +42,7 @@ if TYPE_CHECKING:
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
 
-def _positional_are_deprecated(init: Callable[..., None]) -> Callable[..., None]:
-    """Warns about positional arguments after `model`."""
-    names = init.__code__.co_varnames[1 : init.__code__.co_argcount]
-
-    @functools.wraps(init)
-    def checked(self: LLM, *args: Any, **kwargs: Any) -> None:
-        positional = list(names[1 : len(args)])
-        if positional and self.DEPRECATE_INIT_POSARGS:
-            warn_deprecated(
-                f"The positional arguments {positional} are deprecated and will be removed in a future update. All "
-                "positional arguments other than `model` will be replaced with keyword arguments in an upcoming "
-                "version.",
-                stacklevel=2,
-            )
-        init(self, *args, **kwargs)
-
-    return checked
-
-
-class LLM(UnavailableMethods):
+class LLM(ChatMethods, UnavailableMethods):
     """A language model and its engine. See docs/python.md for every argument."""
 
     DEPRECATE_LEGACY: ClassVar[bool] = True
@@ -67,7 +55,7 @@ class LLM(UnavailableMethods):
         yield
         cls.DEPRECATE_LEGACY = False
 
-    @_positional_are_deprecated
+    @positional_are_deprecated
     def __init__(
         self,
         model: str | PathLike[str],
@@ -132,6 +120,7 @@ class LLM(UnavailableMethods):
 
     # Generation.
 
+    @token_ids_keyword_is_deprecated
     def generate(
         self,
         prompts: Any = None,
@@ -152,113 +141,93 @@ class LLM(UnavailableMethods):
         A prompt is a str, a TextPrompt, a TokensPrompt or a list of token ids. With on_error="return" a bad prompt
         yields an output with `.error` set and finish_reason "error", instead of raising before any work.
         """
-        if prompt_token_ids is not None:
-            items = self._legacy_prompts(prompts, prompt_token_ids)
-        else:
-            items = inputs.as_list(prompts)
-        refuse_call_features(
-            len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request, guided_options_request
-        )
-        requests = self._prepare(items, sampling_params, tokenization_kwargs, on_error)
-        return self._run(requests, use_tqdm)
+        items = self._items(prompts, prompt_token_ids)
+        refuse_call_features(len(items), lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
+        params = self._with_guided_options(sampling_params, guided_options_request)
+        return self._run(self._prepare(items, params, tokenization_kwargs, on_error), use_tqdm)
 
-    def chat(
-        self,
-        messages: Any,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool | Callable[..., Any] = True,
-        lora_request: Any = None,
-        chat_template: str | None = None,
-        chat_template_content_format: str = "auto",
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: list[Any] | None = None,
-        mm_processor_kwargs: Mapping[str, Any] | None = None,
-        *,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        priority: Any = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
-        on_error: str = "raise",
-    ) -> list[RequestOutput]:
-        """Answers a conversation, or each of a list of them, through the model's chat template."""
-        prompts = self._render(
-            messages,
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
-        refuse_call_features(len(prompts), lora_request, priority, mm_processor_kwargs)
-        requests = self._prepare(prompts, sampling_params, tokenization_kwargs, on_error)
-        return self._run(requests, use_tqdm)
-
+    @token_ids_keyword_is_deprecated
     def stream(
         self,
-        prompt: Any,
-        sampling_params: SamplingParams | None = None,
+        prompt: Any = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompt_token_ids: Any = None,
         *,
+        lora_request: Any = None,
+        prompt_adapter_request: Any = None,
+        guided_options_request: Any = None,
+        priority: Any = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+        output_kind: RequestOutputKind | None = None,
     ) -> Iterator[StreamChunk]:
-        """Completes one prompt and yields text as soon as it is certain. Closing the iterator cancels the request."""
-        items = [prompt] if isinstance(prompt, ParsedPrompt) else inputs.as_list(prompt)
+        """Completes one prompt and yields text as soon as it is certain. Closing the iterator cancels the request.
+
+        A chunk holds what is new; with output_kind=CUMULATIVE all so far, with FINAL_ONLY each sequence at its end.
+        """
+        items = [prompt] if isinstance(prompt, ParsedPrompt) else self._items(prompt, prompt_token_ids)
         if len(items) != 1:
             raise ValidationError(f"LLM.stream takes one prompt, got {len(items)}; use LLM.generate_iter for several.")
-        (request,) = self._prepare(items, sampling_params, tokenization_kwargs, "raise")
+        refuse_call_features(1, lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
+        params = self._with_guided_options(sampling_params, guided_options_request)
+        (request,) = self._prepare(items, params, tokenization_kwargs, on_error)
+        name = str(next(self.request_counter))
+        if request.error is not None:
+            ids = request.token_ids or None
+            return streaming.failed_stream(error_output(name, request.text, ids, str(request.error)))
+        assert request.params is not None
+        kind = streaming.kind_of(output_kind, request.params, RequestOutputKind.DELTA)
         self._ensure_vocabulary([request])
-        return runner.streamed(runner.Waiting(self._engine), request, str(next(self.request_counter)), self._tokenizer)
+        pieces = streaming.Pieces(request, name, self._tokenizer, kind)
+        return streaming.streamed(runner.Waiting(self._engine), pieces, self._tokenizer)
 
-    def stream_chat(
-        self,
-        messages: Any,
-        sampling_params: SamplingParams | None = None,
-        *,
-        chat_template: str | None = None,
-        chat_template_content_format: str = "auto",
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: list[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Iterator[StreamChunk]:
-        """Answers one conversation, as stream."""
-        prompts = self._render(
-            messages,
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
-        if len(prompts) != 1:
-            raise ValidationError(f"LLM.stream_chat takes one conversation, got {len(prompts)}.")
-        return self.stream(prompts[0], sampling_params)
-
+    @token_ids_keyword_is_deprecated
     def generate_iter(
         self,
-        prompts: Iterable[Any],
+        prompts: Iterable[Any] | None = None,
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        prompt_token_ids: Any = None,
         *,
         max_in_flight: int | None = None,
         use_tqdm: bool | Callable[..., Any] = False,
+        lora_request: Any = None,
+        prompt_adapter_request: Any = None,
+        guided_options_request: Any = None,
+        priority: Any = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
         on_error: str = "raise",
+        output_kind: RequestOutputKind | None = None,
     ) -> Iterator[tuple[int, RequestOutput]]:
-        """Yields (position, output) as requests finish. Reads `prompts` lazily, at most `max_in_flight` ahead."""
-        if isinstance(prompts, (str, Mapping)) or (
-            isinstance(prompts, Sequence) and prompts and inputs.is_token_ids(prompts)
-        ):
-            prompts = [prompts]
+        """Yields (position, output) as requests finish. Reads `prompts` lazily, at most `max_in_flight` ahead.
+
+        With output_kind=DELTA or CUMULATIVE also unfinished outputs come: what is new in a sequence, or all so far.
+        """
+        if prompt_token_ids is not None or prompts is None or inputs.is_one_prompt(prompts):
+            prompts = self._items(prompts, prompt_token_ids)
+        count = len(prompts) if isinstance(prompts, Sequence) else None
+        refuse_call_features(count, lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
         limit = 2 * self._max_num_seqs if max_in_flight is None else max_in_flight
         if limit < 1:
             raise ValidationError(f"max_in_flight must be at least 1, got {max_in_flight}")
         self._check_open()
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            pairs = zip(prompts, itertools.repeat(sampling_params or self.get_default_sampling_params()), strict=False)
-        else:
-            pairs = zip(prompts, sampling_params, strict=True)
-        return self._iterate(iter(pairs), limit, use_tqdm, tokenization_kwargs, on_error)
+        tokenization_options(tokenization_kwargs)
+        params = sampling_params
+        if guided_options_request is not None:
+            params = params if params is None or isinstance(params, SamplingParams) else list(params)
+            params = self._with_guided_options(params, guided_options_request)
+        pairs = streaming.paired(prompts, self.get_default_sampling_params() if params is None else params)
+
+        def prepared(items: list[Any], each: list[Any], position: int) -> list[Request]:
+            requests = self._prepare(items, each, tokenization_kwargs, on_error, position)
+            self._ensure_vocabulary([request for request in requests if request.error is None])
+            return requests
+
+        feed = streaming.AsCompleted(
+            pairs, prepared, lambda: str(next(self.request_counter)), self._tokenizer, limit, output_kind
+        )
+        return feed.run(runner.Waiting(self._engine), use_tqdm)
 
     def enqueue(
         self,
@@ -347,16 +316,23 @@ class LLM(UnavailableMethods):
         if self._closed:
             raise RuntimeError("This LLM is closed. Build a new one.")
 
-    def _legacy_prompts(self, prompts: Any, prompt_token_ids: Any) -> list[Any]:
-        if self.DEPRECATE_LEGACY:
-            warn_deprecated(
-                "The keyword arguments {'prompt_token_ids'} are deprecated and will be removed in a future update. "
-                "Please use the 'prompts' parameter instead."
-            )
-        return inputs.legacy_prompts(prompts, prompt_token_ids)
+    @staticmethod
+    def _items(prompts: Any, prompt_token_ids: Any) -> list[Any]:
+        return inputs.as_list(prompts) if prompt_token_ids is None else inputs.legacy_prompts(prompts, prompt_token_ids)
+
+    def _with_guided_options(self, params: Any, guided_options_request: Any) -> Any:
+        if guided_options_request is None:
+            return params
+        params = self.get_default_sampling_params() if params is None else params
+        return with_guided_options(params, guided_options_request, stacklevel=5)
 
     def _prepare(
-        self, prompts: Sequence[Any], params: Any, tokenization_kwargs: Mapping[str, Any] | None, on_error: str
+        self,
+        prompts: Sequence[Any],
+        params: Any,
+        tokenization_kwargs: Mapping[str, Any] | None,
+        on_error: str,
+        first_position: int = 0,
     ) -> list[Request]:
         self._check_open()
         add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
@@ -366,6 +342,7 @@ class LLM(UnavailableMethods):
             self._tokenizer,
             self._limits,
             on_error=on_error,
+            first_position=first_position,
             add_special_tokens=add_special_tokens,
             truncate_to=truncate_to,
         )
@@ -399,7 +376,7 @@ class LLM(UnavailableMethods):
         use_tqdm: bool | Callable[..., Any],
     ) -> list[RequestOutput]:
         """The outputs of queued requests, in their order."""
-        total = sum(request.params.engine["n"] for request, _ in queued.values() if request.params is not None)
+        total = sum(request.params.num_outputs for request, _ in queued.values() if request.params is not None)
         outputs: dict[int, RequestOutput] = {}
         with Progress(use_tqdm, total) as progress:
             while len(waiting):
@@ -408,84 +385,6 @@ class LLM(UnavailableMethods):
                     outputs[raw.request_id] = output
                     progress.advance(output)
         return [outputs[request_id] for request_id in queued]
-
-    def _iterate(
-        self,
-        pairs: Iterator[tuple[Any, SamplingParams]],
-        limit: int,
-        use_tqdm: bool | Callable[..., Any],
-        tokenization_kwargs: Mapping[str, Any] | None,
-        on_error: str,
-    ) -> Iterator[tuple[int, RequestOutput]]:
-        add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
-        queued: dict[int, tuple[Request, str]] = {}
-        position, exhausted = 0, False
-        with Progress(use_tqdm, None) as progress, runner.Waiting(self._engine) as waiting:
-            while not exhausted or len(waiting):
-                room = limit - len(waiting)
-                batch = list(itertools.islice(pairs, min(room, 32))) if room and not exhausted else []
-                exhausted = exhausted or (room > 0 and not batch)
-                requests = prepare(
-                    [prompt for prompt, _ in batch],
-                    [params for _, params in batch],
-                    self._tokenizer,
-                    self._limits,
-                    on_error=on_error,
-                    first_position=position,
-                    add_special_tokens=add_special_tokens,
-                    truncate_to=truncate_to,
-                )
-                position += len(batch)
-                good = [request for request in requests if request.error is None]
-                self._ensure_vocabulary(good)
-                for request_id, request in zip(waiting.submit(good), good, strict=True):
-                    queued[request_id] = (request, str(next(self.request_counter)))
-                for request in requests:
-                    if request.error is not None:
-                        name, ids = str(next(self.request_counter)), request.token_ids or None
-                        yield request.position, error_output(name, request.text, ids, str(request.error))
-                for raw in waiting.run() if len(waiting) else ():
-                    request, name = queued.pop(raw.request_id)
-                    output = runner.finished_output(raw, request, name, self._tokenizer)
-                    progress.advance(output)
-                    yield request.position, output
-
-    def _render(
-        self,
-        messages: Any,
-        chat_template: str | None,
-        content_format: str,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        tools: list[Any] | None,
-        template_kwargs: Mapping[str, Any] | None,
-    ) -> list[ParsedPrompt]:
-        """The prompt of each conversation. The template writes its special tokens itself, so none are added."""
-        self._check_open()
-        conversations = chats.as_conversations(messages)
-        if self._tokenizer is None:
-            raise ValueError("LLM.chat needs a tokenizer, and skip_tokenizer_init is True")
-        given = self._chat_template if chat_template is None else chat_template
-        template = chats.choose_template(given, self._tokenizer.chat_template, tools)
-        form = chats.resolve_content_format(content_format, template)
-        prompts = []
-        for position, conversation in enumerate(conversations):
-            try:
-                text = templates.render(
-                    template,
-                    chats.parse_messages(conversation, form),
-                    special_tokens=self._tokenizer.special_tokens,
-                    tools=tools,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    template_kwargs=template_kwargs,
-                )
-            except (ValueError, TypeError, NotImplementedError) as error:
-                if len(conversations) > 1:
-                    raise type(error)(f"{error} (conversation {position})") from error
-                raise
-            prompts.append(ParsedPrompt(text, None, add_special_tokens=False))
-        return prompts
 
 
 def _model_path(values: Mapping[str, Any]) -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from quire._logging import logger
+
 if TYPE_CHECKING:
     from quire._quire import LogprobBuffer
 
@@ -139,9 +141,9 @@ for _name in (
     setattr(LazyLogprobs, _name, _materialized(_name))
 
 
-@dataclass
+@dataclass(repr=False)
 class CompletionOutput:
-    """One of the n sequences of a request."""
+    """One of the n sequences of a request. The keyword-only fields are newer than vLLM 0.8.4; None: not measured."""
 
     index: int
     text: str
@@ -151,9 +153,21 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     lora_request: Any = None
+    routed_experts: Any = dataclasses.field(default=None, kw_only=True)
+    sampling_mask: Any = dataclasses.field(default=None, kw_only=True)
+    spec_decode_metrics: Any = dataclasses.field(default=None, kw_only=True)
+    weight_versions: Any = dataclasses.field(default=None, kw_only=True)
+    kv_transfer_params: dict[str, Any] | None = dataclasses.field(default=None, kw_only=True)
 
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"CompletionOutput(index={self.index}, text={self.text!r}, token_ids={self.token_ids}, "
+            f"cumulative_logprob={self.cumulative_logprob}, logprobs={self.logprobs}, "
+            f"finish_reason={self.finish_reason}, stop_reason={self.stop_reason})"
+        )
 
 
 @dataclass
@@ -171,6 +185,27 @@ class RequestMetrics:
     model_execute_time: float | None = None
     spec_token_acceptance_counts: list[int] | None = None
     num_preemptions: int = 0
+
+    # The names of newer versions of vLLM.
+    @property
+    def queued_ts(self) -> float:
+        return self.arrival_time
+
+    @property
+    def scheduled_ts(self) -> float | None:
+        return self.first_scheduled_time
+
+    @property
+    def first_token_ts(self) -> float | None:
+        return self.first_token_time
+
+    @property
+    def last_token_ts(self) -> float:
+        return self.last_token_time
+
+    @property
+    def first_token_latency(self) -> float | None:
+        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
 
 
 class RequestOutput:
@@ -192,7 +227,14 @@ class RequestOutput:
         *,
         multi_modal_placeholders: dict[str, Any] | None = None,
         error: str | None = None,
+        num_cache_creation_tokens: int | None = None,
+        kv_transfer_params: dict[str, Any] | None = None,
+        ec_transfer_params: dict[str, Any] | None = None,
+        prompt_token_id_logprobs: Any = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:  # of a version of vLLM that is newer than this one
+            logger.warning("RequestOutput: ignoring extra arguments: %s", unknown)
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
@@ -206,6 +248,10 @@ class RequestOutput:
         self.encoder_prompt_token_ids = encoder_prompt_token_ids
         self.num_cached_tokens = num_cached_tokens
         self.error = error
+        self.num_cache_creation_tokens = num_cache_creation_tokens
+        self.kv_transfer_params = kv_transfer_params
+        self.ec_transfer_params = ec_transfer_params
+        self.prompt_token_id_logprobs = prompt_token_id_logprobs
 
     def add(self, next_output: RequestOutput, aggregate: bool = True) -> None:
         """Merges a later output of the same request; with `aggregate`, its texts and tokens are new pieces."""

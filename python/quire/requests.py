@@ -6,21 +6,24 @@ ids, bad words, stop strings inside special tokens). It starts nothing. Called f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
+from quire.deprecation import warn_deprecated
 from quire.detokenizer import TextOptions
 from quire.errors import RequestError, RequestTypeError, ValidationError
 from quire.inputs import ParsedPrompt, parse_prompt
-from quire.sampling_params import SamplingParams, warn_deprecated
+from quire.sampling_params import RequestOutputKind, SamplingParams
+from quire.structured import Constraint, GuidedDecodingParams, constraint_of, guided_of_request
 from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
 _NOT_SERVED = {
     "prompt_logprobs": "Only log-probabilities of generated tokens (logprobs) are there.",
     "logits_processors": "logit_bias, allowed_token_ids and bad_words are there.",
-    "truncate_prompt_tokens": "Pass the last token ids of the prompt instead.",
     "guided_decoding": "Check the output and sample again.",
     "structured_outputs": "Check the output and sample again.",
     "extra_args": "No plug-in reads them.",
@@ -28,7 +31,6 @@ _NOT_SERVED = {
     "prompt_logprob_token_ids": "Only log-probabilities of generated tokens (logprobs) are there.",
     "prompt_logprob_start": "Only log-probabilities of generated tokens (logprobs) are there.",
     "flat_logprobs": "Log-probabilities are kept flat and become dicts on access already.",
-    "stream_interval": "LLM.stream yields whenever there is new text.",
     "skip_reading_prefix_cache": "Use LLM(enable_prefix_caching=False).",
     "thinking_token_budget": "Use max_tokens.",
     "repetition_detection": "Use repetition_penalty.",
@@ -58,6 +60,13 @@ class CompiledParams:
     stop_tokens: Mapping[int, str]
     ignore_eos: bool
     needs_vocabulary: bool
+    # Sequences to return: with best_of fewer than the core makes, those with the highest cumulative log-probability.
+    num_outputs: int
+    gives_logprobs: bool
+    truncate_to: int | None
+    output_kind: RequestOutputKind
+    stream_interval: int
+    constraint: Constraint | None
 
 
 @dataclass
@@ -101,8 +110,9 @@ def prepare(
     parsed = _parse_all(requests, prompts)
     _tokenize_all(requests, parsed, tokenizer, add_special_tokens)
     for request in requests:
-        if truncate_to is not None:
-            request.token_ids = request.token_ids[-truncate_to:]
+        last = request.params.truncate_to if request.params is not None and truncate_to is None else truncate_to
+        if last is not None:
+            request.token_ids = request.token_ids[-last:]
         if request.error is None:
             try:
                 check_token_ids(request.token_ids, limits)
@@ -205,19 +215,23 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
     if not isinstance(params, SamplingParams):
         raise TypeError(f"sampling_params must be SamplingParams, or a list of them; got {type(params).__name__}")
     params.verify_submitted()
+    constraint = constraint_of(params.guided_decoding) or constraint_of(params.structured_outputs)
     refuse_unserved(params)
     stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
     if stop and tokenizer is None:
         raise ValidationError("stop strings need a tokenizer; with `skip_tokenizer_init` use stop_token_ids.")
-    _check_logprobs(params, limits)
+    logprobs = _num_logprobs(params, limits)
+    num_outputs = params._real_n if params.best_of is not None and params._real_n else params.n
     stop_tokens = _stop_tokens(params, stop, tokenizer)
     engine: dict[str, Any] = {
         name: float(getattr(params, name))
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
     }
-    for name in ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs"):
+    for name in ("n", "top_k", "seed", "max_tokens", "min_tokens"):
         value = getattr(params, name)
         engine[name] = None if value is None else int(value)
+    # Choosing the best needs what every sampled token cost.
+    engine["logprobs"] = 0 if logprobs is None and num_outputs < params.n else logprobs
     engine["stop"] = stop
     engine["ignore_eos"] = bool(params.ignore_eos)
     engine["stop_token_ids"] = _all_stop_token_ids(params, stop_tokens, tokenizer, limits)
@@ -231,31 +245,40 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
         include_stop_str_in_output=params.include_stop_str_in_output,
         stop=tuple(stop),
     )
-    return CompiledParams(engine, text, stop_tokens, bool(params.ignore_eos), needs_vocabulary=bool(stop))
+    return CompiledParams(
+        engine,
+        text,
+        stop_tokens,
+        ignore_eos=bool(params.ignore_eos),
+        needs_vocabulary=bool(stop),
+        num_outputs=int(num_outputs),
+        gives_logprobs=logprobs is not None,
+        truncate_to=params.truncate_prompt_tokens,
+        output_kind=params.output_kind,
+        stream_interval=int(params.stream_interval or 1),
+        constraint=constraint,
+    )
 
 
 def refuse_unserved(params: SamplingParams) -> None:
     """NotImplementedError for a field that is set and would have no effect."""
-    if params.best_of is not None and params._real_n is not None and params.best_of > params._real_n:
-        raise NotImplementedError(
-            "SamplingParams.best_of greater than n is not supported by this version of quire. Ask for n=best_of with "
-            "logprobs=0 and keep those with the highest cumulative_logprob."
-        )
     for name, instead in _NOT_SERVED.items():
         value = getattr(params, name)
         if value is not None and value is not False and not (isinstance(value, (list, dict)) and not value):
             raise NotImplementedError(f"SamplingParams.{name} is not supported by this version of quire. {instead}")
 
 
-def _check_logprobs(params: SamplingParams, limits: Limits) -> None:
+def _num_logprobs(params: SamplingParams, limits: Limits) -> int | None:
     if params.logprobs is None:
-        return
+        return None
     allowed = limits.vocab_size if limits.max_logprobs == -1 else limits.max_logprobs
-    if params.logprobs > allowed:
+    asked = limits.vocab_size if params.logprobs == -1 else int(params.logprobs)
+    if asked > allowed:
         raise ValidationError(
-            f"Requested sample logprobs of {params.logprobs}, which is greater than max allowed: {allowed} "
+            f"Requested sample logprobs of {asked}, which is greater than max allowed: {allowed} "
             "(see LLM(max_logprobs=...))"
         )
+    return asked
 
 
 def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer | None) -> dict[int, str]:
@@ -349,35 +372,65 @@ def tokenization_options(options: Mapping[str, Any] | None) -> tuple[bool | None
             f"tokenization_kwargs {sorted(options)} are not supported; there are add_special_tokens and "
             "truncate_prompt_tokens."
         )
+    if truncate is not None and (not isinstance(truncate, Integral) or isinstance(truncate, bool)):
+        raise TypeError(f"truncate_prompt_tokens must be an integer, got {type(truncate).__name__}")
     if truncate is not None and truncate < 1:
         raise ValidationError(f"truncate_prompt_tokens must be >= 1, got {truncate}")
-    return add, truncate
+    return add, None if truncate is None else int(truncate)
 
 
 def refuse_call_features(
-    num_prompts: int,
+    num_prompts: int | None,
     lora_request: Any,
     priority: Any,
     mm_processor_kwargs: Any = None,
     prompt_adapter_request: Any = None,
-    guided_options_request: Any = None,
 ) -> None:
-    """Errors for the per-call features that this version lacks."""
-    loras = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request] * num_prompts
-    if len(loras) != num_prompts:
-        raise ValidationError("The lengths of prompts and lora_request must be the same.")
-    for lora in loras:
+    """Errors for the per-call features that this version lacks. `num_prompts` None: not known."""
+    for lora in _one_each("lora_request", lora_request, num_prompts):
         if lora is not None:
             raise ValidationError(f"Got lora_request {lora} but LoRA is not enabled!")
-    for value in priority if isinstance(priority, (list, tuple)) else [priority]:
+    for value in _one_each("priority", priority, num_prompts):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise TypeError(f"priority must be an integer or a list of integers, got {value!r}")
         if value:
             raise ValidationError(f"Got priority {value} but Priority scheduling is not enabled.")
     if mm_processor_kwargs:
-        raise ValidationError("mm_processor_kwargs: this model does not support multi-modal inputs")
+        raise ValidationError(
+            "mm_processor_kwargs: this model does not support multi-modal inputs (chat_template_kwargs go by keyword)"
+        )
     if prompt_adapter_request is not None:
         raise NotImplementedError("prompt_adapter_request is not supported by this version of quire.")
-    if guided_options_request is not None:
-        warn_deprecated("guided_options_request is deprecated, use SamplingParams.guided_decoding instead", 4)
-        raise NotImplementedError(
-            "guided_options_request is not supported by this version of quire. Check the output and sample again."
+
+
+def _one_each(name: str, value: Any, num_prompts: int | None) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    if num_prompts is not None and len(value) != num_prompts and value:
+        raise ValidationError(
+            f"The lengths of prompts and {name} must be the same. Got {num_prompts} prompts and {len(value)}."
         )
+    return value
+
+
+def with_guided_options(params: Any, guided_options_request: Any, stacklevel: int = 4) -> Any:
+    """The parameters of a call with the deprecated guided_options_request; the caller's objects stay as they are."""
+    if guided_options_request is None:
+        return params
+    warn_deprecated("guided_options_request is deprecated, use SamplingParams.guided_decoding instead", stacklevel)
+    guided = guided_of_request(guided_options_request)
+    if guided is None:
+        raise ValidationError(f"guided_options_request asks for nothing: {guided_options_request}")
+    if isinstance(params, (list, tuple)):
+        return [_guided(one, guided) for one in params]
+    return _guided(params, guided)
+
+
+def _guided(params: Any, guided: GuidedDecodingParams) -> Any:
+    if not isinstance(params, SamplingParams):
+        return params  # compile_params says what it should be
+    if params.guided_decoding is not None or params.structured_outputs is not None:
+        raise ValidationError("Cannot set both guided_options_request and params.guided_decoding.")
+    params = params.clone() if not params.skip_clone else dataclasses.replace(params)
+    params.guided_decoding = guided
+    return params

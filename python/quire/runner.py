@@ -7,13 +7,13 @@ of finished requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from quire._logging import logger
-from quire.detokenizer import StreamedText, final_text
-from quire.outputs import CompletionOutput, LazyLogprobs, RequestMetrics, RequestOutput, StreamChunk
+from quire.detokenizer import final_text
+from quire.outputs import CompletionOutput, LazyLogprobs, RequestMetrics, RequestOutput
 from quire.requests import CompiledParams, Request
 from quire.tokenizer import Tokenizer
 
@@ -116,8 +116,8 @@ def finished_output(output: Output, request: Request, request_id: str, tokenizer
     params = request.params
     assert params is not None
     completions = [
-        _completion(completion, request, params, tokenizer)
-        for completion in sorted(output.completions, key=lambda completion: completion.index)
+        _completion(index, completion, request, params, tokenizer)
+        for index, completion in enumerate(_chosen(output.completions, params))
     ]
     metrics = RequestMetrics(
         arrival_time=output.arrival,
@@ -141,8 +141,16 @@ def finished_output(output: Output, request: Request, request_id: str, tokenizer
     )
 
 
+def _chosen(completions: list[Completion], params: CompiledParams) -> list[Completion]:
+    """The sequences to return: all in order or, with best_of, the likeliest, best first."""
+    in_order = sorted(completions, key=lambda completion: completion.index)
+    if len(in_order) <= params.num_outputs:
+        return in_order
+    return sorted(in_order, key=lambda completion: -completion.cumulative_logprob)[: params.num_outputs]
+
+
 def _completion(
-    completion: Completion, request: Request, params: CompiledParams, tokenizer: Tokenizer | None
+    index: int, completion: Completion, request: Request, params: CompiledParams, tokenizer: Tokenizer | None
 ) -> CompletionOutput:
     token_ids = list(completion.token_ids)
     stop_string, stop_token = _stop_of(completion, token_ids, params)
@@ -154,11 +162,11 @@ def _completion(
         is_eos = tokenizer is not None and stop_token == tokenizer.eos_token_id and not params.ignore_eos
         stop_reason = None if is_eos else stop_token
     logprobs = cumulative = None
-    if params.engine["logprobs"] is not None and completion.logprobs is not None:
+    if params.gives_logprobs and completion.logprobs is not None:
         named = tokenizer.token_text if tokenizer is not None and params.text.detokenize else None
         logprobs, cumulative = LazyLogprobs(completion.logprobs, named), completion.cumulative_logprob
     return CompletionOutput(
-        index=completion.index,
+        index=index,
         text=text,
         token_ids=token_ids,
         cumulative_logprob=cumulative,
@@ -177,36 +185,3 @@ def _stop_of(completion: Completion, token_ids: list[int], params: CompiledParam
     if token_ids[-1] in params.stop_tokens:
         return params.stop_tokens[token_ids[-1]], None
     return None, token_ids[-1]
-
-
-def streamed(waiting: Waiting, request: Request, request_id: str, tokenizer: Tokenizer | None) -> Iterator[StreamChunk]:
-    """Queues one request and yields what is new, until all its sequences have finished."""
-    params = request.params
-    assert params is not None
-    texts = [StreamedText(tokenizer, request.token_ids, params.text) for _ in range(params.engine["n"])]
-    given = [0] * len(texts)
-    with waiting:
-        waiting.submit_streamed(request)
-        while len(waiting):
-            outputs, deltas = waiting.run_streamed()
-            if outputs:
-                final = finished_output(outputs[0], request, request_id, tokenizer)
-                break
-            for delta in deltas:
-                # The last tokens may be a stop token or complete a stop string, which only the output tells.
-                if delta.finish_reason is None and delta.token_ids:
-                    given[delta.index] += len(delta.token_ids)
-                    text = texts[delta.index].push(delta.token_ids)
-                    yield StreamChunk(request_id, delta.index, text, list(delta.token_ids))
-        else:
-            return
-    for completion in final.outputs:
-        yield StreamChunk(
-            request_id=request_id,
-            index=completion.index,
-            text=texts[completion.index].finish(completion.text),
-            token_ids=completion.token_ids[given[completion.index] :],
-            finish_reason=completion.finish_reason,
-            stop_reason=completion.stop_reason,
-            output=final if completion is final.outputs[-1] else None,
-        )

@@ -7,9 +7,7 @@ not know which fields the engine can serve: that is decided at submission, in re
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -23,6 +21,7 @@ __all__ = [
     "BeamSearchParams",
     "GuidedDecodingParams",
     "LogitsProcessor",
+    "RepetitionDetectionParams",
     "RequestOutputKind",
     "SamplingParams",
     "SamplingType",
@@ -42,9 +41,32 @@ class SamplingType(IntEnum):
 
 
 class RequestOutputKind(Enum):
+    """What an iteration over a request's outputs yields: all so far, what is new, or the end alone."""
+
     CUMULATIVE = 0
     DELTA = 1
     FINAL_ONLY = 2
+
+
+@dataclass
+class RepetitionDetectionParams:
+    """When a text that repeats a pattern of tokens shall end."""
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 0
+    min_count: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_pattern_size <= self.max_pattern_size:
+            raise ValueError(
+                "max_pattern_size, min_pattern_size must be >=0, with min_pattern_size <= max_pattern_size. Set both "
+                "to 0 to disable repetitive pattern detection."
+            )
+        if self.max_pattern_size > 0 and self.min_count < 2:
+            raise ValueError(
+                "min_count must be >= 2 to detect repetitive patterns in engine output. If you do not wish to detect "
+                "repetitive patterns, set max_pattern_size to 0."
+            )
 
 
 def _type_name(value: object) -> str:
@@ -55,8 +77,9 @@ def _type_name(value: object) -> str:
 class SamplingParams:
     """Parameters of text generation, call for call those of vLLM.
 
-    Offline generation always returns final outputs and `LLM.stream` always yields what is new, so `output_kind` and
-    `output_text_buffer_length` are carried for compatibility and decide nothing.
+    `output_kind` concerns `LLM.stream` and `LLM.generate_iter`; `generate` and `chat` return final outputs whatever it
+    says. Its default, CUMULATIVE, stands for what each of them does by itself. `output_text_buffer_length` is carried
+    for compatibility and decides nothing.
     """
 
     n: int = 1
@@ -129,6 +152,10 @@ class SamplingParams:
         self._normalize_lists()
         self.logprobs = 1 if self.logprobs is True else self.logprobs
         self.prompt_logprobs = 1 if self.prompt_logprobs is True else self.prompt_logprobs
+        if self.thinking_token_budget == -1:
+            self.thinking_token_budget = None
+        if self.routed_experts_prompt_start == 0:  # the default of vLLM: nothing is left out
+            self.routed_experts_prompt_start = None
         if self.stop and not self.include_stop_str_in_output:
             self.output_text_buffer_length = max(len(text) for text in self.stop) - 1
         self.verify()
@@ -149,9 +176,15 @@ class SamplingParams:
         for word in self.bad_words:
             if not isinstance(word, str):
                 raise TypeError(f"bad_words must be a list of strings, got an entry of type {_type_name(word)}")
+            if not word.strip():
+                raise ValueError(f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}")
 
     def verify(self) -> None:
         """Checks the values; called at construction and, because fields may be assigned later, at submission."""
+        if self.best_of is not None and (not isinstance(self.best_of, Integral) or isinstance(self.best_of, bool)):
+            raise ValueError(f"best_of must be an integer, got {type(self.best_of)}")
+        if self.best_of is not None and self.best_of < 1:
+            raise ValueError(f"best_of must be at least 1, got {self.best_of}")
         if not isinstance(self.n, Integral) or isinstance(self.n, bool):
             raise ValueError(f"n must be an int, but is of type {type(self.n)}")
         if self.n < 1:
@@ -159,6 +192,7 @@ class SamplingParams:
         self._verify_distribution()
         self._verify_lengths()
         self._verify_logprobs()
+        self._verify_forms()
         if self.stop_token_ids is not None:
             _int_list("stop_token_ids", self.stop_token_ids)
         if any(not text for text in self.stop or ()):
@@ -167,8 +201,21 @@ class SamplingParams:
             raise ValueError(
                 "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
             )
-        if self.best_of != self._real_n and self.output_kind == RequestOutputKind.DELTA:
+        if self.best_of not in (None, self._real_n) and self.output_kind == RequestOutputKind.DELTA:
             raise ValueError("best_of must equal n to use output_kind=DELTA")
+
+    def _verify_forms(self) -> None:
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise TypeError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}")
+        if self.extra_args is not None and not isinstance(self.extra_args, Mapping):
+            raise TypeError(f"extra_args must be a dict, got {_type_name(self.extra_args)}")
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise TypeError(f"logit_bias must be a dict of token ids to numbers, got {_type_name(self.logit_bias)}")
+        if self.guided_decoding is not None and self.structured_outputs is not None:
+            raise ValueError("Cannot set both guided_decoding and structured_outputs; they are names of one thing.")
+        budget = self.thinking_token_budget
+        if budget is not None and (not isinstance(budget, Integral) or isinstance(budget, bool) or budget < 0):
+            raise ValueError("`thinking_token_budget` must be a non-negative integer or -1 for unlimited.")
 
     def _verify_distribution(self) -> None:
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p"):
@@ -193,7 +240,7 @@ class SamplingParams:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}.")
 
     def _verify_lengths(self) -> None:
-        for name in ("seed", "max_tokens", "min_tokens", "truncate_prompt_tokens"):
+        for name in ("seed", "max_tokens", "min_tokens", "truncate_prompt_tokens", "stream_interval"):
             value = getattr(self, name)
             if name != "min_tokens" and value is None:
                 continue
@@ -209,6 +256,8 @@ class SamplingParams:
             )
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise ValueError(f"truncate_prompt_tokens must be >= 1, got {self.truncate_prompt_tokens}")
+        if self.stream_interval is not None and self.stream_interval < 1:
+            raise ValueError(f"stream_interval must be at least 1, got {self.stream_interval}.")
 
     def _verify_logprobs(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
@@ -217,9 +266,8 @@ class SamplingParams:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer, got {_type_name(value)}")
-            if value < 0:
-                hint = " For the whole vocabulary give its size, with LLM(max_logprobs=-1)." if value == -1 else ""
-                raise ValueError(f"{name} must be non-negative, got {value}.{hint}")
+            if value < -1:  # -1: the whole vocabulary, as in newer versions of vLLM
+                raise ValueError(f"{name} must be non-negative, got {value}.")
 
     def _verify_greedy(self) -> None:
         if self.n > 1:
@@ -227,8 +275,7 @@ class SamplingParams:
 
     def verify_submitted(self) -> None:
         """The checks of a finished object, as after construction."""
-        if isinstance(self.stop, str) or self.stop is None or self.stop_token_ids is None or self.bad_words is None:
-            self._normalize_lists()
+        self._normalize_lists()
         self.verify()
         if self.temperature < GREEDY_BELOW:
             self._verify_greedy()
@@ -242,24 +289,69 @@ class SamplingParams:
         repetition_penalty: float | None = 1.0,
         temperature: float | None = 1.0,
         top_p: float | None = 1.0,
+        top_k: int = -1,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | list[str] | None = None,
+        stop_token_ids: list[int] | None = None,
+        bad_words: list[str] | None = None,
+        include_stop_str_in_output: bool = False,
+        ignore_eos: bool = False,
+        max_tokens: int | None = 16,
+        min_tokens: int = 0,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        detokenize: bool = True,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        logits_processors: list[LogitsProcessor] | None = None,
+        truncate_prompt_tokens: int | None = None,
+        output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE,
+        guided_decoding: GuidedDecodingParams | None = None,
         logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
-        **fields: Any,
+        allowed_token_ids: list[int] | None = None,
+        extra_args: dict[str, Any] | None = None,
+        **newer: Any,
     ) -> SamplingParams:
-        """Takes None for "the default", string keys in logit_bias, and clamps its values to [-100, 100]."""
-        bias = None
-        if logit_bias is not None:
-            bias = {int(token): min(100.0, max(-100.0, value)) for token, value in logit_bias.items()}
-        return SamplingParams(
-            n=1 if n is None else n,
-            best_of=best_of,
-            presence_penalty=0.0 if presence_penalty is None else presence_penalty,
-            frequency_penalty=0.0 if frequency_penalty is None else frequency_penalty,
-            repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
-            temperature=1.0 if temperature is None else temperature,
-            top_p=1.0 if top_p is None else top_p,
-            logit_bias=bias,
-            **fields,
-        )
+        """Takes None for "the default", string keys in logit_bias, and clamps its values to [-100, 100].
+
+        The order is that of vLLM 0.8.4; `newer` are the keyword-only fields.
+        """
+        given = {name: value for name, value in locals().items() if name not in ("newer", "logit_bias")}
+        defaults = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+        for name, default in {**defaults, "temperature": 1.0, "top_p": 1.0}.items():
+            given[name] = default if given[name] is None else given[name]
+        return SamplingParams(**given, logit_bias=_clamped(logit_bias), **newer)
+
+    def update_from_generation_config(
+        self,
+        generation_config: Mapping[str, Any],
+        model_eos_token_id: int | None = None,
+        *,
+        eos_token_id: int | None = None,
+    ) -> None:
+        """Takes the end-of-sequence ids of a generation config. `generate` does so by itself, on its own copy.
+
+        `model_eos_token_id` (newer: `eos_token_id`) is the tokenizer's, which ends a request anyway.
+        """
+        primary = model_eos_token_id if eos_token_id is None else eos_token_id
+        if primary is not None:
+            self._all_stop_token_ids.add(primary)
+        ids = generation_config.get("eos_token_id")
+        if ids is None:
+            return
+        others = [one for one in ([ids] if isinstance(ids, int) else ids) if one != primary]
+        self._all_stop_token_ids.update(others)
+        if not self.ignore_eos:
+            self.stop_token_ids = list(dict.fromkeys([*(self.stop_token_ids or ()), *others]))
+
+    def update_from_tokenizer(self, tokenizer: Any) -> None:
+        """Spells bad_words in the tokens of a transformers tokenizer. `generate` does so by itself."""
+        if not self.bad_words:
+            return
+        from quire.tokenizer import bad_words_token_ids
+
+        self._bad_words_token_ids = bad_words_token_ids(tokenizer, self.bad_words)
 
     @property
     def sampling_type(self) -> SamplingType:
@@ -277,6 +369,8 @@ class SamplingParams:
 
     def clone(self) -> SamplingParams:
         """A deep copy, but logits processors are shared unless they have a `clone` of their own."""
+        if self.skip_clone:
+            return self
         processors = self.logits_processors
         memo: dict[int, Any] = {}
         for processor in processors or ():
@@ -292,6 +386,20 @@ _REPR_FIELDS = (
     "bad_words include_stop_str_in_output ignore_eos max_tokens min_tokens logprobs prompt_logprobs "
     "skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens guided_decoding extra_args"
 ).split()
+
+
+def _clamped(logit_bias: Mapping[Any, float] | None) -> dict[int, float] | None:
+    if logit_bias is None:
+        return None
+    bias, invalid = {}, []
+    for token, value in logit_bias.items():
+        try:
+            bias[int(token)] = min(100.0, max(-100.0, value))
+        except (ValueError, TypeError):
+            invalid.append(token)
+    if invalid:
+        raise ValueError(f"logit_bias contains key(s) that cannot be converted to integer token IDs: {invalid!r}")
+    return bias
 
 
 def _int_list(name: str, values: Sequence[int] | Any) -> list[int]:
@@ -318,11 +426,3 @@ class BeamSearchParams:
     skip_special_tokens: bool = field(default=True, kw_only=True)
     watermarking: Any = field(default=None, kw_only=True)
     allowed_token_ids: list[int] | None = field(default=None, kw_only=True)
-
-
-def warn_deprecated(message: str, stacklevel: int = 3) -> None:
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
-
-
-def field_names() -> tuple[str, ...]:
-    return tuple(entry.name for entry in dataclasses.fields(SamplingParams))

@@ -99,3 +99,35 @@ def test_pending_requests_do_not_keep_it(tiny_model: Path) -> None:
     dead = weakref.ref(llm)
     del llm
     assert dead() is None
+
+
+def containers_kept(llm: LLM, num_requests: int, num_tokens: int, logprobs: int | None) -> int:
+    """How many objects that the collector counts a call's outputs hold."""
+    params = SamplingParams(temperature=0, max_tokens=num_tokens, logprobs=logprobs, ignore_eos=True)
+    gc.collect()
+    before = gc.get_count()[0]
+    outputs = llm.generate([[5 + i] for i in range(num_requests)], params, use_tqdm=False)
+    grown = gc.get_count()[0] - before
+    assert len(outputs) == num_requests
+    return grown
+
+
+def test_logprobs_cost_no_objects_until_they_are_read(llm: LLM) -> None:
+    containers_kept(llm, 8, 4, 20)  # what is made once stays
+    gc.collect()
+    gc.disable()
+    try:
+        few_tokens, many_tokens = containers_kept(llm, 8, 4, 20), containers_kept(llm, 8, 64, 20)
+        assert abs(many_tokens - few_tokens) < 32, "the number of tokens does not count"
+        assert many_tokens - containers_kept(llm, 8, 64, None) < 8 * 8, "a few objects a request"
+        more_requests = containers_kept(llm, 32, 64, 20)
+        assert more_requests < 4 * many_tokens + 64
+        params = SamplingParams(temperature=0, max_tokens=64, logprobs=20, ignore_eos=True)
+        (output,) = llm.generate([[5]], params, use_tqdm=False)
+        before = gc.get_count()[0]
+        logprobs = output.outputs[0].logprobs
+        assert logprobs is not None and len(logprobs) == 64 and gc.get_count()[0] - before < 8
+        assert len(logprobs[3]) in (20, 21) and gc.get_count()[0] - before < 64, "one position was made"
+        assert sum(len(entry) for entry in logprobs) >= 64 * 20 and gc.get_count()[0] - before >= 64
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from quire import LLM, SamplingParams
@@ -41,6 +42,88 @@ def test_template_options(llm: LLM) -> None:
     assert prompt(chat_template=with_tools, tools=[tool]) == "weather"
     with pytest.raises(ValueError, match="continue_final_message and add_generation_prompt are not compatible"):
         prompt(continue_final_message=True)
+
+
+def test_template_kwargs_go_before_the_arguments(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    def prompt(kwargs: dict[str, Any], **options: Any) -> str | None:
+        return llm.chat(CONVERSATION, GREEDY, use_tqdm=False, chat_template_kwargs=kwargs, **options)[0].prompt
+
+    assert prompt({"add_generation_prompt": False}) == "<|begin|><|user|>Tell me a story<|end|>"
+    continued = {"add_generation_prompt": False, "continue_final_message": True}
+    assert prompt(continued) == "<|begin|><|user|>Tell me a story"
+    assert prompt({"tools": [{"type": "x"}]}, chat_template="{{ tools }}") == "[{'type': 'x'}]"
+    assert prompt({"documents": ["d"]}, chat_template="{{ documents }}") == "['d']"
+    assert not caplog.records
+    prompt({"enable_thinking": True})
+    assert "chat_template_kwargs ['enable_thinking'] have no effect" in caplog.text
+    for name in ("chat_template", "messages", "tokenize"):
+        with pytest.raises(ValueError, match=f"chat_template_kwargs must not hold \\['{name}'\\]"):
+            prompt({name: "x"})
+
+
+def test_a_conversation_with_tools(llm: LLM) -> None:
+    template = (
+        "{% for tool in tools %}{{ tool.function | tojson }}{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+        "{{ m.tool_call_id }}{% endfor %}"
+    )
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    for arguments in ({"place": "Köln"}, '{"place": "Köln"}'):
+        messages = [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "weather"}}]},
+            {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+        ]
+        messages[1]["tool_calls"][0]["function"]["arguments"] = arguments  # type: ignore[index]
+        (output,) = llm.chat(messages, GREEDY, use_tqdm=False, chat_template=template, tools=[tool])
+        assert output.prompt == (
+            '{"name": "weather", "parameters": {"type": "object"}}<user>Weather?<assistant>'
+            'weather({"place": "Köln"})<tool>rainc1'
+        )
+
+
+def test_functions_are_tools(llm: LLM) -> None:
+    def weather(place: str) -> str:
+        """Tells the weather.
+
+        Args:
+            place: where
+        """
+        return place
+
+    template = "{% for tool in tools %}{{ tool.function.name }}: {{ tool.function.parameters | tojson }}{% endfor %}"
+    (output,) = llm.chat(CONVERSATION, GREEDY, use_tqdm=False, chat_template=template, tools=[weather])
+    assert output.prompt is not None and output.prompt.startswith('weather: {"type": "object", "properties": {"place"')
+    with pytest.raises(ValueError, match="Tools should either be a JSON schema, or a callable"):
+        llm.chat(CONVERSATION, GREEDY, chat_template=template, tools=["weather"])
+
+
+def test_parameters_of_each_conversation(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 5)]
+    outputs = llm.chat([CONVERSATION] * 2, params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 5]
+    with pytest.raises(ValueError, match="The lengths of prompts and params must be the same"):
+        llm.chat(CONVERSATION, params, use_tqdm=False)
+
+
+def test_preprocess_chat_gives_the_prompts_of_chat(llm: LLM) -> None:
+    conversations = [CONVERSATION, [{"role": "user", "content": "Hi"}]]
+    prompts = llm.preprocess_chat(conversations)
+    expected = llm.chat(conversations, GREEDY, use_tqdm=False)
+    assert [prompt["prompt"] for prompt in prompts] == [output.prompt for output in expected]
+    assert [prompt["prompt_token_ids"] for prompt in prompts] == [output.prompt_token_ids for output in expected]
+    got = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert [one.outputs for one in got] == [one.outputs for one in expected]
+    assert llm.preprocess_chat([]) == []
+
+
+def test_enqueue_chat(llm: LLM) -> None:
+    names = llm.enqueue_chat([CONVERSATION] * 2, GREEDY, chat_template_kwargs={"add_generation_prompt": False})
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    assert [output.request_id for output in outputs] == names
+    (expected,) = llm.chat(CONVERSATION, GREEDY, use_tqdm=False, add_generation_prompt=False)
+    assert outputs[0].outputs == outputs[1].outputs == expected.outputs
 
 
 def test_content_formats(llm: LLM) -> None:

@@ -7,11 +7,12 @@ import dataclasses
 import inspect
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from quire import BeamSearchParams, GuidedDecodingParams, RequestOutputKind, SamplingParams, StructuredOutputsParams
-from quire.sampling_params import SamplingType
+from quire.sampling_params import RepetitionDetectionParams, SamplingType
 
 # Name, default: vLLM 0.8.4, in the order of its constructor.
 ORDER: list[tuple[str, Any]] = [
@@ -81,7 +82,7 @@ def test_order_and_defaults() -> None:
         ({"max_tokens": 1.5}, TypeError, "max_tokens must be an integer, got float"),
         ({"min_tokens": -1}, ValueError, "min_tokens must be greater than or equal to 0, got -1."),
         ({"min_tokens": 17}, ValueError, "min_tokens must be less than or equal to max_tokens=16, got 17."),
-        ({"logprobs": -1}, ValueError, "logprobs must be non-negative, got -1."),
+        ({"logprobs": -2}, ValueError, "logprobs must be non-negative, got -2."),
         ({"prompt_logprobs": -2}, ValueError, "prompt_logprobs must be non-negative, got -2."),
         ({"truncate_prompt_tokens": 0}, ValueError, "truncate_prompt_tokens must be >= 1, got 0"),
         ({"stop": ["a", ""]}, ValueError, "stop cannot contain an empty string."),
@@ -99,6 +100,23 @@ def test_order_and_defaults() -> None:
             "best_of must equal n to use output_kind=DELTA",
         ),
         ({"n": 2, "temperature": 0.0}, ValueError, "n must be 1 when using greedy sampling, got 2."),
+        ({"best_of": 2, "temperature": 0.0}, ValueError, "n must be 1 when using greedy sampling, got 2."),
+        ({"best_of": 1.5}, ValueError, "best_of must be an integer, got <class 'float'>"),
+        ({"best_of": 0}, ValueError, "best_of must be at least 1, got 0"),
+        ({"stream_interval": 0}, ValueError, "stream_interval must be at least 1, got 0."),
+        ({"bad_words": ["a", ""]}, ValueError, "bad_words cannot contain an empty string. Got bad_words=['a', '']"),
+        ({"extra_args": [1]}, TypeError, "extra_args must be a dict, got list"),
+        ({"logit_bias": [1]}, TypeError, "logit_bias must be a dict of token ids to numbers, got list"),
+        ({"output_kind": 1}, TypeError, "output_kind must be a RequestOutputKind, got 1"),
+        ({"thinking_token_budget": -2}, ValueError, "`thinking_token_budget` must be a non-negative integer or -1"),
+        (
+            {
+                "guided_decoding": GuidedDecodingParams(regex="a"),
+                "structured_outputs": StructuredOutputsParams(regex="a"),
+            },
+            ValueError,
+            "Cannot set both guided_decoding and structured_outputs",
+        ),
     ],
 )
 def test_messages(fields: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -130,6 +148,52 @@ def test_normalisation(caplog: pytest.LogCaptureFixture) -> None:
     assert SamplingParams(stop_token_ids=[3, 4]).all_stop_token_ids == {3, 4}
 
 
+def test_newer_values_that_mean_nothing_or_everything() -> None:
+    assert SamplingParams(logprobs=-1).logprobs == -1 == SamplingParams(prompt_logprobs=-1).prompt_logprobs
+    assert SamplingParams(thinking_token_budget=-1).thinking_token_budget is None
+    assert SamplingParams(routed_experts_prompt_start=0).routed_experts_prompt_start is None
+    assert SamplingParams(best_of=2, n=2, output_kind=RequestOutputKind.DELTA).best_of == 2
+    assert [(kind.name, kind.value) for kind in RequestOutputKind] == [
+        ("CUMULATIVE", 0),
+        ("DELTA", 1),
+        ("FINAL_ONLY", 2),
+    ]
+
+
+def test_eos_ids_of_a_generation_config() -> None:
+    params = SamplingParams(stop_token_ids=[7])
+    params.update_from_generation_config({"eos_token_id": [2, 3]}, 2)
+    assert params.stop_token_ids == [7, 3] and params.all_stop_token_ids == {2, 3, 7}
+    ignoring = SamplingParams(stop_token_ids=[7], ignore_eos=True)
+    ignoring.update_from_generation_config({"eos_token_id": 3}, eos_token_id=2)
+    assert ignoring.stop_token_ids == [7] and ignoring.all_stop_token_ids == {2, 3, 7}
+    plain = SamplingParams()
+    plain.update_from_generation_config({}, None)
+    assert plain.stop_token_ids == [] and plain.all_stop_token_ids == set()
+
+
+def test_bad_words_of_a_tokenizer(tokenizer_folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    params = SamplingParams(bad_words=["dog"])
+    assert params.bad_words_token_ids is None
+    params.update_from_tokenizer(tokenizer)
+    plain, spaced = (tokenizer.encode(text, add_special_tokens=False) for text in ("dog", " dog"))
+    kept = [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
+    assert params.bad_words_token_ids == kept
+    SamplingParams().update_from_tokenizer(None)
+
+
+def test_repetition_detection_params() -> None:
+    assert RepetitionDetectionParams().max_pattern_size == 0
+    assert RepetitionDetectionParams(3, 1, 2).min_count == 2
+    with pytest.raises(ValueError, match="with min_pattern_size <= max_pattern_size"):
+        RepetitionDetectionParams(1, 2, 2)
+    with pytest.raises(ValueError, match="min_count must be >= 2 to detect repetitive patterns"):
+        RepetitionDetectionParams(3)
+
+
 def test_sampling_type() -> None:
     assert SamplingParams(temperature=0).sampling_type == SamplingType.GREEDY
     assert SamplingParams().sampling_type == SamplingType.RANDOM
@@ -143,6 +207,26 @@ def test_from_optional() -> None:
     assert params.logit_bias == {3: 100.0, 4: -100.0}
     assert params == SamplingParams(max_tokens=5, logit_bias={3: 100.0, 4: -100.0})
     assert SamplingParams(logit_bias={3: 200.0}).logit_bias == {3: 200.0}
+    with pytest.raises(ValueError, match=r"logit_bias contains key\(s\) that cannot be converted .*: \['x'\]"):
+        SamplingParams.from_optional(logit_bias={"x": 1.0, "3": 1.0})
+    newer = SamplingParams.from_optional(structured_outputs=StructuredOutputsParams(regex="a"), stream_interval=3)
+    assert newer.structured_outputs is not None and newer.stream_interval == 3
+    with pytest.raises(TypeError, match="temprature"):
+        SamplingParams.from_optional(temprature=1.0)
+
+
+def test_from_optional_takes_what_vllm_takes_in_its_order() -> None:
+    expected = (
+        "n best_of presence_penalty frequency_penalty repetition_penalty temperature top_p top_k min_p seed stop "
+        "stop_token_ids bad_words include_stop_str_in_output ignore_eos max_tokens min_tokens logprobs prompt_logprobs "
+        "detokenize skip_special_tokens spaces_between_special_tokens logits_processors truncate_prompt_tokens "
+        "output_kind guided_decoding logit_bias allowed_token_ids extra_args"
+    ).split()
+    parameters = inspect.signature(SamplingParams.from_optional).parameters
+    assert [name for name in parameters if name != "newer"] == expected
+    for name, default in ORDER:
+        if name in expected:
+            assert parameters[name].default == default, name
 
 
 def test_clone_is_deep_but_shares_processors() -> None:
@@ -159,6 +243,8 @@ def test_clone_is_deep_but_shares_processors() -> None:
     assert twin.logits_processors is not None
     assert twin.logits_processors[0] is processor and twin.logits_processors[1] == "cloned"
     plain = SamplingParams(n=2, best_of=3, stop="x", seed=4)
+    once = SamplingParams(skip_clone=True)
+    assert once.clone() is once
     assert plain.clone() == plain == copy.deepcopy(plain) == pickle.loads(pickle.dumps(plain))
 
 
@@ -172,28 +258,24 @@ def test_repr_lists_fields_in_order() -> None:
     )
 
 
-def test_guided_and_structured() -> None:
-    with pytest.raises(ValueError, match="You can only use one kind of guided decoding but multiple are specified"):
-        GuidedDecodingParams(json="{}", regex="a")
-    assert GuidedDecodingParams.from_optional() is None
-    params = GuidedDecodingParams.from_optional(regex="a+", backend="xgrammar:no-fallback,disable-any-whitespace")
-    assert params is not None and params.backend_name == "xgrammar" and params.no_fallback()
-    assert params.backend_options() == ["no-fallback", "disable-any-whitespace"]
-
-    class Model:
-        @staticmethod
-        def model_json_schema() -> dict[str, str]:
-            return {"type": "object"}
-
-    assert GuidedDecodingParams.from_optional(json=Model).json == {"type": "object"}  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="none are specified"):
-        StructuredOutputsParams()
-    assert SamplingParams(structured_outputs=StructuredOutputsParams(regex="a")).structured_outputs is not None
-
-
 def test_beam_search_params() -> None:
     params = BeamSearchParams(4, 8)
     assert (params.ignore_eos, params.temperature, params.length_penalty) == (False, 0.0, 1.0)
+    assert [(entry.name, entry.kw_only) for entry in dataclasses.fields(BeamSearchParams)] == [
+        ("beam_width", False),
+        ("max_tokens", False),
+        ("ignore_eos", False),
+        ("temperature", False),
+        ("length_penalty", False),
+        ("include_stop_str_in_output", False),
+        ("structured_outputs", True),
+        ("skip_special_tokens", True),
+        ("watermarking", True),
+        ("allowed_token_ids", True),
+    ]
+    assert params.skip_special_tokens and params.structured_outputs is None and params.allowed_token_ids is None
+    with pytest.raises(TypeError):
+        BeamSearchParams(4)  # type: ignore[call-arg]
 
 
 def test_core_has_every_field_that_python_sends() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from quire import LLM, RequestOutput, SamplingParams, StreamChunk
+from quire import LLM, RequestOutput, RequestOutputKind, SamplingParams, StreamChunk
 
 
 def collect(chunks: Iterator[StreamChunk]) -> tuple[dict[int, str], dict[int, list[int]], RequestOutput]:
@@ -134,3 +136,143 @@ def test_generate_iter_errors(llm: LLM) -> None:
     with pytest.raises(ValueError, match="max_in_flight must be at least 1"):
         llm.generate_iter([[1]], params, max_in_flight=0)
     assert list(llm.generate_iter([], params)) == []
+
+
+# What a piece holds.
+
+KINDS = list(RequestOutputKind)
+WRITING: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 30, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("by", ["argument", "params"])
+@pytest.mark.parametrize("interval", [None, 1, 4, 100])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_a_stream(llm: LLM, kind: RequestOutputKind, n: int, interval: int | None, by: str) -> None:
+    params = SamplingParams(n=n, stop="e t", stream_interval=interval, **WRITING)
+    (expected,) = llm.generate("Once", params, use_tqdm=False)
+    asked: Any = {"output_kind": kind}
+    if by == "params":
+        params, asked = SamplingParams(**{**vars_of(params), "output_kind": kind}), {}
+        kind = RequestOutputKind.DELTA if kind is RequestOutputKind.CUMULATIVE else kind  # the default means: its own
+    chunks = list(llm.stream("Once", params, **asked))
+    final = chunks[-1].output
+    assert final is not None and [one for one in chunks if one.output is not None] == chunks[-1:]
+    assert final.outputs == expected.outputs
+    for completion in expected.outputs:
+        own = [chunk for chunk in chunks if chunk.index == completion.index]
+        assert [chunk.finish_reason for chunk in own[:-1]] == [None] * (len(own) - 1)
+        assert (own[-1].finish_reason, own[-1].stop_reason) == (completion.finish_reason, completion.stop_reason)
+        if kind is RequestOutputKind.DELTA:
+            assert "".join(chunk.text for chunk in own) == completion.text
+            assert [token for chunk in own for token in chunk.token_ids] == completion.token_ids
+            if interval is not None:  # the first is immediate, the last brings the rest
+                assert all(len(chunk.token_ids) >= interval for chunk in own[1:-1])
+        else:
+            assert (own[-1].text, own[-1].token_ids) == (completion.text, completion.token_ids)
+        if kind is RequestOutputKind.CUMULATIVE:
+            for before, after in itertools.pairwise(own):
+                assert after.text.startswith(before.text) and len(after.token_ids) > len(before.token_ids) >= 0
+                assert after.token_ids[: len(before.token_ids)] == before.token_ids
+        if kind is RequestOutputKind.FINAL_ONLY:
+            assert len(own) == 1
+        elif interval in (None, 1):
+            assert len(own) > 3
+
+
+def vars_of(params: SamplingParams) -> dict[str, Any]:
+    return {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(params)}
+
+
+@pytest.mark.parametrize("by", ["argument", "params"])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_many(llm: LLM, kind: RequestOutputKind, n: int, by: str) -> None:
+    prompts = ["Once", "The dog", [5, 6, 7]]
+    asked: Any = {"output_kind": kind} if by == "argument" else {}
+    in_params: Any = {} if by == "argument" else {"output_kind": kind}
+    if by == "params" and kind is RequestOutputKind.CUMULATIVE:
+        kind = RequestOutputKind.FINAL_ONLY  # the default means: its own
+    params = [SamplingParams(n=n, **{**WRITING, "max_tokens": length}, **in_params) for length in (20, 5, 9)]
+    expected = llm.generate(prompts, params, use_tqdm=False)
+    whole: dict[int, RequestOutput] = {}
+    count = 0
+    for position, output in llm.generate_iter(prompts, params, **asked):
+        count += 1
+        assert position not in whole or not whole[position].finished, "the finished output is the last"
+        assert (output.metrics is not None) == output.finished == (output.num_cached_tokens is not None)
+        if position not in whole:
+            whole[position] = output
+        else:
+            whole[position].add(output, aggregate=kind is RequestOutputKind.DELTA)
+    assert count == 3 if kind is RequestOutputKind.FINAL_ONLY else count > 10
+    for position, output in whole.items():
+        assert output.finished and output.prompt == expected[position].prompt
+        assert output.prompt_token_ids == expected[position].prompt_token_ids
+        assert sorted(output.outputs, key=lambda one: one.index) == expected[position].outputs
+
+
+def test_kinds_may_differ_within_a_call(llm: LLM) -> None:
+    params = [SamplingParams(**WRITING), SamplingParams(output_kind=RequestOutputKind.DELTA, **WRITING)]
+    counts = [0, 0]
+    for position, _ in llm.generate_iter([[5], [6]], params):
+        counts[position] += 1
+    assert counts[0] == 1 and counts[1] > 3
+
+
+def test_logprobs_of_pieces_are_refused_by_name(llm: LLM) -> None:
+    params = SamplingParams(logprobs=1, **WRITING)
+    with pytest.raises(NotImplementedError, match="SamplingParams.logprobs together with output_kind=DELTA"):
+        list(llm.generate_iter([[5]], params, output_kind=RequestOutputKind.DELTA))
+    assert llm.stats()["num_running"] == llm.stats()["num_waiting"] == 0
+    last = list(llm.stream([5], params))[-1].output  # a stream gives them with its output
+    assert last is not None and last.outputs[0].logprobs is not None
+    with pytest.raises(TypeError, match="output_kind must be a RequestOutputKind, got 'delta'"):
+        llm.stream([5], params, output_kind="delta")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", ["close", "del", "break", "raise", "never started"])
+def test_abandoned_half_way(llm: LLM, kind: RequestOutputKind, end: str) -> None:
+    def idle() -> bool:
+        stats = llm.stats()
+        return stats["num_running"] == stats["num_waiting"] == 0
+
+    long = SamplingParams(**{**WRITING, "max_tokens": 200})
+    short = SamplingParams(**{**WRITING, "max_tokens": 2})
+
+    def iterate() -> Iterator[Any]:
+        return llm.generate_iter([[5 + i] for i in range(6)], [short, *[long] * 5], output_kind=kind)
+
+    iterator: Any = iterate()
+    if end == "never started":
+        del iterator
+    elif end in ("close", "del"):
+        next(iterator)
+        assert not idle()
+        if end == "close":
+            iterator.close()
+        del iterator
+    elif end == "break":
+        del iterator
+        for _ in iterate():
+            break
+    else:
+
+        def prompts() -> Iterator[list[int]]:
+            yield [5]
+            raise OSError("the file ends")
+
+        with pytest.raises(OSError, match="the file ends"):
+            list(llm.generate_iter(prompts(), long, output_kind=kind))
+        del iterator
+    assert idle()
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    one, two = (llm.generate([[9, 8]], params, use_tqdm=False)[0].outputs for _ in range(2))
+    assert one == two
+
+
+def test_a_bad_prompt_of_a_stream_in_its_place(llm: LLM) -> None:
+    (chunk,) = llm.stream([10**6], SamplingParams(), on_error="return")
+    assert chunk.finish_reason == "error" and chunk.output is not None
+    assert chunk.output.error is not None and "out of vocabulary" in chunk.output.error
