@@ -78,8 +78,37 @@ bool Engine::launch() {
     fail_largest_lists(step, error.what());
     return false;
   }
-  worker_.run();
+  if (step.hooks.empty()) {
+    worker_.run();
+  } else {
+    run_hooks(step);
+  }
   return true;
+}
+
+// Masks are computed while an asynchronous device works on the forward pass; logits processors wait for it.
+void Engine::run_hooks(StepInFlight& step) {
+  worker_.run_forward();
+  step.hooks.fill_masks(step.sampling);
+  step.hooks.process_logits(worker_);
+  worker_.run_sample(step.sampling);
+  for (const HookedRow& row : step.hooks.rows()) {
+    if (!row.error.empty()) fail(*row.sequence, row.error);
+  }
+}
+
+// Constraints are told what was sampled. What they refuse is dropped with its request.
+void Engine::commit_hooks(StepInFlight& step, const SampledTokens& sampled) {
+  step.hooks.commit(sampled.token_ids);
+  for (const HookedRow& row : step.hooks.rows()) {
+    if (!row.error.empty()) fail(*row.sequence, row.error);
+  }
+}
+
+void Engine::fail(const Sequence& sequence, const std::string& why) {
+  if (sequence.finished()) return;
+  sequence.request->record->error = why;
+  scheduler_.cancel(sequence.request->id, FinishReason::error);
 }
 
 // fetch, commit of the oldest step under way; then callbacks are told.
@@ -90,6 +119,7 @@ void Engine::collect() {
     return worker_.fetch();
   }();
   const double now = epoch_seconds();
+  if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_tokens(step, sampled, now);
   scheduler_.commit(step.batch, sampled.token_ids);
   first_step_ = (first_step_ + 1) % steps_.size();
@@ -109,6 +139,7 @@ void Engine::stamp_first_scheduled() {
 void Engine::begin_sampling(StepInFlight& step) {
   step.sampling.clear();
   step.rows.clear();
+  step.hooks.clear();
   for (int32_t i = 0; i < step.batch.num_samples(); ++i) {
     const Sequence& sequence = scheduler_.sampled_sequence(i);
     RequestRecord& record = *sequence.request->record;
@@ -124,8 +155,11 @@ void Engine::begin_sampling(StepInFlight& step) {
     // With a seed, sequence i of n draws as a request of its own with seed + i would.
     const uint64_t seed = record.seeded ? record.seed + index : hash_combine(record.seed, index);
     step.sampling.add(sequence, output_index, seed, own.counts);
+    if (has_hooks(sequence.request->params)) {
+      step.hooks.add(sequence, i, step.sampling.rows().size() - 1, own.constraint_state);
+    }
   }
-  step.sampling.finish();
+  step.sampling.finish(worker_.vocab_size());
 }
 
 // There is no memory for the lists of the step's sampling parameters: the request that needs most of it goes, and the
@@ -229,6 +263,7 @@ RequestOutput Engine::make_output(const Request& request) const {
     completion.finish_reason = sequence->finish_reason;
     completion.stop_token_id = sequence->stop_token_id;
     completion.stop_string_index = sequence->stop_string_index;
+    completion.is_complete = sequence->is_complete;
   }
   return output;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/engine_config.h"
+#include "engine/hooks.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/worker.h"
@@ -23,7 +24,8 @@ struct RequestRecord {
     TokenCounts counts;
     LogprobBuffer logprobs;
     double cumulative_logprob = 0.0;
-    uint32_t told_row_serial = 0;  // the row that has the sampling parameters
+    uint32_t told_row_serial = 0;            // the row that has the sampling parameters
+    std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
   };
   DeltaCallback callback;
   Notify notify = Notify::every_token;
@@ -66,6 +68,7 @@ class Engine {
     Batch batch;
     SamplingBatch sampling;
     std::vector<Row> rows;
+    StepHooks hooks;
   };
 
   bool may_run_ahead() const;
@@ -73,6 +76,9 @@ class Engine {
   void collect();
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
+  void run_hooks(StepInFlight& step);
+  void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
+  void fail(const Sequence& sequence, const std::string& why);
   void fail_largest_lists(const StepInFlight& step, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
