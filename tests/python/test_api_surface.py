@@ -86,6 +86,7 @@ def test_engine_arguments_are_options_of_the_core() -> None:
 
     of_core = {name for name, _ in _quire.engine_option_fields()}
     sent = {name for name, arg in ARGS.items() if arg.use is Use.ENGINE} | {"device", "load_format", "config_overrides"}
+    sent |= {"graph_sizes"}  # from compilation_config
     # The tokenizer's end of sequence goes with each request, as a stop token, because set_tokenizer can change it.
     assert sent == of_core - {"eos_token_ids"}
 

@@ -137,8 +137,7 @@ def test_structural_tag(demo: LLM) -> None:
             logits[begin[len(output) - 5]] += 1000
 
     wishes = [
-        SamplingParams(seed=s, max_tokens=150, structured_outputs=params, logits_processors=[trigger])
-        for s in range(20)
+        SamplingParams(seed=s, max_tokens=100, structured_outputs=params, logits_processors=[trigger]) for s in range(6)
     ]
     outputs = demo.generate([PROMPT] * len(wishes), wishes, use_tqdm=False)
     found = 0
@@ -327,7 +326,7 @@ def test_json_schema_test_suite(demo: LLM) -> None:
         if reason == "stop":
             num_whole += 1
             jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-    assert num_whole > 0.7 * len(served)
+    assert num_whole > 0.5 * len(served)
 
 
 def test_on_an_asynchronous_device(simt_plugin: Path) -> None:
