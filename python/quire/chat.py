@@ -67,9 +67,12 @@ _NOT_KWARGS = frozenset("chat_template messages conversation tokenize return_ten
 
 
 def render_all(
-    messages: Any, rendering: Rendering, tokenizer: Tokenizer, default_template: str | None
-) -> list[ParsedPrompt]:
-    """The prompt of each conversation. The template writes its special tokens itself, so none are added."""
+    messages: Any, rendering: Rendering, tokenizer: Tokenizer, default_template: str | None, on_error: str = "raise"
+) -> list[ParsedPrompt | Exception]:
+    """The prompt of each conversation. The template writes its special tokens itself, so none are added.
+
+    With on_error="return" an error stands in the place of its conversation.
+    """
     conversations = as_conversations(messages)
     kwargs = dict(rendering.template_kwargs or {})
     wrong = sorted(_NOT_KWARGS & set(kwargs))
@@ -83,15 +86,18 @@ def render_all(
     if unused:
         logger.warning("chat_template_kwargs %s have no effect: the chat template does not read them.", unused)
     more = {"template_kwargs": kwargs}
-    prompts = []
+    prompts: list[ParsedPrompt | Exception] = []
     for position, conversation in enumerate(conversations):
         try:
             text = _render(conversation, form, template, special_tokens=tokenizer.special_tokens, **own, **more)
+            prompts.append(ParsedPrompt(text, None, add_special_tokens=False))
         except (ValueError, TypeError, NotImplementedError) as error:
-            if len(conversations) > 1:
+            if on_error == "return":
+                prompts.append(error)
+            elif len(conversations) > 1:
                 raise type(error)(f"{error} (conversation {position})") from error
-            raise
-        prompts.append(ParsedPrompt(text, None, add_special_tokens=False))
+            else:
+                raise
     return prompts
 
 
@@ -100,11 +106,11 @@ def _render(conversation: Sequence[Any], content_format: str, template: str, **o
     try:
         return templates.render(template, parse_messages(conversation, content_format), **options)
     except ValueError as error:
-        messages = parse_messages(conversation, content_format, arguments_as_text=True)
-        if not isinstance(error.__cause__, TypeError) or not any("tool_calls" in message for message in messages):
+        if not isinstance(error.__cause__, TypeError):
             raise
         try:
-            return templates.render(template, messages, **options)
+            as_text = parse_messages(conversation, content_format, arguments_as_text=True)
+            return templates.render(template, as_text, **options)
         except ValueError:
             raise error from error.__cause__
 

@@ -14,7 +14,7 @@ from quire import chat as chats
 from quire.errors import ValidationError
 from quire.inputs import ParsedPrompt, TokensPrompt
 from quire.outputs import RequestOutput, StreamChunk
-from quire.requests import Request, refuse_call_features
+from quire.requests import Request, check_on_error, refuse_call_features
 from quire.sampling_params import SamplingParams
 from quire.tokenizer import Tokenizer
 
@@ -65,7 +65,8 @@ class ChatMethods:
             tools,
             chat_template_kwargs,
         )
-        prompts = self._render(messages, rendering)
+        check_on_error(on_error)
+        prompts = self._render(messages, rendering, on_error)
         refuse_call_features(len(prompts), lora_request, priority, mm_processor_kwargs)
         return self._run(self._prepare(prompts, sampling_params, tokenization_kwargs, on_error), use_tqdm)
 
@@ -92,7 +93,7 @@ class ChatMethods:
         prompts = self._render(messages, rendering)
         refuse_call_features(len(prompts), None, None, mm_processor_kwargs)
         assert self._tokenizer is not None
-        texts = [prompt.text or "" for prompt in prompts]
+        texts = [prompt.text or "" for prompt in prompts if isinstance(prompt, ParsedPrompt)]
         ids = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [{"prompt_token_ids": one, "prompt": text} for one, text in zip(ids, texts, strict=True)]
 
@@ -118,7 +119,7 @@ class ChatMethods:
             tools,
             chat_template_kwargs,
         )
-        prompts = self._render(messages, rendering)
+        prompts = self._render(messages, rendering, options.get("on_error", "raise"))
         if len(prompts) != 1:
             raise ValidationError(f"LLM.stream_chat takes one conversation, got {len(prompts)}.")
         return self.stream(prompts[0], sampling_params, **options)
@@ -158,8 +159,10 @@ class ChatMethods:
             mm_processor_kwargs,
         )
 
-    def _render(self, messages: Any, rendering: chats.Rendering) -> list[ParsedPrompt]:
+    def _render(
+        self, messages: Any, rendering: chats.Rendering, on_error: str = "raise"
+    ) -> list[ParsedPrompt | Exception]:
         self._check_open()
         if self._tokenizer is None:
             raise ValueError("LLM.chat needs a tokenizer, and skip_tokenizer_init is True")
-        return chats.render_all(messages, rendering, self._tokenizer, self._chat_template)
+        return chats.render_all(messages, rendering, self._tokenizer, self._chat_template, on_error)

@@ -169,7 +169,8 @@ class LLM(ChatMethods, UnavailableMethods):
 
         A chunk holds what is new; with output_kind=CUMULATIVE all so far, with FINAL_ONLY each sequence at its end.
         """
-        items = [prompt] if isinstance(prompt, ParsedPrompt) else self._items(prompt, prompt_token_ids)
+        rendered = isinstance(prompt, (ParsedPrompt, Exception))  # by stream_chat
+        items = [prompt] if rendered else self._items(prompt, prompt_token_ids)
         if len(items) != 1:
             raise ValidationError(f"LLM.stream takes one prompt, got {len(items)}; use LLM.generate_iter for several.")
         refuse_call_features(1, lora_request, priority, mm_processor_kwargs, prompt_adapter_request)
@@ -228,7 +229,7 @@ class LLM(ChatMethods, UnavailableMethods):
             return requests
 
         feed = streaming.AsCompleted(
-            pairs, prepared, lambda: str(next(self.request_counter)), self._tokenizer, limit, output_kind
+            pairs, prepared, lambda: str(next(self.request_counter)), self._tokenizer, limit, output_kind, on_error
         )
         return feed.run(runner.Waiting(self._engine), use_tqdm)
 

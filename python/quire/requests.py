@@ -95,8 +95,7 @@ def prepare(
     grammars: Grammars | None = None,
 ) -> list[Request]:
     """One request a prompt. With on_error="raise" all that is wrong is raised, else it stands in its request."""
-    if on_error not in ("raise", "return"):
-        raise ValidationError(f"on_error must be 'raise' or 'return', got {on_error!r}")
+    check_on_error(on_error)
     each = list(params) if isinstance(params, (list, tuple)) else None
     if each is not None and len(each) != len(prompts):
         raise ValidationError(
@@ -122,6 +121,11 @@ def prepare(
     return requests
 
 
+def check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise ValidationError(f"on_error must be 'raise' or 'return', got {on_error!r}")
+
+
 def _compile_each(
     requests: list[Request],
     each: Sequence[SamplingParams],
@@ -143,6 +147,8 @@ def _parse_all(requests: list[Request], prompts: Sequence[Any]) -> list[ParsedPr
     parsed: list[ParsedPrompt | None] = []
     for request, prompt in zip(requests, prompts, strict=True):
         try:
+            if isinstance(prompt, Exception):  # a conversation that could not be rendered
+                raise prompt
             parsed.append(prompt if isinstance(prompt, ParsedPrompt) else parse_prompt(prompt))
             request.text = parsed[-1].text if parsed[-1] else None
         except (ValueError, TypeError, NotImplementedError) as error:

@@ -164,9 +164,10 @@ class AsCompleted:
         tokenizer: Tokenizer | None,
         limit: int,
         kind: RequestOutputKind | None,
+        on_error: str,
     ) -> None:
         self._pairs, self._prepare, self._name, self._tokenizer = pairs, prepare, name, tokenizer
-        self._limit, self._kind = limit, kind
+        self._limit, self._kind, self._on_error = limit, kind, on_error
         self._position, self._exhausted = 0, False
         self._running: dict[int, Pieces] = {}
         self._num_streamed = 0
@@ -189,8 +190,8 @@ class AsCompleted:
             return []
         requests = self._prepare([prompt for prompt, _ in batch], [params for _, params in batch], self._position)
         self._position += len(batch)
-        good = [request for request in requests if request.error is None]
-        pieces = [Pieces(request, self._name(), self._tokenizer, self._kind_of(request)) for request in good]
+        pieces = [self._pieces_of(request) for request in requests if request.error is None]
+        pieces = [one for one in pieces if one.request.error is None]
         at_once = [one for one in pieces if one.kind is RequestOutputKind.FINAL_ONLY]
         self._running.update(zip(waiting.submit([one.request for one in at_once]), at_once, strict=True))
         for one in pieces:
@@ -198,6 +199,16 @@ class AsCompleted:
                 self._running[waiting.submit_streamed(one.request)] = one
                 self._num_streamed += 1
         return [request for request in requests if request.error is not None]
+
+    def _pieces_of(self, request: Request) -> Pieces:
+        kind = RequestOutputKind.FINAL_ONLY
+        try:
+            kind = self._kind_of(request)
+        except (ValueError, NotImplementedError) as error:
+            if self._on_error == "raise":
+                raise
+            request.fail(error)
+        return Pieces(request, self._name() if request.error is None else "", self._tokenizer, kind)
 
     def _kind_of(self, request: Request) -> RequestOutputKind:
         assert request.params is not None

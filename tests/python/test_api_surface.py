@@ -108,6 +108,17 @@ def test_engine_arguments_are_options_of_the_core() -> None:
             "enqueue",
             "prompts sampling_params lora_request priority use_tqdm tokenization_kwargs mm_processor_kwargs",
         ),
+        (
+            "enqueue_chat",
+            "messages sampling_params use_tqdm lora_request priority chat_template chat_template_content_format "
+            "add_generation_prompt continue_final_message tools chat_template_kwargs tokenization_kwargs "
+            "mm_processor_kwargs",
+        ),
+        (
+            "preprocess_chat",
+            "messages chat_template chat_template_content_format add_generation_prompt continue_final_message tools "
+            "chat_template_kwargs mm_processor_kwargs",
+        ),
     ],
 )
 def test_methods_take_what_vllm_takes(method: str, expected: str) -> None:
@@ -119,6 +130,9 @@ def test_methods_take_what_vllm_takes(method: str, expected: str) -> None:
 def test_newer_keywords_are_there() -> None:
     assert {"tokenization_kwargs", "mm_processor_kwargs"} <= set(inspect.signature(LLM.generate).parameters)
     assert {"chat_template_kwargs", "priority"} <= set(inspect.signature(LLM.chat).parameters)
+    of_generate = set(inspect.signature(LLM.generate).parameters) - {"prompts", "use_tqdm"}
+    for method in (LLM.stream, LLM.generate_iter):
+        assert of_generate <= set(inspect.signature(method).parameters)
 
 
 def test_public_names() -> None:

@@ -170,3 +170,25 @@ def test_too_long_a_conversation(llm: LLM) -> None:
         [CONVERSATION, [{"role": "user", "content": "story " * 300}]], GREEDY, use_tqdm=False, on_error="return"
     )
     assert ok.error is None and bad.error is not None and bad.outputs[0].finish_reason == "error"
+
+
+def test_bad_conversations_stand_in_their_places(llm: LLM) -> None:
+    template = (
+        "{% if messages[0].content == 'no' %}{{ raise_exception('not that') }}{% endif %}{{ messages[0].content }}"
+    )
+    good, bad = [{"role": "user", "content": "Once"}], [{"role": "user", "content": "no"}]
+    wrong = [{"content": "no role"}]
+    options: dict[str, Any] = {"chat_template": template, "use_tqdm": False}
+    alone = llm.chat([good], GREEDY, **options)[0].outputs
+    outputs = llm.chat([good, bad, wrong, good], GREEDY, on_error="return", **options)
+    assert [output.error is None for output in outputs] == [True, False, False, True]
+    assert outputs[0].outputs == outputs[3].outputs == alone
+    assert outputs[1].error == "The chat template cannot render this conversation: not that"
+    assert outputs[2].error is not None and "'role'" in outputs[2].error
+    assert [output.outputs[0].finish_reason for output in outputs[1:3]] == ["error", "error"]
+    (chunk,) = llm.stream_chat(bad, GREEDY, on_error="return", chat_template=template)
+    assert chunk.finish_reason == "error" and chunk.output is not None and chunk.output.error == outputs[1].error
+    with pytest.raises(ValueError, match=r"not that \(conversation 1\)"):
+        llm.chat([good, bad, good], GREEDY, **options)
+    with pytest.raises(ValueError, match="on_error must be 'raise' or 'return', got 'ignore'"):
+        llm.chat([good], GREEDY, on_error="ignore", **options)

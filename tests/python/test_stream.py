@@ -231,6 +231,15 @@ def test_logprobs_of_pieces_are_refused_by_name(llm: LLM) -> None:
         llm.stream([5], params, output_kind="delta")  # type: ignore[arg-type]
 
 
+def test_what_one_request_cannot_have_stands_in_its_place(llm: LLM) -> None:
+    delta: Any = {"output_kind": RequestOutputKind.DELTA, **WRITING}
+    params = [SamplingParams(**WRITING), SamplingParams(logprobs=1, **delta), SamplingParams(**delta)]
+    got = list(llm.generate_iter([[5], [6], [7]], params, on_error="return"))
+    errors = {position: output.error for position, output in got if output.error is not None}
+    assert list(errors) == [1] and "together with output_kind=DELTA" in (errors[1] or "")
+    assert {position for position, output in got if output.finished} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end", ["close", "del", "break", "raise", "never started"])
 def test_abandoned_half_way(llm: LLM, kind: RequestOutputKind, end: str) -> None:

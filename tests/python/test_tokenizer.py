@@ -284,3 +284,23 @@ def test_streamed_text_never_shows_a_stop_string(light: Tokenizer) -> None:
 
 def test_special_tokens_are_those_of_the_file(light: Tokenizer) -> None:
     assert set(light.special_texts().values()) == set(SPECIAL_TOKENS)
+
+
+def test_options_of_decoding_are_those_of_a_slow_tokenizer() -> None:
+    from transformers import ByT5Tokenizer
+
+    hf = ByT5Tokenizer()
+    wrapped = wrap_tokenizer(hf)
+    eos, unknown = hf.eos_token_id, hf.unk_token_id
+    ids = [
+        eos,
+        eos,
+        *hf.encode("a é", add_special_tokens=False),
+        unknown,
+        eos,
+        *hf.encode("b", add_special_tokens=False),
+    ]
+    for skip in (True, False):
+        for spaces in (True, False):
+            expected = hf.decode(ids, skip_special_tokens=skip, spaces_between_special_tokens=spaces)
+            assert wrapped.decode(ids, skip, spaces) == expected
