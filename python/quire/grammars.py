@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from quire._logging import logger
@@ -23,6 +23,16 @@ from quire.tokenizer import Tokenizer
 BACKENDS = ("auto", "guidance", "xgrammar")
 _MAX_CACHED = 1024
 _OBJECT = '{"type":"object"}'
+# What an error of each kind begins with: vLLM's words.
+_WRONG = {
+    "json": "Invalid JSON grammar specification. The schema cannot be enforced: ",
+    "json_object": "Invalid JSON grammar specification. ",
+    "regex": "Failed to transform regex into a grammar: ",
+    "choice": "Invalid choice: ",
+    "grammar": "Invalid grammar specification. ",
+    "lark": "Failed to convert the grammar from Lark to EBNF. ",
+    "structural_tag": "Invalid structural tag: ",
+}
 
 
 class Grammar:
@@ -128,47 +138,43 @@ class Grammars:
             raise ValidationError("Structured output needs a tokenizer; skip_tokenizer_init is True.")
         if not self._eos:
             raise ValidationError("Structured output needs an end-of-sequence token, and the model names none.")
-        source = self._tokenizer.fast_json() if len(self._tokenizer) <= self._vocab_size else None
-        source = _ByteTokenizer(self._tokenizer, self._vocab_size, self._eos[0]) if source is None else source
+        # The json may name more tokens than the model has.
+        source: Any = self._tokenizer.fast_json() if len(self._tokenizer) <= self._vocab_size else None
+        source = source or _ByteTokenizer(self._tokenizer, self._vocab_size, self._eos[0])
         self._ll_tokenizer = llguidance.LLTokenizer(source, n_vocab=self._vocab_size, eos_token=list(self._eos))
         self._executor = llguidance.LLExecutor(min(16, len(os.sched_getaffinity(0))))
 
     def _matcher(self, constraint: Constraint, json_options: dict[str, Any], closed: bool) -> Any:
-        from llguidance import LLMatcher
+        import llguidance
 
-        text, kind = constraint.text, constraint.kind
-        if kind in ("json", "json_object"):
-            schema = json.loads(text or _OBJECT)
-            schema = {"allOf": [schema]} if isinstance(schema, bool) else schema  # options need an object
-            what = "Invalid JSON grammar specification. The schema cannot be enforced: "
-            make = lambda: LLMatcher.grammar_from_json_schema(  # noqa: E731
-                json.dumps(close_objects(schema) if closed else schema), overrides=json_options
-            )
-        elif kind == "regex":
-            what = "Failed to transform regex into a grammar: "
-            make = lambda: LLMatcher.grammar_from_regex(text)  # noqa: E731
-        elif kind == "choice":
-            what = "Invalid choice: "
-            make = lambda: LLMatcher.grammar_from_lark(choice_grammar(constraint.choices))  # noqa: E731
-        elif kind == "grammar":
-            is_ebnf = "::=" in text
-            what = "Invalid grammar specification. " if is_ebnf else "Failed to read the grammar as Lark. "
-            make = lambda: LLMatcher.grammar_from_lark(_ebnf_to_lark(text) if is_ebnf else text)  # noqa: E731
-        else:
-            what = "Invalid structural tag: "
-            make = lambda: self._structural_tag(json.loads(text), json_options, closed)  # noqa: E731
-        return self._checked(what, make)
-
-    def _checked(self, what: str, make: Callable[[], str]) -> Any:
-        from llguidance import LLMatcher
-
+        is_lark = constraint.kind == "grammar" and "::=" not in constraint.text
+        what = _WRONG["lark" if is_lark else constraint.kind]
         try:
-            matcher = LLMatcher(self._ll_tokenizer, make(), log_level=0)
+            text = self._grammar_text(constraint, json_options, closed)
+            matcher = llguidance.LLMatcher(self._ll_tokenizer, text, log_level=0)
         except (ValueError, TypeError) as error:
             raise ValidationError(what + str(error)) from error
         if matcher.is_error():
             raise ValidationError(what + str(_error_of(matcher)))
         return matcher
+
+    def _grammar_text(self, constraint: Constraint, json_options: Any, closed: bool) -> str:
+        """The constraint as llguidance reads it."""
+        from llguidance import LLMatcher
+
+        text = constraint.text
+        if constraint.kind in ("json", "json_object"):
+            schema = json.loads(text or _OBJECT)
+            schema = {"allOf": [schema]} if isinstance(schema, bool) else schema  # options need an object
+            schema = close_objects(schema) if closed else schema
+            return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=json_options)
+        if constraint.kind == "regex":
+            return LLMatcher.grammar_from_regex(text)
+        if constraint.kind == "choice":
+            return LLMatcher.grammar_from_lark(choice_grammar(constraint.choices))
+        if constraint.kind == "grammar":
+            return LLMatcher.grammar_from_lark(_ebnf_to_lark(text) if "::=" in text else text)
+        return self._structural_tag(json.loads(text), json_options, closed)
 
     def _structural_tag(self, value: Any, json_options: dict[str, Any], closed: bool) -> str:
         from llguidance import LLMatcher, StructTag

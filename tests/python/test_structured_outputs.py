@@ -250,7 +250,7 @@ def test_stop_strings_several_sequences_streams_and_chat(demo: LLM) -> None:
         ({"json": {"type": "object", "not": {}}}, 'The schema cannot be enforced: Unimplemented keys: ."not".'),
         ({"json": False.__repr__().lower()}, "The schema cannot be enforced: Unsatisfiable schema"),
         ({"regex": "[a"}, "Failed to transform regex into a grammar: .*unclosed character class"),
-        ({"grammar": 'start: "a" b'}, 'Failed to read the grammar as Lark. .*unknown name: "b"'),
+        ({"grammar": 'start: "a" b'}, 'Failed to convert the grammar from Lark to EBNF. .*unknown name: "b"'),
         ({"grammar": 'root ::= "a" ('}, "Invalid grammar specification. "),
         ({"structural_tag": "{}"}, "Invalid structural tag: it must have the keys structures and triggers"),
         (
