@@ -28,6 +28,18 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
+// True in its scope.
+class Flag {
+ public:
+  explicit Flag(bool& flag) : flag_(flag) { flag_ = true; }
+  ~Flag() { flag_ = false; }
+  Flag(const Flag&) = delete;
+  Flag& operator=(const Flag&) = delete;
+
+ private:
+  bool& flag_;
+};
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
@@ -39,6 +51,10 @@ Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkp
 
 bool Engine::step() {
   if (!broken_.empty()) throw DeviceError(broken_);
+  if (in_hooks_) {
+    throw InvalidArgument(
+        "a logits processor or constraint cannot run the engine that calls it; it may submit requests");
+  }
   const Stopwatch whole(totals_.step_seconds);
   try {
     const size_t depth = may_run_ahead() ? Scheduler::kMaxInFlight : 1;
@@ -89,8 +105,11 @@ bool Engine::launch() {
 // Masks are computed while an asynchronous device works on the forward pass; logits processors wait for it.
 void Engine::run_hooks(StepInFlight& step) {
   worker_.run_forward();
-  step.hooks.fill_masks(step.sampling);
-  step.hooks.process_logits(worker_);
+  {
+    const Flag running(in_hooks_);
+    step.hooks.fill_masks(step.sampling);
+    step.hooks.process_logits(worker_);
+  }
   worker_.run_sample(step.sampling);
   for (const HookedRow& row : step.hooks.rows()) {
     if (!row.error.empty()) fail(*row.sequence, row.error);
@@ -99,7 +118,10 @@ void Engine::run_hooks(StepInFlight& step) {
 
 // Constraints are told what was sampled. What they refuse is dropped with its request.
 void Engine::commit_hooks(StepInFlight& step, const SampledTokens& sampled) {
-  step.hooks.commit(sampled.token_ids);
+  {
+    const Flag running(in_hooks_);
+    step.hooks.commit(sampled.token_ids);
+  }
   for (const HookedRow& row : step.hooks.rows()) {
     if (!row.error.empty()) fail(*row.sequence, row.error);
   }
@@ -165,9 +187,10 @@ void Engine::begin_sampling(StepInFlight& step) {
 // There is no memory for the lists of the step's sampling parameters: the request that needs most of it goes, and the
 // others' step is planned again.
 void Engine::fail_largest_lists(const StepInFlight& step, const std::string& why) {
-  const auto list_entries = [](const Row& row) {
+  const auto list_entries = [&](const Row& row) {
     const SamplingParams& params = row.sequence->request->params;
-    return params.allowed_token_ids.size() + params.logit_bias.size() + row.sequence->tokens.size();
+    const auto mask_words = static_cast<size_t>(params.constraint != nullptr ? worker_.vocab_size() / 32 : 0);
+    return mask_words + params.allowed_token_ids.size() + params.logit_bias.size() + row.sequence->tokens.size();
   };
   QUIRE_CHECK(!step.rows.empty(), "a step without samples needs no lists: ", why);
   const Row& largest = *std::ranges::max_element(step.rows, {}, list_entries);

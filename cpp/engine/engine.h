@@ -94,7 +94,8 @@ class Engine {
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;
-  std::string broken_;  // what the device said; empty while it works
+  bool in_hooks_ = false;  // the caller's code runs in the midst of a step
+  std::string broken_;     // what the device said; empty while it works
   Stats totals_;
   double wait_seconds_ = 0.0;
 };

@@ -20,10 +20,10 @@ class Worker;
 // A sampled row with hooks.
 struct HookedRow {
   Sequence* sequence = nullptr;
-  int32_t sample = 0;            // its row of logits
-  size_t sampling_row = 0;       // its row in the SamplingBatch
-  std::shared_ptr<void>* state;  // of its constraint; lives in the request's record
-  std::string error;             // not empty: its request is to end
+  int32_t sample = 0;                      // its row of logits
+  size_t sampling_row = 0;                 // its row in the SamplingBatch
+  std::shared_ptr<void>* state = nullptr;  // of its constraint; lives in the request's record
+  std::string error;                       // not empty: its request is to end
 };
 
 class StepHooks {
@@ -40,7 +40,8 @@ class StepHooks {
   void commit(std::span<const int32_t> sampled);
 
  private:
-  // Calls use(first, last) for each run of constrained rows of one group; an exception is the error of all of them.
+  // Calls use(rows, one of their constraints) for the constrained rows of each group; an exception is the error of all
+  // of them.
   template <typename Use>
   void for_each_group(const Use& use);
 

@@ -98,10 +98,10 @@ __device__ inline void mark_ids(const int32_t* ids, int32_t count, const uint32_
 
 // Fills shared.allowed, which has the mask in it, and shared.banned for a slice. A barrier on both sides.
 __device__ inline void mark_slice(const SamplingRow& row, int32_t slice, int32_t vocab_size, EditShared& shared) {
-  const int32_t first_word = slice * (kSliceTokens / 32), num_words = (vocab_size + 31) / 32;
+  const int32_t first_word = slice * (kSliceTokens / 32);
+  const int32_t num_words = row.allowed_mask == nullptr ? 0 : (vocab_size + 31) / 32 - first_word;
   for (int i = static_cast<int>(threadIdx.x); i < kSliceTokens / 32; i += kSamplingThreads) {
-    const bool has_word = row.allowed_mask != nullptr && first_word + i < num_words;
-    shared.allowed[i] = row.num_allowed_ids > 0 ? 0u : has_word ? row.allowed_mask[first_word + i] : ~0u;
+    shared.allowed[i] = row.num_allowed_ids > 0 ? 0u : i < num_words ? row.allowed_mask[first_word + i] : ~0u;
     shared.banned[i] = 0u;
   }
   __syncthreads();  // the marks are clear

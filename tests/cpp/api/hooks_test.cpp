@@ -173,6 +173,31 @@ TEST(Hooks, ProcessorsComeInTheirOrderAndSeeTheTokens) {
   EXPECT_EQ(seen, (std::vector<std::vector<int32_t>>{{}, {800}, {800, 801}, {800, 801, 802}}));
 }
 
+TEST(Hooks, MaySubmitAndCancelButNotStep) {
+  LLM llm(kDemo, {.max_model_len = 128});
+  std::vector<int32_t> added;
+  SamplingParams inner;
+  inner.max_tokens = 3;
+  inner.ignore_eos = true;
+  SamplingParams params = inner;
+  params.logits_processors.push_back([&](auto, std::span<const int32_t> output, auto) {
+    if (output.empty()) {
+      llm.submit(
+          {5, 6}, inner, [&](const Delta& delta) { added = delta.finished->completions[0].token_ids; },
+          Notify::finished);
+    }
+    if (output.size() == 1) {
+      EXPECT_TRUE(llm.cancel(1));
+    }
+    if (output.size() == 2) llm.step();
+  });
+  const std::vector<RequestOutput> outputs = run(llm, {params, inner});
+  EXPECT_EQ(outputs[0].completions[0].token_ids.size(), 2u);
+  EXPECT_NE(outputs[0].error.find("cannot run the engine that calls it"), std::string::npos) << outputs[0].error;
+  EXPECT_EQ(outputs[1].completions[0].finish_reason, FinishReason::abort);
+  EXPECT_EQ(added.size(), 3u);
+}
+
 TEST(Hooks, SurvivePreemption) {
   // Room for the prompts and little more: sequences are preempted and computed again.
   LLM llm(kDemo, {.max_model_len = 64, .num_gpu_blocks_override = 6});
