@@ -290,7 +290,10 @@ def _extend(own: CompletionOutput, new: CompletionOutput) -> None:
 
 @dataclass
 class StreamChunk:
-    """What is new in one of the sequences of a streamed request. The last chunk carries the whole output."""
+    """A piece of one of the sequences of a streamed request: what is new, or what output_kind says.
+
+    The last chunk carries the whole output.
+    """
 
     request_id: str
     index: int

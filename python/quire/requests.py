@@ -421,7 +421,9 @@ def refuse_call_features(
 def _one_each(name: str, value: Any, num_prompts: int | None) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         return [value]
-    if num_prompts is not None and len(value) != num_prompts and value:
+    if name == "priority" and not value:
+        return []  # all 0, as in vLLM
+    if num_prompts is not None and len(value) != num_prompts:
         raise ValidationError(
             f"The lengths of prompts and {name} must be the same. Got {num_prompts} prompts and {len(value)}."
         )

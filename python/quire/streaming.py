@@ -47,9 +47,8 @@ class Pieces:
         assert params is not None
         self.request, self.request_id, self.kind = request, request_id, kind
         self._interval = params.stream_interval
-        self._streamed = [
-            StreamedText(tokenizer, request.token_ids, params.text) for _ in range(int(params.engine["n"]))
-        ]
+        count = 0 if kind is RequestOutputKind.FINAL_ONLY else int(params.engine["n"])  # nothing is pushed then
+        self._streamed = [StreamedText(tokenizer, request.token_ids, params.text) for _ in range(count)]
         # Of each sequence: all its text and tokens so far, and how much of them was given out.
         self._text = [""] * len(self._streamed)
         self._token_ids: list[list[int]] = [[] for _ in self._streamed]

@@ -155,6 +155,11 @@ REFUSED: dict[str, tuple[Callable[[LLM], Any], type[Exception], str]] = {
         ValueError,
         "The lengths of prompts and lora_request must be the same.",
     ),
+    "lora list, empty": (
+        lambda llm: llm.generate([TEXT], P, lora_request=[]),
+        ValueError,
+        "The lengths of prompts and lora_request must be the same.",
+    ),
     "prompt adapter": (
         lambda llm: llm.generate(TEXT, P, prompt_adapter_request="a"),
         NotImplementedError,
