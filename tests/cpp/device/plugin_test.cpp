@@ -76,7 +76,7 @@ TEST_F(Plugins, ThatAreNoneAreToldApart) {
   expect_parts(message_of<DeviceError>([] { load_plugin("stranger"); }),
                {"libquire_stranger.so is no plugin of quire", kPluginEntry});
   expect_parts(message_of<DeviceError>([] { load_plugin("older"); }),
-               {"libquire_older.so is of another build", "found ABI 0", "needed ABI 1", QUIRE_BUILD_VERSION});
+               {"libquire_older.so is of another build", "found ABI 1", "needed ABI 2", QUIRE_BUILD_VERSION});
 }
 
 TEST_F(Plugins, DoTheWorkOfADevice) {
