@@ -28,6 +28,18 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
+// True in its scope.
+class Flag {
+ public:
+  explicit Flag(bool& flag) : flag_(flag) { flag_ = true; }
+  ~Flag() { flag_ = false; }
+  Flag(const Flag&) = delete;
+  Flag& operator=(const Flag&) = delete;
+
+ private:
+  bool& flag_;
+};
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
@@ -39,6 +51,10 @@ Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkp
 
 bool Engine::step() {
   if (!broken_.empty()) throw DeviceError(broken_);
+  if (in_hooks_) {
+    throw InvalidArgument(
+        "a logits processor or constraint cannot run the engine that calls it; it may submit requests");
+  }
   const Stopwatch whole(totals_.step_seconds);
   try {
     const size_t depth = may_run_ahead() ? Scheduler::kMaxInFlight : 1;
@@ -80,8 +96,43 @@ bool Engine::launch() {
     return false;
   }
   worker_.copy_blocks(step.batch.block_copies);
-  worker_.run();
+  if (step.hooks.empty()) {
+    worker_.run();
+  } else {
+    run_hooks(step);
+  }
   return true;
+}
+
+// Masks are computed while an asynchronous device works on the forward pass; logits processors wait for it.
+void Engine::run_hooks(StepInFlight& step) {
+  worker_.run_forward();
+  {
+    const Flag running(in_hooks_);
+    step.hooks.fill_masks(step.sampling);
+    step.hooks.process_logits(worker_);
+  }
+  worker_.run_sample(step.sampling);
+  for (const HookedRow& row : step.hooks.rows()) {
+    if (!row.error.empty()) fail(*row.sequence, row.error);
+  }
+}
+
+// Constraints are told what was sampled. What they refuse is dropped with its request.
+void Engine::commit_hooks(StepInFlight& step, const SampledTokens& sampled) {
+  {
+    const Flag running(in_hooks_);
+    step.hooks.commit(sampled.token_ids);
+  }
+  for (const HookedRow& row : step.hooks.rows()) {
+    if (!row.error.empty()) fail(*row.sequence, row.error);
+  }
+}
+
+void Engine::fail(const Sequence& sequence, const std::string& why) {
+  if (sequence.finished()) return;
+  sequence.request->record->error = why;
+  scheduler_.cancel(sequence.request->id, FinishReason::error);
 }
 
 // fetch, commit of the oldest step under way; then callbacks are told.
@@ -92,6 +143,7 @@ void Engine::collect() {
     return worker_.fetch();
   }();
   const double now = epoch_seconds();
+  if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_tokens(step, sampled, now);
   record_prompt_logprobs(step, worker_.prompt_scores());
   scheduler_.commit(step.batch, sampled.token_ids);
@@ -113,6 +165,7 @@ void Engine::stamp_first_scheduled() {
 void Engine::begin_sampling(StepInFlight& step) {
   step.sampling.clear();
   step.rows.clear();
+  step.hooks.clear();
   for (int32_t i = 0; i < step.batch.num_samples(); ++i) {
     const Sequence& sequence = scheduler_.sampled_sequence(i);
     RequestRecord& record = *sequence.request->record;
@@ -128,8 +181,11 @@ void Engine::begin_sampling(StepInFlight& step) {
     // With a seed, sequence i of n draws as a request of its own with seed + i would.
     const uint64_t seed = record.seeded ? record.seed + index : hash_combine(record.seed, index);
     step.sampling.add(sequence, output_index, seed, own.counts);
+    if (has_hooks(sequence.request->params)) {
+      step.hooks.add(sequence, i, step.sampling.rows().size() - 1, own.constraint_state);
+    }
   }
-  step.sampling.finish();
+  step.sampling.finish(worker_.vocab_size());
 }
 
 // The tokens of a prompt that the step computes and that were not judged before. Only the first sequence of a request
@@ -166,8 +222,9 @@ void Engine::fail_largest(const std::string& why) {
     const size_t judged_bytes =
         num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
     if (!scheduled.samples) return judged_bytes;
+    const size_t mask_bytes = params.constraint != nullptr ? static_cast<size_t>(worker_.vocab_size()) / 8 : 0;
     const size_t list_bytes =
-        params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
+        mask_bytes + params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
         (request.record->reads_output ? scheduled.sequence->tokens.size() * sizeof(TokenCount) : 0);
     // Every row of the output is as wide as the widest.
     const auto width = static_cast<size_t>(params.logprobs.value_or(0));
@@ -326,6 +383,7 @@ std::vector<Completion> Engine::completions(const Request& request) const {
     completion.finish_reason = sequence->finish_reason;
     completion.stop_token_id = sequence->stop_token_id;
     completion.stop_string_index = sequence->stop_string_index;
+    completion.is_complete = sequence->is_complete;
   }
   return completions;
 }

@@ -12,6 +12,7 @@
 
 #include "engine/beam_search.h"
 #include "engine/engine_config.h"
+#include "engine/hooks.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/validation.h"
@@ -25,7 +26,8 @@ struct RequestRecord {
     TokenCounts counts;
     LogprobBuffer logprobs;
     double cumulative_logprob = 0.0;
-    uint32_t told_row_serial = 0;  // the row that has the sampling parameters
+    uint32_t told_row_serial = 0;            // the row that has the sampling parameters
+    std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
   };
   DeltaCallback callback;
   Notify notify = Notify::every_token;
@@ -80,6 +82,7 @@ class Engine {
     std::vector<Row> rows;
     std::vector<PromptRow> prompt_rows;
     std::vector<JudgedTokens> judged;
+    StepHooks hooks;
   };
 
   bool may_run_ahead() const;
@@ -89,6 +92,9 @@ class Engine {
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
   void fail_largest(const std::string& why);
+  void run_hooks(StepInFlight& step);
+  void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
+  void fail(const Sequence& sequence, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
@@ -110,7 +116,8 @@ class Engine {
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;
-  std::string broken_;  // what the device said; empty while it works
+  bool in_hooks_ = false;  // the caller's code runs in the midst of a step
+  std::string broken_;     // what the device said; empty while it works
   Stats totals_;
   double wait_seconds_ = 0.0;
 };

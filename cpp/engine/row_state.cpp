@@ -110,10 +110,28 @@ void RowState::reserve_lists(size_t num_bytes) {
   for (size_t i = 0; i < kSlots; ++i) slots_[i].lists = std::move(staging[i]);
 }
 
+void RowState::reserve_masks(size_t num_bytes) {
+  if (num_bytes == 0 || (masks_ != nullptr && num_bytes <= masks_->num_bytes())) return;
+  const size_t capacity = std::bit_ceil(num_bytes);
+  std::unique_ptr<Region> masks = device_.allocate(RegionTag::workspace, capacity);
+  std::unique_ptr<HostBuffer> staging = device_.allocate_host(capacity);
+  device_.synchronize();  // a step under way may read the old ones
+  masks_ = std::move(masks);
+  mask_staging_ = std::move(staging);
+}
+
+void RowState::upload_masks(const SamplingBatch& sampling) {
+  const std::span<const uint32_t> masks = sampling.masks();
+  if (masks.empty()) return;
+  std::memcpy(mask_staging_->data(), masks.data(), masks.size_bytes());
+  device_.copy_async(masks_->data(), mask_staging_->data(), masks.size_bytes(), device_.stream());
+}
+
 void RowState::upload(const Batch& batch, const SamplingBatch& sampling) {
   size_t needed = 0;
   for (const SamplingRow& row : sampling.rows()) needed += list_bytes(row);
   reserve_lists(needed);
+  reserve_masks(sampling.masks().size_bytes());
   Slot& slot = slots_[next_slot_];
   next_slot_ = (next_slot_ + 1) % kSlots;
   Packer packer(*slot.inbox, buffers_.inbox);
@@ -152,6 +170,10 @@ const SamplingRowUpdate* RowState::pack_sampling(const SamplingBatch& sampling, 
     row.banned_ids = lists.put(row.banned_ids, static_cast<size_t>(row.num_banned_ids));
     row.biases = lists.put(row.biases, static_cast<size_t>(row.num_biases));
     row.counts = lists.put(row.counts, static_cast<size_t>(row.num_counts));
+    if (row.allowed_mask != nullptr) {
+      row.allowed_mask =
+          reinterpret_cast<const uint32_t*>(masks_->data()) + (row.allowed_mask - sampling.masks().data());
+    }
     updates[i] = {sampling.device_rows()[i], row};
   }
   if (lists.used() > 0) device_.copy_async(lists_->data(), slot.lists->data(), lists.used(), device_.stream());

@@ -51,6 +51,8 @@ class RowState {
   // the lists of sampling parameters find no room. At most kSlots steps may be under way.
   static constexpr size_t kSlots = Scheduler::kMaxInFlight;
   void upload(const Batch& batch, const SamplingBatch& sampling);
+  // Sends the masks of the step told last, which are filled by now.
+  void upload_masks(const SamplingBatch& sampling);
   // Makes the arrays of the step told last. The launches depend on the shape alone where the step feeds itself.
   DeviceBatch prepare(const StepShape& shape) const;
   const SamplingRow* sampling_rows() const { return buffers_.sampling; }
@@ -70,6 +72,7 @@ class RowState {
   };
 
   void reserve_lists(size_t num_bytes);
+  void reserve_masks(size_t num_bytes);
   const SamplingRowUpdate* pack_sampling(const SamplingBatch& sampling, Packer& packer, Slot& slot);
   void pack_batch(const Batch& batch, Packer& packer);
 
@@ -81,6 +84,9 @@ class RowState {
   std::array<Slot, kSlots> slots_;
   size_t next_slot_ = 0;
   std::unique_ptr<Region> lists_;
+  // Masks of one step: while a request has a constraint no step is planned ahead.
+  std::unique_ptr<Region> masks_;
+  std::unique_ptr<HostBuffer> mask_staging_;
 };
 
 }  // namespace quire

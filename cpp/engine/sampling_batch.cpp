@@ -31,14 +31,19 @@ const std::vector<TokenCount>& TokenCounts::update(const Sequence& sequence) {
   return counts_;
 }
 
+bool has_hooks(const SamplingParams& params) {
+  return params.constraint != nullptr || !params.logits_processors.empty();
+}
+
 bool reads_output(const SamplingParams& params) {
-  return needs_counts(params) || std::ranges::any_of(params.bad_words_token_ids, [](const auto& word) {
+  return has_hooks(params) || needs_counts(params) ||
+         std::ranges::any_of(params.bad_words_token_ids, [](const auto& word) {
            return word.size() > 1;  // a single token is banned whatever was written
          });
 }
 
 bool changes_each_step(const SamplingParams& params) {
-  return needs_counts(params) || params.min_tokens > 0 || !params.bad_words_token_ids.empty() ||
+  return has_hooks(params) || needs_counts(params) || params.min_tokens > 0 || !params.bad_words_token_ids.empty() ||
          !params.logit_bias.empty() || !params.allowed_token_ids.empty();
 }
 
@@ -49,6 +54,9 @@ void SamplingBatch::clear() {
   banned_ranges_.clear();
   biases_.clear();
   bias_ranges_.clear();
+  masks_.clear();
+  mask_indices_.clear();
+  num_masks_ = 0;
   max_logprobs_ = -1;
 }
 
@@ -89,17 +97,29 @@ void SamplingBatch::add(const Sequence& sequence, int32_t output_index, uint64_t
   const size_t bias_begin = biases_.size();
   for (const auto& [id, bias] : params.logit_bias) biases_.push_back({.token_id = id, .bias = bias});
   bias_ranges_.push_back({bias_begin, biases_.size()});
+  mask_indices_.push_back(params.constraint != nullptr ? num_masks_++ : -1);
   rows_.push_back(row);
   device_rows_.push_back(sequence.row);
 }
 
-void SamplingBatch::finish() {
+void SamplingBatch::finish(int64_t vocab_size) {
+  vocab_size_ = vocab_size;
+  const auto num_words = static_cast<size_t>(vocab_size + 31) / 32;
+  masks_.assign(static_cast<size_t>(num_masks_) * num_words, 0u);
   for (size_t i = 0; i < rows_.size(); ++i) {
     rows_[i].banned_ids = banned_ids_.data() + banned_ranges_[i].begin;
     rows_[i].num_banned_ids = static_cast<int32_t>(banned_ranges_[i].end - banned_ranges_[i].begin);
     rows_[i].biases = biases_.data() + bias_ranges_[i].begin;
     rows_[i].num_biases = static_cast<int32_t>(bias_ranges_[i].end - bias_ranges_[i].begin);
+    if (mask_indices_[i] >= 0) {
+      rows_[i].allowed_mask = masks_.data() + static_cast<size_t>(mask_indices_[i]) * num_words;
+    }
   }
+}
+
+std::span<uint32_t> SamplingBatch::mask(size_t row) {
+  const size_t num_words = masks_.size() / static_cast<size_t>(num_masks_);
+  return std::span(masks_).subspan(static_cast<size_t>(mask_indices_[row]) * num_words, num_words);
 }
 
 }  // namespace quire

@@ -59,6 +59,8 @@ void append_token(Sequence& sequence, int32_t token) {
   } else if (may_stop && stop_string >= 0) {
     sequence.finish_reason = FinishReason::stop;
     sequence.stop_string_index = stop_string;
+  } else if (sequence.is_complete) {
+    sequence.finish_reason = FinishReason::stop;
   } else if (sequence.num_tokens() >= request.max_total_tokens) {
     sequence.finish_reason = FinishReason::length;
   }

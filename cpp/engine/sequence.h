@@ -46,6 +46,7 @@ struct Sequence {
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;
   int32_t stop_string_index = -1;
+  bool is_complete = false;  // its constraint lets nothing follow the token that is about to be appended
 
   // The row of device state that is this sequence's while it runs (SchedulerOptions::device_rows), -1 else.
   int32_t row = -1;
@@ -91,8 +92,8 @@ struct Request {
 };
 
 // Appends a sampled token and decides whether the sequence ends with it. In this order: EOS and stop token ids, stop
-// strings (all held back while the output is shorter than min_tokens), length. The token stays in `tokens` in every
-// case.
+// strings (all held back while the output is shorter than min_tokens), the end of a constraint, length. The token stays
+// in `tokens` in every case.
 void append_token(Sequence& sequence, int32_t token);
 
 }  // namespace quire

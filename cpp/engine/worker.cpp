@@ -158,8 +158,38 @@ void Worker::run() {
   } else {
     launch(shape_);
   }
+  start_fetch();
+}
+
+void Worker::start_fetch() {
   prompt_logprobs_.start_fetch();
   output_.start_fetch(shape_.num_samples, shape_.logprobs_stride);
+}
+
+void Worker::run_forward() {
+  if (has_rows_) batch_ = rows_->prepare(shape_);
+  forward();
+}
+
+void Worker::run_sample(const SamplingBatch& sampling) {
+  if (has_rows_) rows_->upload_masks(sampling);
+  sample(shape_);
+  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape_.num_samples);
+  start_fetch();
+}
+
+std::span<float> Worker::read_logits(int64_t sample, std::vector<float>& copy) {
+  float* const row = logits_.as<float>() + sample * logits_.row_stride();
+  const auto num_logits = static_cast<size_t>(vocab_size());
+  if (!device_->is_asynchronous()) return {row, num_logits};
+  copy.resize(num_logits);
+  device_->copy_to_host(copy.data(), row, num_logits * sizeof(float));
+  return copy;
+}
+
+void Worker::write_logits(int64_t sample, std::span<const float> logits) {
+  float* const row = logits_.as<float>() + sample * logits_.row_stride();
+  if (row != logits.data()) device_->copy_to_device(row, logits.data(), logits.size_bytes());
 }
 
 // A bucket's first step runs launch by launch, which loads its kernels, and is captured while it runs.

@@ -43,6 +43,14 @@ class Worker {
   void copy_blocks(std::span<const BlockCopy> copies);
   // Forward and sample of the uploaded batch; what was sampled is on its way.
   void run();
+  // The same in two parts, for what comes between them: logits processors and masks. Launched kernel by kernel.
+  void run_forward();
+  void run_sample(const SamplingBatch& sampling);
+  int64_t vocab_size() const { return config_.model.arch.vocab_size; }
+  // The logits of a sampled row, between the two: where they are, or in `copy` on an asynchronous device, waiting for
+  // the forward pass. write_logits() brings a copy back.
+  std::span<float> read_logits(int64_t sample, std::vector<float>& copy);
+  void write_logits(int64_t sample, std::span<const float> logits);
   // Waits for the oldest step that was run and not fetched, and returns what was sampled; valid until the next run().
   const SampledTokens& fetch();
   // Of the step fetched last: what its prompt rows asked for.
@@ -67,6 +75,7 @@ class Worker {
   // The launches of a step, from its rows where it has them to the tokens of its rows.
   void launch(const StepShape& shape);
   void replay(const StepShape& bucket);
+  void start_fetch();
   void sample(const StepShape& shape);
 
   const EngineConfig& config_;

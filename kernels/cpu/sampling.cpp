@@ -78,6 +78,7 @@ class RowSampler {
   bool edit_logits() {
     const bool has_penalty =
         row_.repetition_penalty != 1.0f || row_.frequency_penalty != 0.0f || row_.presence_penalty != 0.0f;
+    if (row_.allowed_mask != nullptr) apply_mask();
     if (row_.num_allowed_ids > 0) {
       std::memcpy(slot_.values, x_, static_cast<size_t>(n_) * sizeof(float));
       std::fill(x_, x_ + n_, kMinusInfinity);
@@ -86,8 +87,23 @@ class RowSampler {
     for (int32_t i = 0; i < row_.num_banned_ids; ++i) x_[row_.banned_ids[i]] = kMinusInfinity;
     for (int32_t i = 0; i < row_.num_biases; ++i) x_[row_.biases[i].token_id] += row_.biases[i].bias;
     for (int32_t i = 0; has_penalty && i < row_.num_counts; ++i) penalise(row_.counts[i]);
-    return row_.num_allowed_ids > 0 || row_.num_banned_ids > 0 || row_.num_biases > 0 ||
+    return row_.allowed_mask != nullptr || row_.num_allowed_ids > 0 || row_.num_banned_ids > 0 || row_.num_biases > 0 ||
            (has_penalty && row_.num_counts > 0);
+  }
+
+  void apply_mask() {
+    for (int32_t begin = 0; begin < n_; begin += 32) {
+      const uint32_t word = row_.allowed_mask[begin / 32];
+      if (word == ~0u) continue;
+      const int32_t end = std::min(begin + 32, n_);
+      for (int32_t id = begin; id < end; ++id) {
+        if ((word >> (id - begin) & 1) == 0) x_[id] = kMinusInfinity;
+      }
+    }
+  }
+
+  bool is_masked(int32_t id) const {
+    return row_.allowed_mask != nullptr && (row_.allowed_mask[id / 32] >> id % 32 & 1) == 0;
   }
 
   void penalise(const TokenCount& count) {
@@ -104,21 +120,25 @@ class RowSampler {
            row_.banned_ids + row_.num_banned_ids;
   }
 
-  // When no logit is above -infinity: the lowest id that is allowed and not banned, else the lowest allowed.
+  // When no logit is above -infinity: the lowest unmasked id that is allowed and not banned, else the lowest that is
+  // allowed, else the lowest of all.
   int32_t lowest_permitted() const {
-    if (row_.num_allowed_ids == 0) {
-      for (int32_t id = 0; id < n_; ++id) {
-        if (!is_banned(id)) return id;
-      }
-      return 0;
-    }
     int32_t lowest = n_, lowest_unbanned = n_;
-    for (int32_t i = 0; i < row_.num_allowed_ids; ++i) {
-      const int32_t id = row_.allowed_ids[i];
+    const auto consider = [&](int32_t id) {
+      if (is_masked(id)) return;
       lowest = std::min(lowest, id);
       if (id < lowest_unbanned && !is_banned(id)) lowest_unbanned = id;
+    };
+    if (row_.num_allowed_ids == 0) {
+      for (int32_t id = 0; id < n_ && lowest_unbanned == n_; ++id) consider(id);
+    } else {
+      for (int32_t i = 0; i < row_.num_allowed_ids; ++i) consider(row_.allowed_ids[i]);
     }
-    return lowest_unbanned < n_ ? lowest_unbanned : lowest;
+    if (lowest_unbanned < n_) return lowest_unbanned;
+    for (int32_t id = 0; id < n_ && lowest == n_; ++id) {
+      if (!is_masked(id)) lowest = id;
+    }
+    return lowest < n_ ? lowest : 0;
   }
 
   int32_t draw(int32_t top, Filter& filter) {

@@ -1,9 +1,9 @@
 // From logits to token ids: one row of logits a sequence that samples in this step.
 //
-// Order on float32 logits: raw logprobs are taken; allowed ids; banned ids (bad words); logit bias; min_tokens mask;
-// repetition, frequency, presence penalties; greedy argmax (lowest id among equals), or temperature, min_p, top_k (ties
-// at the k-th value stay), top_p, draw. The draw is Gumbel-max (argmax of logit + noise) with Philox noise keyed by
-// (seed, output_index, token id): see philox.h. Logprobs: of the logits as they came, or as they were drawn from.
+// Order on float32 logits: raw logprobs are taken; mask; allowed ids; banned ids (bad words); logit bias; min_tokens
+// mask; repetition, frequency, presence penalties; greedy argmax (lowest id among equals), or temperature, min_p, top_k
+// (ties at the k-th value stay), top_p, draw. The draw is Gumbel-max (argmax of logit + noise) with Philox noise keyed
+// by (seed, output_index, token id): see philox.h. Logprobs: of the logits as they came, or as they were drawn from.
 #pragma once
 
 #include <cstddef>
@@ -51,6 +51,9 @@ struct SamplingRow {
   int32_t num_biases = 0;
   const TokenCount* counts = nullptr;  // every distinct token of prompt and output; needed with penalties only
   int32_t num_counts = 0;
+  // [(vocab_size + 31) / 32]; bit i % 32 of word i / 32: token i may be sampled. Null: all may. Where other parameters
+  // leave none of these a logit above -infinity, one of these is sampled all the same.
+  const uint32_t* allowed_mask = nullptr;
 };
 
 struct SamplingParamsBlock {

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "bind/hooks_binding.h"
+
 namespace quire::bind {
 namespace {
 
@@ -72,7 +74,7 @@ uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingPar
 
 uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream, int32_t priority) {
   std::vector<int32_t> ids = token_ids(prompt);
-  const auto sampling = from_dict<SamplingParams>(params);
+  const auto sampling = sampling_params(params);
   return with_llm([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream, priority); });
 }
 
@@ -83,9 +85,9 @@ std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::o
   for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
   std::vector<SamplingParams> sampling;
   if (py::isinstance<py::dict>(params)) {
-    sampling.push_back(from_dict<SamplingParams>(params.cast<py::dict>()));
+    sampling.push_back(sampling_params(params.cast<py::dict>()));
   } else {
-    for (const py::handle& one : params) sampling.push_back(from_dict<SamplingParams>(one.cast<py::dict>()));
+    for (const py::handle& one : params) sampling.push_back(sampling_params(one.cast<py::dict>()));
     if (sampling.size() != all_ids.size()) throw py::value_error("The lengths of prompts and params must be the same.");
   }
   if (!priorities.empty() && priorities.size() != all_ids.size()) {

@@ -57,6 +57,7 @@ void bind_outputs(py::module_& module) {
   bind_logprobs(module);
   py::class_<Completion>(module, "Completion")
       .def_readonly("index", &Completion::index)
+      .def_readonly("is_complete", &Completion::is_complete)
       .def_readonly("token_ids", &Completion::token_ids)
       .def_readonly("cumulative_logprob", &Completion::cumulative_logprob)
       .def_readonly("stop_token_id", &Completion::stop_token_id)

@@ -17,6 +17,7 @@ class Completion:
     finish_reason: str | None
     stop_token_id: int
     stop_string_index: int
+    is_complete: bool
     logprobs: LogprobBuffer | None
 
 class Output:

@@ -22,6 +22,7 @@ from quire.chat_methods import ChatMethods
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
 from quire.engine_view import EngineView, engine_view
 from quire.errors import ValidationError
+from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
@@ -115,6 +116,8 @@ class LLM(ChatMethods, UnavailableMethods):
         )
         self._max_num_seqs = info["max_num_seqs"]
         self._has_vocabulary = False
+        self._guided_backend = values["guided_decoding_backend"] or "auto"
+        self._grammars = self._make_grammars()
         self._queued: dict[int, tuple[Request, str]] = {}
         self._closed = False
         self.request_counter = itertools.count()
@@ -298,6 +301,7 @@ class LLM(ChatMethods, UnavailableMethods):
         """Replaces the tokenizer, by one of transformers."""
         self._tokenizer = wrap_tokenizer(tokenizer)
         self._has_vocabulary = False
+        self._grammars = self._make_grammars()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What generate uses when it gets no parameters: those of the model's generation_config.json."""
@@ -336,6 +340,12 @@ class LLM(ChatMethods, UnavailableMethods):
 
     # Parts of a call.
 
+    def _make_grammars(self) -> Grammars:
+        eos = dict.fromkeys(sorted(self._limits.eos_token_ids))
+        own = self._tokenizer.eos_token_id if self._tokenizer is not None else None
+        eos |= {} if own is None or own >= self._limits.vocab_size else {own: None}
+        return Grammars(self._tokenizer, self._limits.vocab_size, list(eos), self._guided_backend)
+
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("This LLM is closed. Build a new one.")
@@ -371,6 +381,7 @@ class LLM(ChatMethods, UnavailableMethods):
             add_special_tokens=add_special_tokens,
             truncate_to=truncate_to,
             priorities=priorities_of(priority, len(prompts), self._limits),
+            grammars=self._grammars,
         )
 
     def _ensure_vocabulary(self, requests: Sequence[Request]) -> None:

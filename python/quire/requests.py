@@ -16,16 +16,15 @@ from typing import Any
 from quire.deprecation import warn_deprecated
 from quire.detokenizer import TextOptions
 from quire.errors import RequestError, RequestTypeError, ValidationError
+from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt, parse_prompt
+from quire.logits_processors import compile_processors
 from quire.sampling_params import RequestOutputKind, SamplingParams
-from quire.structured import Constraint, GuidedDecodingParams, constraint_of, guided_of_request
+from quire.structured import GuidedDecodingParams, constraint_of, guided_of_request
 from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
 _NOT_SERVED = {
-    "logits_processors": "logit_bias, allowed_token_ids and bad_words are there.",
-    "guided_decoding": "Check the output and sample again.",
-    "structured_outputs": "Check the output and sample again.",
     "extra_args": "No plug-in reads them.",
     "logprob_token_ids": "Use logprobs.",
     "prompt_logprob_token_ids": "Use prompt_logprobs.",
@@ -67,7 +66,6 @@ class CompiledParams:
     truncate_to: int | None
     output_kind: RequestOutputKind
     stream_interval: int
-    constraint: Constraint | None
 
 
 @dataclass
@@ -97,6 +95,7 @@ def prepare(
     truncate_to: int | None = None,
     add_special_tokens: bool | None = None,
     priorities: Sequence[int] = (),
+    grammars: Grammars | None = None,
 ) -> list[Request]:
     """One request a prompt. With on_error="raise" all that is wrong is raised, else it stands in its request."""
     check_on_error(on_error)
@@ -105,12 +104,12 @@ def prepare(
         raise ValidationError(
             f"The lengths of prompts and params must be the same. Got {len(prompts)} prompts and {len(each)} params."
         )
-    shared = compile_params(params, tokenizer, limits) if each is None else None
+    shared = compile_params(params, tokenizer, limits, grammars) if each is None else None
     requests = [Request(first_position + i, params=shared) for i in range(len(prompts))]
     for request, priority in zip(requests, priorities, strict=bool(priorities)):
         request.priority = priority
     if each is not None:
-        _compile_each(requests, each, tokenizer, limits)
+        _compile_each(requests, each, tokenizer, limits, grammars)
     parsed = _parse_all(requests, prompts)
     _tokenize_all(requests, parsed, tokenizer, add_special_tokens)
     for request in requests:
@@ -133,15 +132,19 @@ def check_on_error(on_error: str) -> None:
 
 
 def _compile_each(
-    requests: list[Request], each: Sequence[SamplingParams], tokenizer: Tokenizer | None, limits: Limits
+    requests: list[Request],
+    each: Sequence[SamplingParams],
+    tokenizer: Tokenizer | None,
+    limits: Limits,
+    grammars: Grammars | None,
 ) -> None:
     compiled: dict[int, CompiledParams] = {}  # the same object is often given many times
     for request, params in zip(requests, each, strict=True):
         try:
             if id(params) not in compiled:
-                compiled[id(params)] = compile_params(params, tokenizer, limits)
+                compiled[id(params)] = compile_params(params, tokenizer, limits, grammars)
             request.params = compiled[id(params)]
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, NotImplementedError, ImportError) as error:
             request.fail(error)
 
 
@@ -214,14 +217,16 @@ def _raise_first(requests: list[Request]) -> None:
             message += f"; prompts {', '.join(others[:10])}{more} are bad too"
         message += ")"
     indices = tuple(request.position for request in bad)
-    if isinstance(error, NotImplementedError):
-        raise NotImplementedError(message)
+    if isinstance(error, (NotImplementedError, ImportError)):
+        raise type(error)(message)
     if isinstance(error, TypeError):
         raise RequestTypeError(message, indices)
     raise RequestError(message, indices)
 
 
-def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, limits: Limits) -> CompiledParams:
+def compile_params(
+    params: SamplingParams | Any, tokenizer: Tokenizer | None, limits: Limits, grammars: Grammars | None = None
+) -> CompiledParams:
     """Checks parameters against a model and writes them in the core's terms."""
     if not isinstance(params, SamplingParams):
         raise TypeError(f"sampling_params must be SamplingParams, or a list of them; got {type(params).__name__}")
@@ -250,6 +255,11 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
     engine["logit_bias"] = _logit_bias(params, limits)
     engine["allowed_token_ids"] = _allowed_token_ids(params, limits)
     engine["bad_words_token_ids"] = _bad_words(params, tokenizer, limits)
+    if params.logits_processors:
+        engine["logits_processors"] = compile_processors(params.logits_processors)
+    if constraint is not None:
+        grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
+        engine["constraint"] = (grammars, grammars.compile(constraint))
     text = TextOptions(
         detokenize=params.detokenize,
         skip_special_tokens=params.skip_special_tokens,
@@ -268,7 +278,6 @@ def compile_params(params: SamplingParams | Any, tokenizer: Tokenizer | None, li
         truncate_to=params.truncate_prompt_tokens,
         output_kind=params.output_kind,
         stream_interval=int(params.stream_interval or 1),
-        constraint=constraint,
     )
 
 

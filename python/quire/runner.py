@@ -208,7 +208,7 @@ def _completion(
 
 def _stop_of(completion: Completion, token_ids: list[int], params: CompiledParams) -> tuple[str | None, int | None]:
     """The stop string or the stop token that ended a sequence."""
-    if completion.finish_reason != "stop":
+    if completion.finish_reason != "stop" or completion.is_complete:
         return None, None
     if completion.stop_string_index >= 0:
         return params.text.stop[completion.stop_string_index], None

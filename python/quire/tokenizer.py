@@ -108,6 +108,11 @@ class Tokenizer:
         """The names of the special tokens, which show when a request says skip_special_tokens=False."""
         return {i: text for i, (text, special) in self._added.items() if special}
 
+    def fast_json(self) -> str | None:
+        """The tokenizer as the `tokenizers` library writes it; None for one that is not of that library."""
+        fast = self._fast or getattr(self._hf, "backend_tokenizer", None)
+        return None if fast is None else str(fast.to_str())
+
     def _all_pieces(self) -> list[bytes]:
         if self._pieces is None:
             self._pieces = self._read_pieces()

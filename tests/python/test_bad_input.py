@@ -304,7 +304,7 @@ def test_empty_text_without_begin_token(llm: LLM) -> None:
         ),
         ({"stop_token_ids": [10**6]}, ValueError, "stop_token_ids [1000000] are out of vocabulary"),
         ({"prompt_logprobs": 21}, ValueError, "Requested prompt logprobs of 21, which is greater than max allowed: 20"),
-        ({"logits_processors": [lambda ids, logits: logits]}, NotImplementedError, "SamplingParams.logits_processors"),
+        ({"logits_processors": [lambda logits: logits]}, ValueError, "logits_processors[0] must take"),
         ({"extra_args": {"a": 1}}, NotImplementedError, "SamplingParams.extra_args"),
         ({"logprob_token_ids": [1]}, NotImplementedError, "SamplingParams.logprob_token_ids"),
         ({"prompt_logprob_token_ids": [1]}, NotImplementedError, "SamplingParams.prompt_logprob_token_ids"),
@@ -330,18 +330,6 @@ def test_parameters_a_model_or_this_version_refuses(
         llm.generate(["Once", "Once"], [GREEDY, params], use_tqdm=False)
     fine, bad = llm.generate(["Once", "Once"], [GREEDY, params], use_tqdm=False, on_error="return")
     assert fine.error is None and bad.error is not None and message in bad.error
-
-
-def test_guided_decoding_is_refused_in_both_spellings(llm: LLM) -> None:
-    from quire import GuidedDecodingParams, StructuredOutputsParams
-
-    with pytest.raises(NotImplementedError, match="SamplingParams.guided_decoding"):
-        llm.generate("a", SamplingParams(guided_decoding=GuidedDecodingParams(regex="a")))
-    with pytest.raises(NotImplementedError, match="SamplingParams.structured_outputs"):
-        llm.generate("a", SamplingParams(structured_outputs=StructuredOutputsParams(regex="a")))
-    with pytest.warns(DeprecationWarning, match="guided_options_request is deprecated"):
-        with pytest.raises(NotImplementedError, match="SamplingParams.guided_decoding"):
-            llm.generate("a", guided_options_request={"guided_regex": "a"})
 
 
 def test_fields_assigned_later_are_checked_too(llm: LLM) -> None:

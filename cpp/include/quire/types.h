@@ -6,12 +6,51 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace quire {
+
+// A sequence under a constraint that is about to draw its next token.
+struct MaskRow {
+  void* state = nullptr;                              // the sequence's, from TokenConstraint::start()
+  std::span<const int32_t> prompt = {}, output = {};  // its tokens so far
+  std::span<uint32_t> mask =
+      {};                  // [(vocab_size + 31) / 32], zeros; set bit i % 32 of word i / 32: token i may come next
+  std::string error = {};  // to be set when there is no mask: ends the request with FinishReason::error
+};
+
+// A token that was taken for such a sequence.
+struct CommittedToken {
+  void* state = nullptr;
+  int32_t token_id = 0;
+  bool is_last = false;    // to be set when nothing may follow: ends the sequence with FinishReason::stop
+  std::string error = {};  // to be set when it could not be taken: ends the request with FinishReason::error
+};
+
+// What sequences may be written, token by token: grammars, tries, whatever fills a mask. Called on the thread that
+// steps, with the engine locked; may use threads of its own. An exception ends the requests whose rows it was given.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  // The state of one sequence; a request of n sequences asks n times.
+  virtual std::shared_ptr<void> start() = 0;
+  // Once a step, with all its rows whose constraints have the same group(). On a GPU the forward pass is running
+  // meanwhile. Called again with the same tokens when a step is repeated.
+  virtual void fill_masks(std::span<MaskRow> rows) = 0;
+  // Once a step, in the same groups.
+  virtual void commit(std::span<CommittedToken> tokens) = 0;
+  virtual const void* group() const { return this; }
+};
+
+// Changes the logits of a sequence's next token in place, given its tokens so far; may throw, which ends the request
+// with FinishReason::error. On the thread that steps.
+using LogitsProcessor =
+    std::function<void(std::span<const int32_t> prompt, std::span<const int32_t> output, std::span<float> logits)>;
 
 // How the next tokens of one request are chosen, and when it ends. docs: SamplingParams in Python.
 struct SamplingParams {
@@ -34,6 +73,10 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};
   std::vector<int32_t> allowed_token_ids = {};  // empty: all
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};
+  // Code of the caller. While a request with either runs, a GPU's steps are not planned ahead. Log-probabilities are of
+  // the logits that the processors leave, and do not see the constraint.
+  std::vector<LogitsProcessor> logits_processors = {};    // in this order, before all else
+  std::shared_ptr<TokenConstraint> constraint = nullptr;  // what it lets through is sampled, whatever else is asked
 };
 
 // How the most likely sequences are searched for. docs: BeamSearchParams in Python.
@@ -109,6 +152,7 @@ struct Completion {
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;      // the stop token that ended it; -1 for the primary EOS and all else
   int32_t stop_string_index = -1;  // index into SamplingParams::stop
+  bool is_complete = false;        // SamplingParams::constraint said that nothing may follow
 };
 
 // Seconds since the Unix epoch; 0 while it has not happened.

@@ -38,11 +38,12 @@ __device__ inline float run_max_bound(const float* run_max, int32_t count, int32
   return value == value ? value : kLowest;  // below -infinity there is only NaN
 }
 
-// When no logit is above -infinity: the lowest id that is allowed and not banned, else the lowest allowed.
+// When no logit is above -infinity: the lowest unmasked id that is allowed and not banned, else the lowest that is
+// allowed, else the lowest of all.
 __device__ inline int32_t lowest_permitted(const SamplingArgs& args, const SamplingRow& row, PlanShared& shared) {
   uint64_t allowed = 0;
   for (int32_t slice = 0; slice < args.num_slices; ++slice) {
-    mark_slice(row, slice, shared.edit);
+    mark_slice(row, slice, args.block.vocab_size, shared.edit);
     uint64_t permitted = 0;
     for (int at = static_cast<int>(threadIdx.x); at < kSliceTokens; at += kSamplingThreads) {
       const int32_t id = slice * kSliceTokens + at;
@@ -53,7 +54,13 @@ __device__ inline int32_t lowest_permitted(const SamplingArgs& args, const Sampl
     permitted = block_max(permitted, shared.scratch);  // its barriers let the marks be cleared
     if (permitted != 0) return id_of(permitted);
   }
-  return id_of(block_max(allowed, shared.scratch));
+  allowed = block_max(allowed, shared.scratch);
+  for (int32_t id = static_cast<int32_t>(threadIdx.x); allowed == 0 && id < args.block.vocab_size;
+       id += kSamplingThreads) {
+    if (!is_masked(row.allowed_mask, id)) allowed = make_key(0.0f, id);
+  }
+  allowed = block_max(allowed, shared.scratch);
+  return allowed != 0 ? id_of(allowed) : 0;
 }
 
 __device__ inline void plan_logprobs(const SamplingArgs& args, const SamplingRow& row, int32_t row_index,

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kSamplingThreads) sampling_scan_kernel(const _
   SliceStats stats = {};
   if (keeps_raw(row)) scan_raw(args, row, tile, at, stats, shared.scratch);
   if (has_edits(row)) {
-    edit_tile(row, slice, shared.edit, tile);
+    edit_tile(row, slice, n, shared.edit, tile);
     if (!keeps_raw(row)) store_tile(args, row_index, slice, tile);
   }
   divide_tile(row, tile);

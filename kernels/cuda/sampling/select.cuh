@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kSamplingThreads, 3)
                 &state.num_raw_listed, shared);
   }
   if (!is_filtered_row) return;
-  if (keeps_raw(row) && has_edits(row)) edit_tile(row, slice, shared.edit, tile);
+  if (keeps_raw(row) && has_edits(row)) edit_tile(row, slice, args.block.vocab_size, shared.edit, tile);
   divide_tile(row, tile);
   uint64_t* listed = args.listed + int64_t{row_index} * kMaxListed;
   const auto is_candidate = [=](float x, int32_t) { return x >= bound && x > kLowest; };

@@ -39,7 +39,7 @@ __device__ inline bool has_penalty(const SamplingRow& row) {
   return row.repetition_penalty != 1.0f || row.frequency_penalty != 0.0f || row.presence_penalty != 0.0f;
 }
 __device__ inline bool has_edits(const SamplingRow& row) {
-  return row.num_allowed_ids > 0 || row.num_banned_ids > 0 || row.num_biases > 0 ||
+  return row.allowed_mask != nullptr || row.num_allowed_ids > 0 || row.num_banned_ids > 0 || row.num_biases > 0 ||
          (has_penalty(row) && row.num_counts > 0);
 }
 __device__ inline SamplingRow row_of(const SamplingArgs& args, int32_t row_index) {
@@ -87,23 +87,31 @@ __device__ inline void store_tile(const SamplingArgs& args, int32_t row, int32_t
   }
 }
 
-// Sets a bit for each listed id in [begin, begin + kSliceTokens).
-__device__ inline void mark_ids(const int32_t* ids, int32_t count, int32_t begin, uint32_t* marks) {
+__device__ inline bool is_masked(const uint32_t* mask, int32_t id) {
+  return mask != nullptr && (mask[id / 32] >> id % 32 & 1) == 0;
+}
+
+// Sets a bit for each listed id in [begin, begin + kSliceTokens) that the mask (null: none) lets through.
+__device__ inline void mark_ids(const int32_t* ids, int32_t count, const uint32_t* mask, int32_t begin,
+                                uint32_t* marks) {
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count; i += kSamplingThreads) {
     const auto at = static_cast<uint32_t>(ids[i] - begin);
-    if (at < static_cast<uint32_t>(kSliceTokens)) atomicOr(&marks[at / 32], 1u << at % 32);
+    if (at >= static_cast<uint32_t>(kSliceTokens) || is_masked(mask, ids[i])) continue;
+    atomicOr(&marks[at / 32], 1u << at % 32);
   }
 }
 
-// Fills shared.allowed and shared.banned for a slice. A barrier on both sides.
-__device__ inline void mark_slice(const SamplingRow& row, int32_t slice, EditShared& shared) {
+// Fills shared.allowed, which has the mask in it, and shared.banned for a slice. A barrier on both sides.
+__device__ inline void mark_slice(const SamplingRow& row, int32_t slice, int32_t vocab_size, EditShared& shared) {
+  const int32_t first_word = slice * (kSliceTokens / 32);
+  const int32_t num_words = row.allowed_mask == nullptr ? 0 : (vocab_size + 31) / 32 - first_word;
   for (int i = static_cast<int>(threadIdx.x); i < kSliceTokens / 32; i += kSamplingThreads) {
-    shared.allowed[i] = row.num_allowed_ids > 0 ? 0u : ~0u;
+    shared.allowed[i] = row.num_allowed_ids > 0 ? 0u : i < num_words ? row.allowed_mask[first_word + i] : ~0u;
     shared.banned[i] = 0u;
   }
   __syncthreads();  // the marks are clear
-  mark_ids(row.allowed_ids, row.num_allowed_ids, slice * kSliceTokens, shared.allowed);
-  mark_ids(row.banned_ids, row.num_banned_ids, slice * kSliceTokens, shared.banned);
+  mark_ids(row.allowed_ids, row.num_allowed_ids, row.allowed_mask, slice * kSliceTokens, shared.allowed);
+  mark_ids(row.banned_ids, row.num_banned_ids, nullptr, slice * kSliceTokens, shared.banned);
   __syncthreads();  // all marks are set
 }
 
@@ -136,8 +144,9 @@ __device__ inline float penalised(const SamplingRow& row, float logit, int32_t o
 }
 
 // After it shared.x is still being read: whoever writes there passes a barrier first.
-__device__ inline void edit_tile(const SamplingRow& row, int32_t slice, EditShared& shared, Tile& tile) {
-  mark_slice(row, slice, shared);
+__device__ inline void edit_tile(const SamplingRow& row, int32_t slice, int32_t vocab_size, EditShared& shared,
+                                 Tile& tile) {
+  mark_slice(row, slice, vocab_size, shared);
   const int32_t first = slice * kSliceTokens;
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
@@ -177,7 +186,7 @@ __device__ inline void divide_tile(const SamplingRow& row, Tile& tile) {
 __device__ inline void load_final_tile(const SamplingArgs& args, const SamplingRow& row, int32_t row_index,
                                        int32_t slice, EditShared& shared, Tile& tile) {
   load_tile(args, row_index, slice, tile);
-  if (keeps_raw(row) && has_edits(row)) edit_tile(row, slice, shared, tile);
+  if (keeps_raw(row) && has_edits(row)) edit_tile(row, slice, args.block.vocab_size, shared, tile);
   divide_tile(row, tile);
 }
 

@@ -292,6 +292,48 @@ TEST_F(EngineOnSimt, RequestsThatReadTheirOutputGiveTheTokensOfTheCpu) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].token_ids, expected[i].token_ids) << "request " << i;
 }
 
+// After token t one of 17 tokens that are 113 apart.
+class Steps : public TokenConstraint {
+ public:
+  std::shared_ptr<void> start() override { return std::make_shared<int32_t>(0); }
+  void fill_masks(std::span<MaskRow> rows) override {
+    for (MaskRow& row : rows) {
+      const int32_t last = row.output.empty() ? row.prompt.back() : row.output.back();
+      for (int32_t i = 1; i <= 17; ++i) {
+        const int32_t id = (last + 113 * i) % 2048;
+        row.mask[static_cast<size_t>(id) / 32] |= 1u << id % 32;
+      }
+    }
+  }
+  void commit(std::span<CommittedToken> tokens) override {
+    for (CommittedToken& token : tokens) token.is_last = ++*static_cast<int32_t*>(token.state) == 5;
+  }
+};
+
+// Masks reach the device while the forward pass runs, and logits go to the host and back.
+TEST_F(EngineOnSimt, HooksGiveTheTokensOfTheCpuAndTouchNobodyElse) {
+  SamplingParams masked = greedy(8), processed = greedy(5);
+  masked.constraint = std::make_shared<Steps>();
+  processed.logits_processors.push_back([](auto, auto output, std::span<float> logits) {
+    for (size_t id = output.size() % 2; id < logits.size(); id += 2) logits[id] = -1e4f;
+  });
+  const Wish free = {story_prompt(9), greedy(6)};
+  const std::vector<Wish> wishes = {{story_prompt(12), masked}, free, {story_prompt(7), processed}};
+  EngineOptions on_cpu = options_of();
+  on_cpu.device = "cpu";
+  const auto expected = generate(on_cpu, wishes);
+  ASSERT_EQ(expected[0].token_ids[0].size(), 5u);
+  EXPECT_EQ(expected[0].reason, FinishReason::stop);
+  const auto engine = make_engine(options_of());
+  const auto alone = generate(*engine, {free});  // from graphs, planned ahead
+  const auto got = generate(*engine, wishes);
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].token_ids, expected[i].token_ids) << "request " << i;
+  EXPECT_EQ(got[0].reason, FinishReason::stop);
+  EXPECT_EQ(got[1], alone[0]);
+  EXPECT_EQ(generate(*engine, {free})[0], alone[0]);  // rows that had masks have none now
+  for (size_t t = 0; t < 5; ++t) EXPECT_EQ(got[2].token_ids[0][t] % 2, t % 2 == 0 ? 1 : 0);
+}
+
 TEST_F(EngineOnSimt, APrefixHitAndAPreemptionChangeNoBit) {
   const Wish wish = {story_prompt(40), greedy(12)};
   const auto plain = generate(options_of(), {wish});

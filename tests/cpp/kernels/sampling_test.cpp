@@ -250,6 +250,77 @@ TEST_P(Sampling, EditsComeInTheirOrder) {
   EXPECT_EQ(sample_one(*GetParam(), logits, row), 4);
 }
 
+// A mask with these bits; what lies beyond the vocabulary is set, and must not matter.
+std::vector<uint32_t> mask_of(int32_t n, const std::vector<int32_t>& ids) {
+  std::vector<uint32_t> words(size_t(n + 31) / 32, 0u);
+  if (n % 32 != 0) words.back() = ~0u << n % 32;
+  for (const int32_t id : ids) words[size_t(id) / 32] |= 1u << id % 32;
+  return words;
+}
+
+TEST_P(Sampling, MaskLimitsWhatIsDrawn) {
+  cases::Random random(3);
+  for (const int32_t n : {1, 31, 32, 33, 1000, 5003}) {
+    for (int turn = 0; turn < 30; ++turn) {
+      std::vector<float> logits = random_logits(n, random.bits(), 3.0), limited(size_t(n), -kInf);
+      std::vector<int32_t> ids;
+      for (int32_t id = 0; id < n; ++id) {
+        if (random.below(turn % 3 == 0 ? 40 : 2) == 0) ids.push_back(id);
+      }
+      if (ids.empty()) ids.push_back(static_cast<int32_t>(random.below(n)));
+      for (const int32_t id : ids) limited[size_t(id)] = logits[size_t(id)];
+      for (const size_t hidden : {size_t{0}, size_t(n) - 1}) {  // a masked NaN is as masked as any
+        if (limited[hidden] == -kInf) logits[hidden] = turn % 2 == 0 ? std::nanf("") : kInf;
+      }
+      const std::vector<uint32_t> mask = mask_of(n, ids);
+      SamplingRow row;
+      row.seed = random.bits();
+      row.allowed_mask = mask.data();
+      EXPECT_EQ(sample_one(*GetParam(), logits, row), reference_draw(limited, row)) << n;
+      row.temperature = 0.0f;
+      EXPECT_EQ(sample_one(*GetParam(), logits, row),
+                std::max_element(limited.begin(), limited.end()) - limited.begin());
+    }
+  }
+}
+
+TEST_P(Sampling, MaskHoldsWhateverElseIsAsked) {
+  SamplingRow row;
+  const std::vector<float> logits = {9.0f, 8.0f, std::nanf(""), 7.0f, 6.0f};
+  const std::vector<uint32_t> only_nan = mask_of(5, {2}), two = mask_of(5, {3, 4}), none = mask_of(5, {});
+  row.allowed_mask = only_nan.data();
+  EXPECT_EQ(sample_one(*GetParam(), logits, row), 2);
+  row.allowed_mask = none.data();
+  EXPECT_EQ(sample_one(*GetParam(), logits, row), 0);
+  row.allowed_mask = two.data();
+  const std::vector<int32_t> third = {3}, both = {3, 4}, other = {1};
+  row.banned_ids = third.data();
+  row.num_banned_ids = 1;
+  EXPECT_EQ(sample_one(*GetParam(), logits, row), 4);
+  row.banned_ids = both.data();
+  row.num_banned_ids = 2;
+  EXPECT_EQ(sample_one(*GetParam(), logits, row), 3);
+  row.num_banned_ids = 0;
+  row.allowed_ids = other.data();
+  row.num_allowed_ids = 1;
+  EXPECT_EQ(sample_one(*GetParam(), logits, row), 3);
+}
+
+TEST_P(Sampling, LogprobsDoNotSeeTheMask) {
+  const std::vector<float> logits = random_logits(70, 8, 2.0);
+  const std::vector<uint32_t> mask = mask_of(70, {69});
+  SamplingRow row;
+  row.num_logprobs = 2;
+  const Sampled free = sample(*GetParam(), {logits}, {row}, 1, 3);
+  row.allowed_mask = mask.data();
+  const Sampled masked = sample(*GetParam(), {logits}, {row}, 1, 3);
+  double total = 0.0;
+  for (const float x : logits) total += std::exp(static_cast<double>(x));
+  EXPECT_EQ(masked.token_ids[0], 69);
+  EXPECT_NEAR(masked.logprobs[0], logits[69] - std::log(total), 1e-5);
+  for (const size_t i : {size_t{1}, size_t{2}}) EXPECT_EQ(masked.logprobs[i], free.logprobs[i]);
+}
+
 TEST_P(Sampling, PenaltiesHaveTheirFormulas) {
   // Raw logprobs do not show penalties, so the values are read off by a bias that makes the token win or lose narrowly.
   const auto penalised = [&](float logit, int32_t output_count, float repetition, float frequency, float presence) {

@@ -34,6 +34,7 @@ struct Case {
   std::vector<int32_t> allowed, banned;
   std::vector<TokenBias> biases;
   std::vector<TokenCount> counts;
+  std::vector<uint32_t> mask;
 
   SamplingRow linked() const {
     SamplingRow linked = row;
@@ -45,6 +46,7 @@ struct Case {
     link(banned, linked.banned_ids, linked.num_banned_ids);
     link(biases, linked.biases, linked.num_biases);
     link(counts, linked.counts, linked.num_counts);
+    if (!mask.empty()) linked.allowed_mask = mask.data();
     return linked;
   }
 };
@@ -283,6 +285,36 @@ TEST(SamplingSimt, Edits) {
       }
     }
     check(batch, 4, "edits of " + std::to_string(n));
+  }
+}
+
+TEST(SamplingSimt, Masks) {
+  for (const int32_t n : {31, 4096, 4129, 9001}) {
+    std::vector<Case> batch;
+    for (const int kind : {0, 1, 2, 3, 4, 5}) {
+      for (const int setting : {0, 1, 2}) {
+        for (const int32_t num_logprobs : {-1, 2}) {
+          const uint64_t seed = 6 * batch.size() + 1;
+          Case c = kind < 2 ? make_case(n, seed, 3.0) : make_edited(n, seed, 40);
+          cases::Random random(seed);
+          c.mask.assign(size_t(n + 31) / 32, 0u);
+          for (int32_t id = 0; id < n; ++id) {
+            if (random.below(kind % 2 == 0 ? 3 : 50) == 0) c.mask[size_t(id) / 32] |= 1u << id % 32;
+          }
+          if (kind == 3) std::fill(c.mask.begin(), c.mask.end(), 0u);
+          const int32_t only = n - 1 - static_cast<int32_t>(random.below(20));
+          if (kind >= 3) c.mask[size_t(only) / 32] |= 1u << only % 32;
+          if (kind == 4) std::fill(c.logits.begin(), c.logits.end(), std::nanf(""));
+          if (kind == 5) std::fill(c.mask.begin(), c.mask.end(), 0u), c.logits.assign(size_t(n), -kInf);
+          if (n % 32 != 0) c.mask.back() |= ~0u << n % 32;
+          c.row.temperature = setting == 0 ? 0.0f : 0.8f;
+          if (setting == 2) c.row.top_p = 0.95f, c.row.top_k = 20;
+          c.row.num_logprobs = num_logprobs;
+          batch.push_back(c);
+        }
+      }
+    }
+    check(batch, 3, "masks of " + std::to_string(n));
   }
 }
 
