@@ -407,7 +407,9 @@ def priorities_of(priority: Any, num_prompts: int, limits: Limits) -> list[int]:
         return [0] * num_prompts
     given = list(priority) if isinstance(priority, (list, tuple)) else [priority] * num_prompts
     if len(given) != num_prompts:
-        raise ValidationError(f"The lengths of prompts ({num_prompts}) and priority ({len(given)}) must be the same.")
+        raise ValidationError(
+            f"The lengths of prompts and priority must be the same. Got {num_prompts} prompts and {len(given)} priorities."
+        )
     return [checked_priority(value, limits) for value in given]
 
 
@@ -415,6 +417,8 @@ def iter_priorities(priority: Any, limits: Limits) -> Iterator[int]:
     """The priorities of prompts that are read one by one: one for all, or at least one a prompt."""
     if not isinstance(priority, Iterable):
         return repeat(checked_priority(priority, limits))
+    if isinstance(priority, (list, tuple)):  # what is there already is checked at once
+        priority = [checked_priority(value, limits) for value in priority]
 
     def each() -> Iterator[int]:
         for value in priority:
@@ -425,6 +429,8 @@ def iter_priorities(priority: Any, limits: Limits) -> Iterator[int]:
 
 
 def checked_priority(value: Any, limits: Limits) -> int:
+    if value is None:
+        return 0
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"priority must be an integer or a list of integers, got {value!r}")
     if value and not limits.by_priority:

@@ -101,7 +101,7 @@ def test_priority_without_the_policy(llm: LLM, priority: Any) -> None:
 
 
 def test_bad_priorities(one_by_one: LLM) -> None:
-    with pytest.raises(ValueError, match=r"The lengths of prompts \(4\) and priority \(3\) must be the same."):
+    with pytest.raises(ValueError, match="priority must be the same. Got 4 prompts and 3 priorities."):
         one_by_one.generate(PROMPTS, GREEDY, use_tqdm=False, priority=[1, 2, 3])
     for bad in (1.5, "1", [1, None, 2, 3], True):
         with pytest.raises(TypeError, match="priority must be an integer or a list of integers"):
