@@ -408,7 +408,8 @@ def priorities_of(priority: Any, num_prompts: int, limits: Limits) -> list[int]:
     given = list(priority) if isinstance(priority, (list, tuple)) else [priority] * num_prompts
     if len(given) != num_prompts:
         raise ValidationError(
-            f"The lengths of prompts and priority must be the same. Got {num_prompts} prompts and {len(given)} priorities."
+            "The lengths of prompts and priority must be the same. "
+            f"Got {num_prompts} prompts and {len(given)} priorities."
         )
     return [checked_priority(value, limits) for value in given]
 
