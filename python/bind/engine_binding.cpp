@@ -163,6 +163,7 @@ py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
       }
     }
   });
+  throw_interrupt();
   py::list output_list;
   for (RequestOutput& output : outputs) output_list.append(py::cast(std::move(output)));
   py::list delta_list;

@@ -20,11 +20,13 @@ std::shared_ptr<void> hold(py::object object) {
 
 py::handle held_object(const std::shared_ptr<void>& held) { return static_cast<PyObject*>(held.get()); }
 
+// Of the hooks that this thread has called.
+thread_local bool is_interrupted = false;
+
 // What Python code raised, as an error that needs no GIL. Ctrl-C is for the caller of the engine, too.
 [[noreturn]] void rethrow(const py::error_already_set& error) {
-  const std::string text = error.what();  // first: making it would swallow the interrupt
-  if (error.matches(PyExc_KeyboardInterrupt)) PyErr_SetInterrupt();
-  throw std::runtime_error(text);
+  is_interrupted = is_interrupted || error.matches(PyExc_KeyboardInterrupt);
+  throw std::runtime_error(error.what());
 }
 
 template <typename Use>
@@ -133,6 +135,12 @@ SamplingParams sampling_params(const py::dict& values) {
     params.constraint = std::make_shared<PyConstraint>(pair[0], pair[1]);
   }
   return params;
+}
+
+void throw_interrupt() {
+  if (!std::exchange(is_interrupted, false)) return;
+  PyErr_SetNone(PyExc_KeyboardInterrupt);
+  throw py::error_already_set();
 }
 
 }  // namespace quire::bind

@@ -16,4 +16,7 @@ namespace quire::bind {
 //                      backend.commit([(state, token), ...]) -> [(is_last, error or None), ...]
 SamplingParams sampling_params(const py::dict& values);
 
+// Throws KeyboardInterrupt when a hook raised it since the last call on this thread. Needs the GIL.
+void throw_interrupt();
+
 }  // namespace quire::bind
