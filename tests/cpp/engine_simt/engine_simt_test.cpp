@@ -193,7 +193,7 @@ TEST_F(EngineOnSimt, EveryKindOfRequestGivesTheTokensOfTheCpu) {
 
 // Four engines that run a step in other ways give the same bits.
 TEST_F(EngineOnSimt, GraphsAndPlanningAheadChangeNoBit) {
-  EngineOptions options = options_of();
+  EngineOptions options = options_of("bfloat16");
   options.enforce_eager = true;
   options.async_scheduling = false;
   const auto plain = generate(options, many_wishes());
@@ -208,8 +208,8 @@ TEST_F(EngineOnSimt, GraphsAndPlanningAheadChangeNoBit) {
 
 // Layers that stay in host memory arrive in time, launch by launch and in replayed graphs.
 TEST_F(EngineOnSimt, OffloadedLayersChangeNoBit) {
-  const auto resident = generate(options_of(), many_wishes());
-  EngineOptions options = options_of();
+  const auto resident = generate(options_of("bfloat16"), many_wishes());
+  EngineOptions options = options_of("bfloat16");
   options.cpu_offload_gb = 1.0;  // all of them
   const auto engine = make_engine(options);
   EXPECT_FALSE(engine->config().memory.offload.empty());
@@ -336,12 +336,12 @@ TEST_F(EngineOnSimt, HooksGiveTheTokensOfTheCpuAndTouchNobodyElse) {
 
 TEST_F(EngineOnSimt, APrefixHitAndAPreemptionChangeNoBit) {
   const Wish wish = {story_prompt(40), greedy(12)};
-  const auto plain = generate(options_of(), {wish});
-  const auto engine = make_engine(options_of());
+  const auto plain = generate(options_of("bfloat16"), {wish});
+  const auto engine = make_engine(options_of("bfloat16"));
   EXPECT_EQ(generate(*engine, {wish})[0], plain[0]);
   EXPECT_EQ(generate(*engine, {wish})[0], plain[0]);
   EXPECT_GE(engine->stats().cached_prompt_tokens, 32);
-  EngineOptions small = options_of();
+  EngineOptions small = options_of("bfloat16");
   small.max_model_len = 64;
   small.num_gpu_blocks_override = 7;  // two sequences of 40 tokens, and 52 of one of them
   small.enable_prefix_caching = false;
@@ -354,10 +354,10 @@ TEST_F(EngineOnSimt, APrefixHitAndAPreemptionChangeNoBit) {
 
 // Stops are seen a step late, which nobody can tell from the output.
 TEST_F(EngineOnSimt, StopsAreSeenLateAndChangeNothing) {
-  const auto free_running = generate(options_of(), {{story_prompt(21), greedy(8)}});
+  const auto free_running = generate(options_of("bfloat16"), {{story_prompt(21), greedy(8)}});
   SamplingParams stopping = greedy(8);
   stopping.stop_token_ids = {free_running[0].token_ids[0][4]};
-  const auto engine = make_engine(options_of());
+  const auto engine = make_engine(options_of("bfloat16"));
   const auto stopped = generate(*engine, {{story_prompt(21), stopping}, {story_prompt(6), greedy(9)}});
   const auto& whole = free_running[0].token_ids[0];
   EXPECT_EQ(stopped[0].token_ids[0], std::vector<int32_t>(whole.begin(), whole.begin() + 5));
@@ -367,8 +367,8 @@ TEST_F(EngineOnSimt, StopsAreSeenLateAndChangeNothing) {
 }
 
 TEST_F(EngineOnSimt, CancelledWhileAStepIsUnderWay) {
-  const auto engine = make_engine(options_of());
-  const auto expected = generate(options_of(), {{story_prompt(6), greedy(5)}});
+  const auto engine = make_engine(options_of("bfloat16"));
+  const auto expected = generate(options_of("bfloat16"), {{story_prompt(6), greedy(5)}});
   Generated kept;
   const uint64_t cancelled = engine->submit(story_prompt(21), greedy(50), {}, Notify::finished);
   engine->submit(
@@ -395,7 +395,7 @@ TEST_F(EngineOnSimt, OutOfMemoryAtEachAllocationInTurn) {
   for (int32_t id = 0; id < 1500; ++id) large.allowed_token_ids.push_back(id);
   large.allowed_token_ids.resize(20'000, 7);
   const std::vector<Wish> wishes = {{story_prompt(5), greedy(3)}, {story_prompt(4), large}};
-  const auto expected = generate(options_of(), wishes);
+  const auto expected = generate(options_of("bfloat16"), wishes);
   const cudart_emu::Live before = cudart_emu::live();
   set_log_sink([](LogLevel, const std::string&) {});
   int num_failed_starts = 0, num_failed_requests = 0, num_survived = 0;
@@ -405,7 +405,7 @@ TEST_F(EngineOnSimt, OutOfMemoryAtEachAllocationInTurn) {
     cudart_emu::fail_allocation_after(n);
     std::unique_ptr<Engine> engine;
     try {
-      engine = make_engine(options_of());
+      engine = make_engine(options_of("bfloat16"));
     } catch (const OutOfMemory& error) {
       EXPECT_NE(std::string(error.what()).find("memory"), std::string::npos);
       ++num_failed_starts;
@@ -456,8 +456,8 @@ TEST_F(EngineOnSimt, ABrokenDeviceIsSaidClearly) {
 
 // A launch that is refused is no broken device: the step is done again.
 TEST_F(EngineOnSimt, ARefusedLaunchLosesNothing) {
-  const auto expected = generate(options_of(), {{story_prompt(5), greedy(4)}});
-  const auto engine = make_engine(options_of());
+  const auto expected = generate(options_of("bfloat16"), {{story_prompt(5), greedy(4)}});
+  const auto engine = make_engine(options_of("bfloat16"));
   Generated got;
   engine->submit(
       story_prompt(5), greedy(4),
