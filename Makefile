@@ -31,7 +31,7 @@ test: PIP_BUILD += --config-settings=cmake.define.QUIRE_BUILD_TESTS=ON --config-
 test: $(VENV)/.ready-dev $(VENV)/.installed
 	cmake -S . -B $(BUILD) -DQUIRE_BUILD_TESTS=ON -DQUIRE_WERROR=ON >build/configure.log || { cat build/configure.log; exit 1; }
 	cmake --build $(BUILD) -j $(JOBS)
-	failed=0; ctest --test-dir $(BUILD) --output-on-failure || failed=1; \
+	failed=0; ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure || failed=1; \
 	  PYTHONPATH=$(CURDIR)/$(BUILD)/testing QUIRE_PLUGIN_PATH=$(CURDIR)/$(BUILD)/testing \
 	  QUIRE_TEST_DEVICE=$(TEST_DEVICE) python -m pytest || failed=1; exit $$failed
 
@@ -47,7 +47,7 @@ build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	cmake -G Ninja -S . -B build/$* -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \
 	  -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
 	cmake --build build/$* -j $(JOBS) --target $(SANITIZED:%=test_%)
-	ctest --test-dir build/$* --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))$$'
+	ctest --test-dir build/$* -j $(JOBS) --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))$$'
 	touch $@
 
 kernels: $(VENV)/.ready-dev
