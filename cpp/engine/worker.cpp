@@ -2,6 +2,7 @@
 #include "engine/worker.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 
@@ -30,8 +31,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
     }
   }
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
-  kv_region_ =
-      device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
+  kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
   place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_, memory.offload);
   kv_cache_ =
@@ -55,6 +55,7 @@ void Worker::place_workspace() {
     rows_.emplace(*device_, config_.scheduler, row_buffers);
   } else if (device_->is_asynchronous()) {
     sampling_upload_.emplace(*device_);
+    batch_staging_.emplace(*device_, size_t{64} << 10);
   }
   place_gemm_scratch(base);
   base += gemm_scratch_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
@@ -106,28 +107,32 @@ void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoi
 }
 
 void Worker::upload(const Batch& batch) {
-  const auto copy = [&](int32_t* destination, const std::vector<int32_t>& source) {
+  const std::array<const std::vector<int32_t>*, 7> arrays = {
+      &batch.token_ids, &batch.positions,    &batch.slot_mapping,     &batch.query_start,
+      &batch.kv_lens,   &batch.block_tables, &batch.sample_token_rows};
+  if (batch_staging_.has_value()) {
+    size_t num_bytes = 0;
+    for (const auto* array : arrays) num_bytes += Staging::bytes<int32_t>(std::ssize(*array));
+    batch_staging_->begin(num_bytes);
+  }
+  const auto bring = [&](int32_t* destination, const std::vector<int32_t>& source) {
+    if (batch_staging_.has_value()) return batch_staging_->put(source.data(), source.size());
     device_->copy_to_device(destination, source.data(), source.size() * sizeof(int32_t));
+    return destination;
   };
-  copy(buffers_.token_ids, batch.token_ids);
-  copy(buffers_.positions, batch.positions);
-  copy(buffers_.slot_mapping, batch.slot_mapping);
-  copy(buffers_.query_start, batch.query_start);
-  copy(buffers_.kv_lens, batch.kv_lens);
-  copy(buffers_.block_tables, batch.block_tables);
-  copy(buffers_.sample_token_rows, batch.sample_token_rows);
   batch_ = {.num_tokens = batch.num_tokens(),
             .num_seqs = batch.num_seqs(),
             .num_samples = batch.num_samples(),
             .max_kv_len = *std::ranges::max_element(batch.kv_lens),
-            .token_ids = buffers_.token_ids,
-            .positions = buffers_.positions,
-            .slot_mapping = buffers_.slot_mapping,
-            .query_start = buffers_.query_start,
-            .kv_lens = buffers_.kv_lens,
-            .block_tables = buffers_.block_tables,
+            .token_ids = bring(buffers_.token_ids, batch.token_ids),
+            .positions = bring(buffers_.positions, batch.positions),
+            .slot_mapping = bring(buffers_.slot_mapping, batch.slot_mapping),
+            .query_start = bring(buffers_.query_start, batch.query_start),
+            .kv_lens = bring(buffers_.kv_lens, batch.kv_lens),
+            .block_tables = bring(buffers_.block_tables, batch.block_tables),
             .block_table_stride = batch.block_table_stride,
-            .sample_token_rows = buffers_.sample_token_rows};
+            .sample_token_rows = bring(buffers_.sample_token_rows, batch.sample_token_rows)};
+  if (batch_staging_.has_value()) batch_staging_->send();
 }
 
 void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows) {

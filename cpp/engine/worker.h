@@ -101,6 +101,7 @@ class Worker {
 
   std::optional<RowState> rows_;                   // on an asynchronous device
   std::optional<SamplingUpload> sampling_upload_;  // there, with flat batches
+  std::optional<Staging> batch_staging_;           // likewise
   SampleOutput output_;
   PromptLogprobs prompt_logprobs_;
   const PromptScores* prompt_scores_ = nullptr;
