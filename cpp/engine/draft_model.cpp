@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
 #include "engine/placer.h"
@@ -143,7 +144,7 @@ void DraftModel::list_guesses(const Batch& batch) {
     num_passes_ = std::max(num_passes_, guess.num_drafts);
     guesses_.push_back(guess);
   }
-  std::ranges::stable_sort(guesses_, std::greater<>(), &Guess::num_drafts);
+  std::ranges::sort(guesses_, {}, [](const Guess& guess) { return std::pair(-guess.num_drafts, guess.seq); });
 }
 
 int64_t DraftModel::num_guessing(int32_t pass) const {

@@ -13,6 +13,7 @@
 
 #include "base/hash.h"
 #include "quire/quire.h"
+#include "support/allocation_counter.h"
 
 namespace quire {
 namespace {
@@ -133,7 +134,7 @@ void expect_same(const std::vector<RequestOutput>& got, const std::vector<Reques
 // The embedded model with half of its signs turned: the same tokens, other opinions about them.
 class Stranger {
  public:
-  Stranger() : folder_(std::filesystem::path(testing::TempDir()) / ("quire_stranger_" + std::to_string(::getpid()))) {
+  Stranger() : folder_(std::filesystem::path(::testing::TempDir()) / ("quire_stranger_" + std::to_string(::getpid()))) {
     std::filesystem::create_directories(folder_);
     std::filesystem::copy(kDemo, folder_, std::filesystem::copy_options::recursive);
     std::ifstream in(std::filesystem::path(kDemo) / "model.safetensors", std::ios::binary);
@@ -176,7 +177,7 @@ std::vector<EngineOptions> every_way(const std::string& stranger) {
   return {ngram(4, 1, 3), ngram(1, 2, 2), ngram(9, 1, 1), drafted(3, kDemo), drafted(5, stranger)};
 }
 
-class Speculation : public testing::Test {
+class Speculation : public ::testing::Test {
  protected:
   const std::vector<Wish> wishes_ = many_wishes();
   const Stranger stranger_;
@@ -346,6 +347,23 @@ TEST_F(Speculation, MemoryOfTheDraftModelIsPlanned) {
   EXPECT_EQ(two.kv_cache_bytes, 2 * one.kv_cache_bytes);
   EXPECT_EQ(two.kv_bytes_per_token, 2 * one.kv_bytes_per_token);
   EXPECT_GT(two.workspace_bytes, one.workspace_bytes);
+}
+
+// As without: what a step needs is there after the first ones.
+TEST_F(Speculation, SteadyDecodeAllocatesNothing) {
+  for (EngineOptions options : {drafted(3, kDemo), drafted(3, stranger_.folder())}) {
+    options.max_model_len = 1024;
+    LLM llm(kDemo, options);
+    for (int32_t i = 0; i < 4; ++i) {
+      llm.submit(looping_prompt(30, 7, i), {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 900}, {},
+                 Notify::finished);
+    }
+    for (int i = 0; i < 30; ++i) llm.step();
+    const int64_t before = testing::num_allocations();
+    for (int i = 0; i < 100; ++i) llm.step();
+    EXPECT_EQ(testing::num_allocations(), before);
+    EXPECT_EQ(llm.stats().num_running, 4);
+  }
 }
 
 TEST_F(Speculation, RefusesWhatCannotBe) {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/log.h"
 #include "cuda/simt/cudart_emu/cudart_emu.h"
 #include "device/cuda/cuda_device.h"
 #include "engine/engine.h"
@@ -70,11 +71,14 @@ std::vector<Wish> wishes() {
           {looping_prompt(8, 3), penalized}, {looping_prompt(7, 4), constrained}, {looping_prompt(6, 5), processed}};
 }
 
-std::vector<Generated> generate(const EngineOptions& options, const std::vector<Wish>& wishes, Stats* stats) {
+std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
   std::unique_ptr<Device> device = make_cuda_device(0);
   EngineConfig config = resolve_engine_config(kDemo, options, *device);
   const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
-  Engine engine(std::move(config), std::move(device), checkpoint.get(), checkpoint.get());
+  return std::make_unique<Engine>(std::move(config), std::move(device), checkpoint.get(), checkpoint.get());
+}
+
+std::vector<Generated> generate(Engine& engine, const std::vector<Wish>& wishes) {
   std::vector<Generated> all(wishes.size());
   for (size_t i = 0; i < wishes.size(); ++i) {
     const auto keep = [&all, i](const Delta& delta) {
@@ -89,7 +93,13 @@ std::vector<Generated> generate(const EngineOptions& options, const std::vector<
   }
   while (engine.step()) {
   }
-  *stats = engine.stats();
+  return all;
+}
+
+std::vector<Generated> generate(const EngineOptions& options, const std::vector<Wish>& wishes, Stats* stats) {
+  const std::unique_ptr<Engine> engine = make_engine(options);
+  std::vector<Generated> all = generate(*engine, wishes);
+  *stats = engine->stats();
   return all;
 }
 
@@ -136,6 +146,54 @@ TEST_F(SpeculationOnSimt, ChangesNoBitWhenPreempted) {
   EXPECT_EQ(generate(options, wishes(), &stats), expected);
   EXPECT_GT(stats.num_preemptions, 0);
   EXPECT_GT(stats.num_accepted_tokens, 0);
+}
+
+// Every allocation fails once: an error that names it, or a request that ends with one; nothing is left behind, and who
+// is not concerned gets the same tokens.
+TEST_F(SpeculationOnSimt, OutOfMemoryAtEachAllocationInTurn) {
+  const SamplingParams greedy = {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 4, .logprobs = 0};
+  SamplingParams large = greedy;
+  large.logprobs = 40;
+  large.allowed_token_ids.resize(60'000, 7);
+  const std::vector<Wish> wishes = {{looping_prompt(5, 0), greedy}, {looping_prompt(4, 1), large}};
+  EngineOptions options = plain();
+  options.speculative_method = "draft_model";
+  options.num_speculative_tokens = 2;
+  options.draft_model = kDemo;
+  Stats stats;
+  const auto expected = generate(options, wishes, &stats);
+  const cudart_emu::Live before = cudart_emu::live();
+  set_log_sink([](LogLevel, const std::string&) {});
+  int num_failed_starts = 0, num_failed_requests = 0, num_survived = 0;
+  for (int64_t n = 1, reached = 1; reached; ++n) {
+    SCOPED_TRACE(str_cat("allocation ", n, " failed"));
+    cudart_emu::fail_allocation_after(n);
+    std::unique_ptr<Engine> engine;
+    try {
+      engine = make_engine(options);
+    } catch (const OutOfMemory&) {
+      ++num_failed_starts;
+    }
+    if (engine != nullptr) {
+      const auto got = generate(*engine, wishes);
+      EXPECT_EQ(got[0], expected[0]);
+      if (got[1].error.empty()) {
+        EXPECT_EQ(got[1], expected[1]);
+        ++num_survived;
+      } else {
+        EXPECT_NE(got[1].error.find("no memory for the sampling parameters"), std::string::npos) << got[1].error;
+        ++num_failed_requests;
+      }
+    }
+    reached = cudart_emu::faults_pending() ? 0 : 1;
+    engine.reset();
+    cudart_emu::fail_allocation_after(0);
+    EXPECT_EQ(cudart_emu::live(), before) << "something was left behind";
+  }
+  set_log_sink({});
+  EXPECT_GT(num_failed_starts, 8);
+  EXPECT_GT(num_failed_requests, 3);
+  EXPECT_GT(num_survived, 0);
 }
 
 }  // namespace
