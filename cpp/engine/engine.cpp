@@ -323,7 +323,8 @@ void Engine::move_beams(Request& request) {
 void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
   for (size_t i = 0; i < step.rows.size();) {
     const Row& row = step.rows[i];
-    const bool tells = row.record->notify == Notify::every_token && row.record->callback;
+    // What a row that does not count points to may be gone.
+    const bool tells = row.counts && row.record->notify == Notify::every_token && row.record->callback;
     Delta delta;
     for (; i < step.rows.size() && step.rows[i].sequence == row.sequence; ++i) {
       if (tells && step.rows[i].counts) delta.token_ids.push_back(sampled.token_ids[i]);

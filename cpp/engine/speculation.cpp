@@ -4,6 +4,7 @@
 // step is sampled with the noise of its own output index, as it would be in a step of its own, and the scheduler takes
 // the rows behind right drafts only. Rows whose parameters depend on the text so far are not guessed for.
 #include <algorithm>
+#include <utility>
 
 #include "engine/engine.h"
 
@@ -14,7 +15,7 @@ void Engine::propose_drafts(const StepInFlight& step) {
   if (config.max_num_seqs > 0 && scheduler_.stats().num_running > config.max_num_seqs) return;
   const Sequence* last = nullptr;
   for (const Row& row : step.rows) {
-    if (std::exchange(last, row.sequence) == row.sequence || !row.record->speculates) continue;
+    if (std::exchange(last, row.sequence) == row.sequence || !row.counts || !row.record->speculates) continue;
     Sequence& sequence = *row.sequence->request->sequences[static_cast<size_t>(row.sequence->index)];
     if (sequence.finished()) continue;
     const int64_t room = config.max_model_len - sequence.num_tokens();

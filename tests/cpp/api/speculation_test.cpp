@@ -291,7 +291,7 @@ TEST_F(Speculation, StopsInTheMidstOfDrafts) {
   LLM guessing(kDemo, ngram(7, 1, 3)), own(kDemo, drafted(4, kDemo));
   guessing.set_vocabulary(text);
   own.set_vocabulary(text);
-  for (size_t end = 30; end < 60; ++end) {
+  for (size_t end = 30; end < 60; end += 2) {
     std::vector<Wish> wishes(3, whole);
     wishes[0].params.stop = {text[static_cast<size_t>(tokens[end - 1])].substr(1) +
                              text[static_cast<size_t>(tokens[end])]};
@@ -347,6 +347,26 @@ TEST_F(Speculation, MemoryOfTheDraftModelIsPlanned) {
   EXPECT_EQ(two.kv_cache_bytes, 2 * one.kv_cache_bytes);
   EXPECT_EQ(two.kv_bytes_per_token, 2 * one.kv_bytes_per_token);
   EXPECT_GT(two.workspace_bytes, one.workspace_bytes);
+}
+
+// From code that runs in the midst of a step: the one that is cancelled is gone when the step's tokens come.
+TEST_F(Speculation, CancelledInTheMidstOfAStep) {
+  for (const EngineOptions& options : every_way(stranger_.folder())) {
+    LLM llm(kDemo, options);
+    FinishReason reason = FinishReason::none;
+    const uint64_t doomed = llm.submit(looping_prompt(40, 7, 0), greedy(100), [&](const Delta& delta) {
+      if (delta.finished != nullptr) reason = delta.finish_reason;
+    });
+    SamplingParams cancelling = greedy(12);
+    cancelling.logits_processors = {[&](auto, std::span<const int32_t> output, std::span<float>) {
+      if (output.size() == 9) llm.cancel(doomed);
+    }};
+    const auto outputs =
+        generate(llm, {{looping_prompt(20, 4, 1), cancelling}, {looping_prompt(33, 11, 1), drawn(60, 7)}});
+    EXPECT_EQ(reason, FinishReason::abort);
+    EXPECT_EQ(outputs[0].completions[0].token_ids.size(), 12u);
+    EXPECT_EQ(outputs[1].completions[0].token_ids, generate(plain(), {wishes_[1]})[0].completions[0].token_ids);
+  }
 }
 
 // As without: what a step needs is there after the first ones.
