@@ -13,10 +13,22 @@
 #include "quire/quire.h"
 
 namespace quire {
+namespace {
+
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const EngineOptions& options) {
+  if (options.load_format == "dummy") return nullptr;
+  if (options.load_format == "auto" || options.load_format == "safetensors") return open_safetensors(model_dir);
+  throw NotSupported(str_cat("load_format=\"", options.load_format,
+                             "\" is not supported; use \"auto\", \"safetensors\" or \"dummy\""));
+}
+
+}  // namespace
 
 struct LLM::Impl {
-  Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
-      : description(describe(config, *device)), engine(std::move(config), std::move(device), checkpoint) {}
+  Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
+       const Checkpoint* draft_checkpoint)
+      : description(describe(config, *device)),
+        engine(std::move(config), std::move(device), checkpoint, draft_checkpoint) {}
 
   // The configuration is resolved, and so checked, before the checkpoint is opened.
   template <typename OpenCheckpoint>
@@ -26,7 +38,9 @@ struct LLM::Impl {
     std::unique_ptr<Device> device = make_device(options);
     EngineConfig config = resolve_engine_config(model_dir, options, *device);
     const std::unique_ptr<Checkpoint> checkpoint = open();
-    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+    std::unique_ptr<Checkpoint> draft_checkpoint;
+    if (config.speculation.has_draft_model()) draft_checkpoint = open_checkpoint(options.draft_model, options);
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get(), draft_checkpoint.get());
     impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return impl;
   }
@@ -42,13 +56,6 @@ struct LLM::Impl {
 };
 
 namespace {
-
-std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const EngineOptions& options) {
-  if (options.load_format == "dummy") return nullptr;
-  if (options.load_format == "auto" || options.load_format == "safetensors") return open_safetensors(model_dir);
-  throw NotSupported(str_cat("load_format=\"", options.load_format,
-                             "\" is not supported; use \"auto\", \"safetensors\" or \"dummy\""));
-}
 
 std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
   std::vector<CheckpointTensor> tensors;

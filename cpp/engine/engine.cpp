@@ -42,9 +42,10 @@ class Flag {
 
 }  // namespace
 
-Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
+Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
+               const Checkpoint* draft_checkpoint)
     : config_(std::move(config)), worker_(config_, std::move(device)), scheduler_(config_.scheduler) {
-  worker_.load(checkpoint);
+  worker_.load(checkpoint, draft_checkpoint);
 }
 
 // ---------------------------------------------------------------------------------------------------------- the step
@@ -89,13 +90,14 @@ bool Engine::launch() {
   stamp_first_scheduled();
   begin_sampling(step);
   begin_prompt_logprobs(step);
+  worker_.copy_blocks(step.batch.block_copies);
   try {
+    if (config_.speculation.has_draft_model()) guess(step);
     worker_.upload(step.batch, step.sampling, step.prompt_rows);
   } catch (const OutOfMemory& error) {
     fail_largest(error.what());
     return false;
   }
-  worker_.copy_blocks(step.batch.block_copies);
   if (step.hooks.empty()) {
     worker_.run();
   } else {
@@ -144,9 +146,13 @@ void Engine::collect() {
   }();
   const double now = epoch_seconds();
   if (!step.hooks.empty()) commit_hooks(step, sampled);
-  record_tokens(step, sampled, now);
   record_prompt_logprobs(step, worker_.prompt_scores());
   scheduler_.commit(step.batch, sampled.token_ids);
+  record_tokens(step, sampled, now);
+  if (config_.speculation.enabled()) {
+    record_drafts(step);
+    propose_drafts(step);
+  }
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
   advance_beams(step, sampled);
@@ -176,8 +182,11 @@ void Engine::begin_sampling(StepInFlight& step) {
     const bool row_knows = sequence.row >= 0 && own.told_row_serial == sequence.row_serial;
     if (row_knows && !record.changes_each_step) continue;
     own.told_row_serial = sequence.row_serial;
-    const int32_t kv_len = step.batch.kv_lens[static_cast<size_t>(step.batch.sample_seqs[static_cast<size_t>(i)])];
-    const int32_t output_index = kv_len - static_cast<int32_t>(sequence.request->prompt.size());
+    const auto in_batch = static_cast<size_t>(step.batch.sample_seqs[static_cast<size_t>(i)]);
+    const int32_t num_behind =
+        step.batch.query_start[in_batch + 1] - 1 - step.batch.sample_token_rows[static_cast<size_t>(i)];
+    const int32_t output_index =
+        step.batch.kv_lens[in_batch] - num_behind - static_cast<int32_t>(sequence.request->prompt.size());
     // With a seed, sequence i of n draws as a request of its own with seed + i would.
     const uint64_t seed = record.seeded ? record.seed + index : hash_combine(record.seed, index);
     step.sampling.add(sequence, output_index, seed, own.counts);
@@ -243,7 +252,7 @@ void Engine::fail_largest(const std::string& why) {
 void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, double now) {
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Row& row = step.rows[i];
-    row.counts = !row.sequence->finished();
+    row.counts = scheduler_.taken()[i] != 0;
     if (!row.counts) continue;
     RequestRecord& record = *row.record;
     if (record.times.first_token == 0.0) record.times.first_token = now;
@@ -312,13 +321,17 @@ void Engine::move_beams(Request& request) {
 }
 
 void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
-  for (size_t i = 0; i < step.rows.size(); ++i) {
+  for (size_t i = 0; i < step.rows.size();) {
     const Row& row = step.rows[i];
-    if (!row.counts || row.record->notify != Notify::every_token || !row.record->callback) continue;
+    // What a row that does not count points to may be gone.
+    const bool tells = row.counts && row.record->notify == Notify::every_token && row.record->callback;
     Delta delta;
+    for (; i < step.rows.size() && step.rows[i].sequence == row.sequence; ++i) {
+      if (tells && step.rows[i].counts) delta.token_ids.push_back(sampled.token_ids[i]);
+    }
+    if (delta.token_ids.empty()) continue;
     delta.request_id = row.sequence->request->id;
     delta.index = row.sequence->index;
-    delta.token_ids = {sampled.token_ids[i]};
     delta.finish_reason = row.sequence->finish_reason;
     row.record->callback(delta);
   }
@@ -355,6 +368,7 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.num_preemptions = request.num_preemptions;
   output.times = record.times;
   output.error = record.error;
+  output.spec_token_acceptance_counts = std::move(record.acceptance_counts);
   output.prompt_logprobs = std::move(record.prompt_logprobs);
   output.completions = completions(request);
   return output;
@@ -418,6 +432,7 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->seed = record->seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
+  record->speculates = config_.speculation.enabled() && !record->reads_output;
   if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
   return queue(std::move(request), std::move(record));
 }

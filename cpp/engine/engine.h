@@ -2,7 +2,8 @@
 //
 // Decides: the order of the verbs, request ids and seeds, when callbacks are told. On an asynchronous device the first
 // four of a step come before the last two of the step before it, so the device never waits for the host; results are
-// the same. Does not know: threads (the facade serialises calls), text. The clock is read here and nowhere below.
+// the same. With speculative decoding (speculation.cpp) a step gives a sequence several tokens. Does not know: threads
+// (the facade serialises calls), text. The clock is read here and nowhere below.
 #pragma once
 
 #include <array>
@@ -13,6 +14,7 @@
 #include "engine/beam_search.h"
 #include "engine/engine_config.h"
 #include "engine/hooks.h"
+#include "engine/ngram_proposer.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/validation.h"
@@ -27,6 +29,7 @@ struct RequestRecord {
     LogprobBuffer logprobs;
     double cumulative_logprob = 0.0;
     uint32_t told_row_serial = 0;            // the row that has the sampling parameters
+    std::unique_ptr<NgramProposer> ngrams;   // of a request that speculates, with that method
     std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
   };
   DeltaCallback callback;
@@ -34,7 +37,9 @@ struct RequestRecord {
   uint64_t seed = 0;
   bool seeded = false;
   bool changes_each_step = false, reads_output = false;
-  std::unique_ptr<BeamSearch> beams;  // of a beam search; sequence i of the request is slot i
+  bool speculates = false;
+  std::vector<int64_t> acceptance_counts;  // RequestOutput::spec_token_acceptance_counts
+  std::unique_ptr<BeamSearch> beams;       // of a beam search; sequence i of the request is slot i
   RequestTimes times;
   std::string error;
   LogprobBuffer prompt_logprobs;
@@ -43,8 +48,9 @@ struct RequestRecord {
 
 class Engine {
  public:
-  // Loads the weights: from `checkpoint`, or dummy values when it is null.
-  Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint);
+  // Loads the weights: from `checkpoint`, or dummy values when it is null; and those of a draft model.
+  Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
+         const Checkpoint* draft_checkpoint = nullptr);
 
   // Throws InvalidArgument before anything is queued.
   void validate(std::span<const int32_t> prompt, const SamplingParams& params, int32_t priority = 0) const;
@@ -69,7 +75,7 @@ class Engine {
   struct Row {
     const Sequence* sequence = nullptr;
     RequestRecord* record = nullptr;
-    bool counts = true;  // false: the sequence had ended before
+    bool counts = true;  // false: the sequence had ended before, or a draft in front of it was wrong
   };
   // Tokens [first, first + count) of a prompt, whose log-probabilities a step under way finds.
   struct JudgedTokens {
@@ -92,11 +98,14 @@ class Engine {
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
   void fail_largest(const std::string& why);
+  void guess(StepInFlight& step);
   void run_hooks(StepInFlight& step);
   void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
   void fail(const Sequence& sequence, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
+  void record_drafts(const StepInFlight& step);
+  void propose_drafts(const StepInFlight& step);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);

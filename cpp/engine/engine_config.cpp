@@ -104,12 +104,14 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   if (!options.eos_token_ids.empty()) config.model.eos_token_ids = options.eos_token_ids;
   config.scheduler = scheduler_options(config.model, options);
   config.scheduler.device_rows = device.is_asynchronous();
+  config.speculation = resolve_speculation(options, config.model);
+  apply_speculation(config.speculation, config.model, config.scheduler);
   if (device.is_asynchronous() && !options.enforce_eager) {
     config.graph_sizes = options.graph_sizes.empty() ? StepGraphs::default_sizes() : options.graph_sizes;
   }
   config.graph_max_kv_len = std::min(config.model.max_model_len, options.max_seq_len_to_capture);
 
-  config.memory = plan_memory(config.model, config.scheduler, options, device);
+  config.memory = plan_memory(config.model, config.scheduler, options, device, config.speculation);
   config.scheduler.num_blocks = static_cast<int32_t>(config.memory.num_blocks);
   return config;
 }
@@ -130,11 +132,11 @@ ModelInfo describe(const EngineConfig& config, const Device& device) {
   description.num_layers = static_cast<int64_t>(arch.layers.size());
   description.hidden_size = arch.hidden;
   description.num_parameters = num_parameters(arch);
-  description.weight_bytes = config.memory.weight_bytes;
+  description.weight_bytes = config.memory.weight_bytes + config.memory.draft.weight_bytes;
   description.offloaded_weight_bytes = static_cast<int64_t>(config.memory.offload.host_bytes());
-  description.workspace_bytes = config.memory.workspace_bytes;
+  description.workspace_bytes = config.memory.workspace_bytes + config.memory.draft.workspace_bytes;
   description.kv_cache_bytes = config.memory.kv_bytes();
-  description.kv_bytes_per_token = config.memory.kv_block_bytes / config.scheduler.block_size;
+  description.kv_bytes_per_token = config.memory.all_block_bytes() / config.scheduler.block_size;
   description.num_blocks = config.memory.num_blocks;
   description.block_size = config.scheduler.block_size;
   description.max_num_seqs = config.scheduler.max_num_seqs;

@@ -9,6 +9,7 @@
 #include "device/device.h"
 #include "engine/memory_plan.h"
 #include "engine/scheduler.h"
+#include "engine/speculation_config.h"
 #include "model/model_config.h"
 #include "model/weights.h"
 #include "params/sampling.h"
@@ -20,6 +21,7 @@ struct EngineConfig {
   ModelConfig model;
   SchedulerOptions scheduler;
   MemoryPlan memory;
+  SpeculationConfig speculation;
   EngineOptions options;
   // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.
   std::vector<int32_t> graph_sizes;

@@ -73,6 +73,14 @@ void for_each_field(Options& options, const Visit& visit) {
         "fcfs, or priority: requests may bring one, smaller goes first");
   visit("async_scheduling", options.async_scheduling, "plan a step on a GPU while the one before runs");
   visit("batch_invariant", options.batch_invariant, "bits on a GPU do not depend on the batch; false: faster prefill");
+  visit("speculative_method", options.speculative_method, "ngram or draft_model; empty: no speculative decoding");
+  visit("num_speculative_tokens", options.num_speculative_tokens, "most tokens guessed in a step");
+  visit("prompt_lookup_max", options.prompt_lookup_max, "ngram: longest suffix that is looked up");
+  visit("prompt_lookup_min", options.prompt_lookup_min, "ngram: shortest suffix that is looked up");
+  visit("draft_model", options.draft_model, "directory of the model that guesses");
+  visit("draft_max_model_len", options.draft_max_model_len, "longer sequences are not guessed; 0: the draft model's");
+  visit("speculative_disable_by_batch_size", options.speculative_disable_by_batch_size,
+        "no guesses while more sequences run; 0: always");
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
   visit("seed", options.seed, "of requests that bring none");
   visit("eos_token_ids", options.eos_token_ids, "end-of-sequence ids, primary first; empty: from the model's files");

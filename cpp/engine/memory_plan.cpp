@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "engine/draft_model.h"
 #include "engine/row_state.h"
 #include "engine/step_memory.h"
 
@@ -45,10 +46,9 @@ OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options,
 int64_t kv_budget_bytes(const MemoryPlan& plan, const SchedulerOptions& scheduler, const EngineOptions& options,
                         const Device& device, const DeviceMemory& memory) {
   if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
-  const int64_t wanted = max_blocks_per_seq(scheduler) * options.max_num_seqs * plan.kv_block_bytes;
+  const int64_t wanted = max_blocks_per_seq(scheduler) * options.max_num_seqs * plan.all_block_bytes();
   const auto rest_of = [&](int64_t bytes) {
-    return static_cast<int64_t>(static_cast<double>(bytes) * options.gpu_memory_utilization) - plan.weight_bytes -
-           plan.workspace_bytes;
+    return static_cast<int64_t>(static_cast<double>(bytes) * options.gpu_memory_utilization) - plan.fixed_bytes();
   };
   if (device.is_asynchronous()) return std::min(wanted, rest_of(memory.total_bytes));
   int64_t cap = kDefaultHostKvCacheBytes;
@@ -60,8 +60,9 @@ int64_t kv_budget_bytes(const MemoryPlan& plan, const SchedulerOptions& schedule
 }
 
 std::string sizes_text(const MemoryPlan& plan, int64_t block_size, const DeviceMemory& memory) {
-  return str_cat("Weights take ", gib(plan.weight_bytes), ", workspace ", gib(plan.workspace_bytes), ", KV cache ",
-                 plan.kv_block_bytes / block_size, " bytes a token; ", gib(memory.available_bytes), " of ",
+  return str_cat("Weights take ", gib(plan.weight_bytes + plan.draft.weight_bytes), ", workspace ",
+                 gib(plan.workspace_bytes + plan.draft.workspace_bytes), ", KV cache ",
+                 plan.all_block_bytes() / block_size, " bytes a token; ", gib(memory.available_bytes), " of ",
                  gib(memory.total_bytes), " are free, ", gib(memory.total_bytes - memory.available_bytes),
                  " are held by others");
 }
@@ -70,9 +71,9 @@ void refuse_short_cache(const MemoryPlan& plan, int64_t num_blocks, const ModelC
                         const SchedulerOptions& scheduler, const EngineOptions& options, const DeviceMemory& memory) {
   throw InvalidArgument(
       str_cat("To serve at least one request with the models's max seq len (", model.max_model_len, "), (",
-              gib(max_blocks_per_seq(scheduler) * plan.kv_block_bytes),
+              gib(max_blocks_per_seq(scheduler) * plan.all_block_bytes()),
               " KV cache is needed, which is larger than the available KV cache memory (",
-              gib(num_blocks * plan.kv_block_bytes), "). ", sizes_text(plan, scheduler.block_size, memory),
+              gib(num_blocks * plan.all_block_bytes()), "). ", sizes_text(plan, scheduler.block_size, memory),
               ". Three ways out: decrease `max_model_len` to ", num_blocks * scheduler.block_size,
               " or less; increase `gpu_memory_utilization` (now ", options.gpu_memory_utilization,
               ") or `kv_cache_memory_bytes` (VLLM_CPU_KVCACHE_SPACE in GiB on a CPU, num_gpu_blocks_override if that "
@@ -82,7 +83,7 @@ void refuse_short_cache(const MemoryPlan& plan, int64_t num_blocks, const ModelC
 // On the host pages come when they are touched, so only what could never be there is refused.
 void check_fits(const MemoryPlan& plan, const SchedulerOptions& scheduler, const EngineOptions& options,
                 const Device& device, const DeviceMemory& memory) {
-  const int64_t needed = plan.weight_bytes + plan.workspace_bytes + plan.kv_bytes();
+  const int64_t needed = plan.fixed_bytes() + plan.kv_bytes();
   const int64_t limit = device.is_asynchronous() ? memory.available_bytes : memory.total_bytes;
   if (needed <= limit) return;
   throw InvalidArgument(str_cat(
@@ -94,10 +95,25 @@ void check_fits(const MemoryPlan& plan, const SchedulerOptions& scheduler, const
       "processes hold."));
 }
 
+// The arena takes the larger of the two models' scratch: they run one after the other.
+void plan_draft(const SpeculationConfig& speculation, const SchedulerOptions& scheduler, const EngineOptions& options,
+                const Device& device, MemoryPlan& plan) {
+  const ModelConfig& draft = speculation.draft;
+  Weights weights;
+  plan.draft.weight_bytes =
+      static_cast<int64_t>(place_weights(draft.arch, draft.dtype, device.kernels(), nullptr, weights));
+  plan.draft.kv_block_bytes = kv_block_bytes(draft.arch, draft.dtype, options.block_size);
+  plan.draft.workspace_bytes = static_cast<int64_t>(
+      DraftModel::workspace_bytes(draft, speculation.num_tokens, scheduler, device.kernels(), options.batch_invariant));
+  const size_t arena =
+      measure_arena(draft, DraftModel::step_options(scheduler), device.kernels(), device.num_threads());
+  plan.arena_bytes = std::max(plan.arena_bytes, static_cast<int64_t>(arena));
+}
+
 }  // namespace
 
 MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& scheduler, const EngineOptions& options,
-                       const Device& device) {
+                       const Device& device, const SpeculationConfig& speculation) {
   const KernelTable& kernels = device.kernels();
   Weights weights;
   RopePlacement rope;
@@ -110,9 +126,11 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
       static_cast<int64_t>(place_weights(model.arch, model.dtype, kernels, nullptr, weights, plan.offload));
   plan.arena_bytes = static_cast<int64_t>(measure_arena(model, scheduler, kernels, device.num_threads()));
   size_t workspace_bytes = place_rope_tables(model, nullptr, rope) + place_batch_buffers(scheduler, nullptr, buffers) +
-                           place_copy_buffers(model, scheduler, nullptr, copy_buffers) +
+                           place_copy_buffers(std::ssize(model.arch.layers) + std::ssize(speculation.draft.arch.layers),
+                                              scheduler, nullptr, copy_buffers) +
                            gemm_scratch_bytes(weights, kernels, options.batch_invariant);
   if (scheduler.device_rows) workspace_bytes += place_row_buffers(scheduler, nullptr, row_buffers);
+  if (speculation.has_draft_model()) plan_draft(speculation, scheduler, options, device, plan);
   plan.workspace_bytes = plan.arena_bytes + static_cast<int64_t>(workspace_bytes);
   plan.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
 
@@ -120,7 +138,7 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
   int64_t num_blocks = options.num_gpu_blocks_override;
   if (num_blocks == 0) {
     const int64_t budget = kv_budget_bytes(plan, scheduler, options, device, memory);
-    num_blocks = std::max<int64_t>(0, budget / plan.kv_block_bytes);
+    num_blocks = std::max<int64_t>(0, budget / plan.all_block_bytes());
   }
   if (num_blocks < max_blocks_per_seq(scheduler)) {
     refuse_short_cache(plan, num_blocks, model, scheduler, options, memory);

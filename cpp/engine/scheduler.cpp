@@ -18,11 +18,14 @@ Scheduler::Scheduler(const SchedulerOptions& options)
               options.max_num_batched_tokens);
   QUIRE_CHECK(options.enable_chunked_prefill || options.long_prefill_token_threshold == 0,
               "long_prefill_token_threshold ", options.long_prefill_token_threshold, " without chunked prefill");
+  QUIRE_CHECK(options.num_speculative_tokens == 0 || !options.device_rows, "drafts and steps planned ahead");
   const auto num_seqs = static_cast<size_t>(std::min(options.max_num_seqs, options.max_num_batched_tokens));
+  const auto num_samples = static_cast<size_t>(options.max_samples());
   for (Step& step : steps_) {
     step.planned.reserve(num_seqs);
-    step.sampled.reserve(num_seqs);
+    step.sampled.reserve(num_samples);
   }
+  taken_.reserve(num_samples);
   if (!options.device_rows) return;
   for (auto row = static_cast<int32_t>(options.max_num_seqs); row-- > 0;) free_rows_.push_back(row);
 }
@@ -93,7 +96,9 @@ void Scheduler::plan(Batch& batch) {
     // With nothing planned nobody runs any more: then the first waiting sequence must have the pool, or all would wait.
     admit_waiting(step, budget);
   }
+  if (options_.num_speculative_tokens > 0) plan_drafts(step, budget, outcome == Outcome::fine);
   fill_batch(step.planned, options_.block_size, options_.device_rows, batch);
+  if (options_.has_draft_model) list_drafts(step.planned, batch);
   if (num_in_flight_ == 0 && !step.planned.empty()) {  // else the step in flight has them
     for (const Copy& copy : copies_) batch.block_copies.push_back({copy.source.id(), copy.destination.id()});
   }
@@ -259,6 +264,7 @@ void Scheduler::release_blocks(Sequence& sequence) const {
   sequence.num_computed = 0;
   sequence.num_hashed_blocks = 0;
   sequence.num_row_blocks = 0;
+  sequence.draft_lags = false;
 }
 
 // -------------------------------------------------------------------------------------------------------- commit
@@ -283,21 +289,20 @@ void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
   copies_.clear();
   first_step_ = (first_step_ + 1) % kMaxInFlight;
   --num_in_flight_;
+  taken_.assign(sampled.size(), 0);
   size_t next_row = 0;
   for (const ScheduledSequence& each : step.planned) {
     Sequence& sequence = *each.sequence;
-    const size_t row = each.samples ? next_row++ : 0;
+    const size_t row = next_row;
+    next_row += static_cast<size_t>(each.num_samples());
     if (sequence.finished()) continue;  // cancelled since plan(), or ended in the step before: its token is dropped
-    sequence.num_computed = each.kv_len();
+    const bool starts = each.samples && sequence.index == 0 && sequence.num_output() == 0;
+    sequence.num_computed = each.kv_len() - each.num_drafts;
+    take_samples(each, sampled.subspan(row, next_row - row), std::span(taken_).subspan(row, next_row - row));
     sequence.request->num_judged = std::max(sequence.request->num_judged, sequence.num_computed);
     offer_full_blocks(sequence);
-    if (!each.samples) continue;
-    if (sequence.request->host_chooses) {
-      sequence.awaits_token = true;
-      continue;
-    }
-    append_token(sequence, sampled[row]);
-    if (sequence.index == 0 && sequence.num_output() == 1) start_siblings(sequence);
+    if (!each.samples || sequence.awaits_token) continue;
+    if (starts) start_siblings(sequence);
     if (!sequence.finished()) continue;
     leave_queues(sequence);
     if (sequence.request->finished()) retire(sequence.request->id);
@@ -315,6 +320,7 @@ void Scheduler::abandon() {
       each.sequence->num_row_blocks = 0;
       each.sequence->row_has_count = each.sequence->row_has_last_token = false;
       each.sequence->row_serial = ++num_rows_given_;
+      if (each.num_drafts > 0) drop_draft_blocks(*each.sequence, each.kv_len() - each.num_drafts);
     }
     step.planned.clear();
     step.sampled.clear();
@@ -323,7 +329,8 @@ void Scheduler::abandon() {
 }
 
 void Scheduler::offer_full_blocks(Sequence& sequence) {
-  const int32_t num_full = sequence.num_computed / options_.block_size;
+  const int32_t num_complete = sequence.num_computed - (sequence.draft_lags ? 1 : 0);
+  const int32_t num_full = num_complete / options_.block_size;
   for (; sequence.num_hashed_blocks < num_full; ++sequence.num_hashed_blocks) {
     const int32_t index = sequence.num_hashed_blocks;
     const int32_t block_id = sequence.blocks[static_cast<size_t>(index)].id();
@@ -380,7 +387,8 @@ void Scheduler::reserve(Batch& batch) const {
   const auto num_seqs = steps_.front().planned.capacity();
   const auto num_table_entries = num_seqs * static_cast<size_t>(blocks_for(options_.max_model_len));
   batch.token_ids.reserve(num_tokens);
-  for (auto* array : {&batch.kv_lens, &batch.sample_token_rows, &batch.sample_seqs}) array->reserve(num_seqs);
+  batch.kv_lens.reserve(num_seqs);
+  for (auto* array : {&batch.sample_token_rows, &batch.sample_seqs}) array->reserve(steps_.front().sampled.capacity());
   batch.query_start.reserve(num_seqs + 1);
   if (options_.device_rows) {
     batch.rows.reserve(num_seqs);

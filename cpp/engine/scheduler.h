@@ -8,6 +8,7 @@
 // equal priorities that is first come first served. docs/scheduler.md tells the policies. Engine thread only.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -37,6 +38,13 @@ struct SchedulerOptions {
   // Batches are written for a device that keeps the state of running sequences in rows (params/device_rows.h), of which
   // there are max_num_seqs. Needed to plan a step while the tokens of the one before are unknown.
   bool device_rows = false;
+  // Speculative decoding: most drafts of a sequence in a step, and most rows of logits (0: max_num_seqs). Not with
+  // device_rows: drafts follow tokens that must be known.
+  int32_t num_speculative_tokens = 0;
+  int64_t max_num_samples = 0;
+  bool has_draft_model = false;  // it uses the same blocks, and may be one token behind
+
+  int64_t max_samples() const { return std::max(max_num_samples, std::min(max_num_seqs, max_num_batched_tokens)); }
 };
 
 struct SchedulerStats {
@@ -48,11 +56,11 @@ struct SchedulerStats {
 // left (at most long_prefill_token_threshold). When blocks run out the newest sequence that holds any is preempted: its
 // blocks are released (full ones stay as evictable prefix cache), it waits at its place in the order and recomputes.
 // Then waiting sequences in order, until a budget is used up; nobody overtakes the first one that does not fit. No
-// admission in a step that preempted. Sequences that await a token keep their blocks as long as somebody else has work;
-// then they are preempted too, so that those they wait for can run. A plan that is never committed costs nothing:
-// sequences advance in commit alone. Blocks that a commit releases while a later step is in flight may be given out
-// again at once: the device does steps in their order, so what the later step still writes to them is overwritten
-// before it is read.
+// admission in a step that preempted. What is left of the budgets goes to drafts (Sequence::drafts), oldest first.
+// Sequences that await a token keep their blocks as long as somebody else has work; then they are preempted too, so
+// that those they wait for can run. A plan that is never committed costs nothing: sequences advance in commit alone.
+// Blocks that a commit releases while a later step is in flight may be given out again at once: the device does steps
+// in their order, so what the later step still writes to them is overwritten before it is read.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions& options);
@@ -76,10 +84,14 @@ class Scheduler {
   // The sequence of sample row `row` of the batch planned last; valid until that is committed and take_finished() was
   // called. One that was cancelled since, or ended in the step before, is finished().
   const Sequence& sampled_sequence(int32_t row) const;
-  // Takes the sampled tokens of the oldest batch in flight ([num_samples]): appends them, ends sequences, starts the
+  // Takes the sampled tokens of the oldest batch in flight ([num_samples]): appends them, of a sequence with drafts as
+  // long as the drafts are what was sampled; ends sequences, starts the
   // n - 1 others of a request whose prompt is done, offers full blocks to the prefix cache, releases blocks. Tokens of
   // sequences that had ended before are dropped.
   void commit(const Batch& batch, std::span<const int32_t> sampled);
+  // Of the step committed last, one entry a sample row: whether its token counts. Not that of a sequence that had
+  // ended, and not what follows a wrong draft.
+  std::span<const uint8_t> taken() const { return taken_; }
   // For requests with host_chooses, with no step in flight; the sequences await a token. A fork shares the full blocks
   // of `parent` and copies the one that is not full, before the next step. Where there is no block or place for it, it
   // computes its tokens again.
@@ -123,6 +135,7 @@ class Scheduler {
   enum class Outcome : uint8_t { fine, preempted, must_commit };
   Outcome plan_running(Step& step, int64_t& budget);
   void admit_waiting(Step& step, int64_t& budget);
+  void plan_drafts(Step& step, int64_t budget, bool may_grow);
   int32_t admit(Sequence& sequence, int64_t budget);  // number of tokens it computes now; 0: it has to wait
   int32_t chunk(const Sequence& sequence, int64_t budget) const;
   bool grow(Sequence& sequence, int32_t num_tokens);  // blocks for so many tokens; false when they ran out
@@ -131,6 +144,8 @@ class Scheduler {
   void release_blocks(Sequence& sequence) const;
 
   // Verbs of commit.
+  void drop_draft_blocks(Sequence& sequence, int32_t num_tokens) const;  // those behind so many tokens
+  void take_samples(const ScheduledSequence& scheduled, std::span<const int32_t> sampled, std::span<uint8_t> taken);
   void offer_full_blocks(Sequence& sequence);
   void start_siblings(const Sequence& first);
   void leave_queues(Sequence& sequence);
@@ -158,6 +173,7 @@ class Scheduler {
   std::vector<Copy> copies_;
   std::array<Step, kMaxInFlight> steps_;  // a ring: those in flight, oldest first, then the plan being made
   size_t first_step_ = 0, num_in_flight_ = 0;
+  std::vector<uint8_t> taken_;
   std::vector<std::shared_ptr<Request>> finished_;   // not yet taken
   std::vector<std::shared_ptr<Request>> lingering_;  // taken, named by a step in flight
   std::vector<int32_t> free_rows_;

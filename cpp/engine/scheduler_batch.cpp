@@ -9,9 +9,9 @@ namespace quire {
 namespace {
 
 void clear(Batch& batch) {
-  for (std::vector<int32_t>* array :
-       {&batch.token_ids, &batch.positions, &batch.slot_mapping, &batch.kv_lens, &batch.block_tables,
-        &batch.sample_token_rows, &batch.sample_seqs, &batch.rows, &batch.row_block_ids}) {
+  for (std::vector<int32_t>* array : {&batch.token_ids, &batch.positions, &batch.slot_mapping, &batch.kv_lens,
+                                      &batch.block_tables, &batch.sample_token_rows, &batch.sample_seqs, &batch.rows,
+                                      &batch.row_block_ids, &batch.num_drafts, &batch.lagging_tokens}) {
     array->clear();
   }
   batch.query_start.assign(1, 0);
@@ -54,12 +54,13 @@ void update_row(const ScheduledSequence& scheduled, Batch& batch) {
 // Tokens that the host knows; -1 stands for the newest one of the row.
 void append_tokens(const ScheduledSequence& scheduled, bool device_rows, Batch& batch) {
   const Sequence& sequence = *scheduled.sequence;
-  const int32_t end = scheduled.kv_len();
+  const int32_t end = scheduled.kv_len() - scheduled.num_drafts;
   const bool last_is_in_row = device_rows && scheduled.samples && sequence.row_has_last_token;
   for (int32_t position = scheduled.begin; position < end - (last_is_in_row ? 1 : 0); ++position) {
     batch.token_ids.push_back(sequence.tokens[static_cast<size_t>(position)]);
   }
   if (last_is_in_row) batch.token_ids.push_back(-1);
+  for (int32_t i = 0; i < scheduled.num_drafts; ++i) batch.token_ids.push_back(sequence.drafts[static_cast<size_t>(i)]);
 }
 
 }  // namespace
@@ -81,13 +82,21 @@ void fill_batch(std::span<const ScheduledSequence> scheduled, int32_t block_size
     } else {
       append_places(each, block_size, batch);
     }
-    if (each.samples) {
-      batch.sample_token_rows.push_back(batch.num_tokens() - 1);
+    for (int32_t row = batch.num_tokens() - each.num_samples(); row < batch.num_tokens(); ++row) {
+      batch.sample_token_rows.push_back(row);
       batch.sample_seqs.push_back(batch.num_seqs());
       sequence.row_has_last_token = device_rows;
     }
     batch.query_start.push_back(batch.num_tokens());
     batch.kv_lens.push_back(each.kv_len());
+  }
+}
+
+void list_drafts(std::span<const ScheduledSequence> scheduled, Batch& batch) {
+  for (const ScheduledSequence& each : scheduled) {
+    batch.num_drafts.push_back(each.num_drafts);
+    batch.lagging_tokens.push_back(
+        each.sequence->draft_lags ? each.sequence->tokens[static_cast<size_t>(each.begin) - 1] : -1);
   }
 }
 

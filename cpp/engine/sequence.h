@@ -42,7 +42,11 @@ struct Sequence {
   int32_t num_hashed_blocks = 0;  // blocks [0, num_hashed_blocks) were offered to the prefix cache
   uint64_t arrival_order = 0;     // ties and preemption: larger is newer
   bool awaits_token = false;      // all its tokens are computed, and Scheduler::append() brings the next (host_chooses)
-  std::string text_tail;          // bytes of the output that may still become part of a stop string
+  // What is guessed to follow the tokens; -1: to be guessed when the step that computes it is planned.
+  std::vector<int32_t> drafts;
+  // The newest computed token is not computed by the draft model.
+  bool draft_lags = false;
+  std::string text_tail;  // bytes of the output that may still become part of a stop string
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;
   int32_t stop_string_index = -1;

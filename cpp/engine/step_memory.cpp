@@ -23,14 +23,13 @@ size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, Bat
   buffers.query_start = placer.take<int32_t>(options.max_num_seqs + 1);
   buffers.kv_lens = placer.take<int32_t>(options.max_num_seqs);
   buffers.block_tables = placer.take<int32_t>(options.max_num_seqs * blocks_of(options));
-  buffers.sample_token_rows = placer.take<int32_t>(options.max_num_seqs);
+  buffers.sample_token_rows = placer.take<int32_t>(std::max(options.max_num_seqs, options.max_samples()));
   return placer.used();
 }
 
-size_t place_copy_buffers(const ModelConfig& model, const SchedulerOptions& options, std::byte* base,
-                          CopyBuffers& buffers) {
+size_t place_copy_buffers(int64_t num_layers, const SchedulerOptions& options, std::byte* base, CopyBuffers& buffers) {
   Placer placer(base);
-  buffers.arrays = placer.take<PageArray>(2 * std::ssize(model.arch.layers));
+  buffers.arrays = placer.take<PageArray>(2 * num_layers);
   buffers.copies = placer.take<BlockCopy>(options.max_num_seqs);
   return placer.used();
 }
@@ -73,7 +72,7 @@ size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, 
   DeviceBatch batch;
   batch.num_tokens = options.max_num_batched_tokens;
   batch.num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);
-  batch.num_samples = batch.num_seqs;
+  batch.num_samples = options.max_samples();
   batch.max_kv_len = options.max_model_len;
   {
     const Arena::Scope scope(arena);

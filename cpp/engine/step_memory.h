@@ -43,8 +43,7 @@ struct RopePlacement {
 
 // All return the bytes they take from `base` on (nullptr: only measure).
 size_t place_batch_buffers(const SchedulerOptions& options, std::byte* base, BatchBuffers& buffers);
-size_t place_copy_buffers(const ModelConfig& model, const SchedulerOptions& options, std::byte* base,
-                          CopyBuffers& buffers);
+size_t place_copy_buffers(int64_t num_layers, const SchedulerOptions& options, std::byte* base, CopyBuffers& buffers);
 size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacement& rope);
 
 // What products share sums through (KernelTable::gemm_workspace_bytes), in whole lines.

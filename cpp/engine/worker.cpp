@@ -2,6 +2,7 @@
 #include "engine/worker.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 
@@ -15,7 +16,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
       device_(std::move(device)),
       ops_(device_->kernels(), device_->stream(), arena_),
       decoder_(config.model.arch, config.model.dtype, weights_, rope_.layers, device_->num_threads()),
-      output_(*device_, config.scheduler.max_num_seqs),
+      output_(*device_, std::max(config.scheduler.max_num_seqs, config.scheduler.max_samples())),
       prompt_logprobs_(*device_, std::min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
                        config.model.arch.vocab_size, config.logprobs_mode),
       graphs_(config.graph_sizes, config.scheduler.max_num_seqs, config.graph_max_kv_len) {
@@ -30,11 +31,12 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
     }
   }
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
-  kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_bytes()));
+  kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
   place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_, memory.offload);
   kv_cache_ =
       place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
+  if (config.speculation.has_draft_model()) draft_model_ = std::make_unique<DraftModel>(config, *device_, arena_);
   place_workspace();
 }
 
@@ -44,12 +46,16 @@ void Worker::place_workspace() {
   std::byte* base = workspace_region_->data();
   base += place_rope_tables(model, base, rope_);
   base += place_batch_buffers(config_.scheduler, base, buffers_);
-  base += place_copy_buffers(model, config_.scheduler, base, copy_buffers_);
+  base += place_copy_buffers(std::ssize(model.arch.layers) + std::ssize(config_.speculation.draft.arch.layers),
+                             config_.scheduler, base, copy_buffers_);
   describe_pages();
   if (config_.scheduler.device_rows) {
     RowBuffers row_buffers;
     base += place_row_buffers(config_.scheduler, base, row_buffers);
     rows_.emplace(*device_, config_.scheduler, row_buffers);
+  } else if (device_->is_asynchronous()) {
+    sampling_upload_.emplace(*device_);
+    batch_staging_.emplace(*device_, size_t{64} << 10);
   }
   place_gemm_scratch(base);
   base += gemm_scratch_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
@@ -64,11 +70,16 @@ void Worker::place_workspace() {
 
 void Worker::describe_pages() {
   std::vector<PageArray> arrays;
-  for (const KvCacheView& layer : kv_cache_.layers) {
-    const int64_t page_bytes = layer.page_elements() * static_cast<int64_t>(dtype_bytes(layer.dtype));
-    arrays.push_back({layer.k, page_bytes});
-    arrays.push_back({layer.v, page_bytes});
-  }
+  const auto add_layers = [&](const KvCache& cache) {
+    for (const KvCacheView& layer : cache.layers) {
+      const int64_t page_bytes = layer.page_elements() * static_cast<int64_t>(dtype_bytes(layer.dtype));
+      arrays.push_back({layer.k, page_bytes});
+      arrays.push_back({layer.v, page_bytes});
+    }
+  };
+  add_layers(kv_cache_);
+  if (draft_model_ != nullptr) add_layers(draft_model_->kv_cache());
+  num_page_arrays_ = static_cast<int32_t>(arrays.size());
   device_->copy_to_device(copy_buffers_.arrays, arrays.data(), arrays.size() * sizeof(PageArray));
   copies_ = device_->allocate_host(static_cast<size_t>(config_.scheduler.max_num_seqs) * sizeof(BlockCopy));
 }
@@ -81,7 +92,8 @@ void Worker::place_gemm_scratch(std::byte* base) {
   ops_.set_gemm_workspace(base, num_bytes);
 }
 
-void Worker::load(const Checkpoint* checkpoint) {
+void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint) {
+  if (draft_model_ != nullptr) draft_model_->load(draft_checkpoint);
   if (const OffloadPlan& plan = config_.memory.offload; !plan.empty()) {
     offloaded_ = std::make_unique<OffloadedLayers>(*device_, plan, weight_region_->data());
     decoder_.set_layer_source(offloaded_.get());
@@ -95,28 +107,32 @@ void Worker::load(const Checkpoint* checkpoint) {
 }
 
 void Worker::upload(const Batch& batch) {
-  const auto copy = [&](int32_t* destination, const std::vector<int32_t>& source) {
+  const std::array<const std::vector<int32_t>*, 7> arrays = {
+      &batch.token_ids, &batch.positions,    &batch.slot_mapping,     &batch.query_start,
+      &batch.kv_lens,   &batch.block_tables, &batch.sample_token_rows};
+  if (batch_staging_.has_value()) {
+    size_t num_bytes = 0;
+    for (const auto* array : arrays) num_bytes += Staging::bytes<int32_t>(std::ssize(*array));
+    batch_staging_->begin(num_bytes);
+  }
+  const auto bring = [&](int32_t* destination, const std::vector<int32_t>& source) {
+    if (batch_staging_.has_value()) return batch_staging_->put(source.data(), source.size());
     device_->copy_to_device(destination, source.data(), source.size() * sizeof(int32_t));
+    return destination;
   };
-  copy(buffers_.token_ids, batch.token_ids);
-  copy(buffers_.positions, batch.positions);
-  copy(buffers_.slot_mapping, batch.slot_mapping);
-  copy(buffers_.query_start, batch.query_start);
-  copy(buffers_.kv_lens, batch.kv_lens);
-  copy(buffers_.block_tables, batch.block_tables);
-  copy(buffers_.sample_token_rows, batch.sample_token_rows);
   batch_ = {.num_tokens = batch.num_tokens(),
             .num_seqs = batch.num_seqs(),
             .num_samples = batch.num_samples(),
             .max_kv_len = *std::ranges::max_element(batch.kv_lens),
-            .token_ids = buffers_.token_ids,
-            .positions = buffers_.positions,
-            .slot_mapping = buffers_.slot_mapping,
-            .query_start = buffers_.query_start,
-            .kv_lens = buffers_.kv_lens,
-            .block_tables = buffers_.block_tables,
+            .token_ids = bring(buffers_.token_ids, batch.token_ids),
+            .positions = bring(buffers_.positions, batch.positions),
+            .slot_mapping = bring(buffers_.slot_mapping, batch.slot_mapping),
+            .query_start = bring(buffers_.query_start, batch.query_start),
+            .kv_lens = bring(buffers_.kv_lens, batch.kv_lens),
+            .block_tables = bring(buffers_.block_tables, batch.block_tables),
             .block_table_stride = batch.block_table_stride,
-            .sample_token_rows = buffers_.sample_token_rows};
+            .sample_token_rows = bring(buffers_.sample_token_rows, batch.sample_token_rows)};
+  if (batch_staging_.has_value()) batch_staging_->send();
 }
 
 void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows) {
@@ -135,7 +151,9 @@ void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span
   }
   QUIRE_CHECK(std::ssize(sampling.rows()) == shape_.num_samples, "rows ", sampling.rows().size(),
               " != ", shape_.num_samples);
-  host_sampling_ = sampling.rows().data();
+  sampling_ = &sampling;
+  sampling_rows_ = sampling.rows().data();
+  if (sampling_upload_.has_value()) sampling_upload_->reserve(sampling);
   upload(batch);
 }
 
@@ -145,13 +163,25 @@ void Worker::copy_blocks(std::span<const BlockCopy> copies) {
   std::memcpy(copies_->data(), copies.data(), copies.size_bytes());
   device_->copy_async(copy_buffers_.copies, copies_->data(), copies.size_bytes(), device_->stream());
   device_->kernels().copy_blocks({.arrays = copy_buffers_.arrays,
-                                  .num_arrays = static_cast<int32_t>(2 * kv_cache_.layers.size()),
+                                  .num_arrays = num_page_arrays_,
                                   .copies = copy_buffers_.copies,
                                   .num_copies = static_cast<int32_t>(copies.size())},
                                  device_->stream());
 }
 
+void Worker::guess(Batch& batch, const SamplingBatch& sampling) {
+  if (draft_model_ == nullptr) return;
+  step_scope_.reset();
+  draft_model_->run(batch, sampling);
+}
+
+// Behind the masks, which come while the forward pass runs.
+void Worker::upload_sampling() {
+  if (!has_rows_ && sampling_upload_.has_value()) sampling_rows_ = sampling_upload_->send(*sampling_);
+}
+
 void Worker::run() {
+  upload_sampling();
   const StepShape bucket = graphs_.bucket(shape_);
   if (has_rows_ && graphs_.takes(shape_)) {
     replay(bucket);
@@ -173,6 +203,7 @@ void Worker::run_forward() {
 
 void Worker::run_sample(const SamplingBatch& sampling) {
   if (has_rows_) rows_->upload_masks(sampling);
+  upload_sampling();
   sample(shape_);
   if (has_rows_) rows_->store_sampled(output_.token_ids(), shape_.num_samples);
   start_fetch();
@@ -231,7 +262,7 @@ void Worker::sample(const StepShape& shape) {
                                .logits_stride = logits_.row_stride(),
                                .vocab_size = static_cast<int32_t>(logits_.size(1)),
                                .num_rows = static_cast<int32_t>(shape.num_samples),
-                               .rows = has_rows_ ? rows_->sampling_rows() : host_sampling_,
+                               .rows = has_rows_ ? rows_->sampling_rows() : sampling_rows_,
                                .logprobs_mode = config_.logprobs_mode,
                                .workspace = arena_.allocate_bytes(workspace_bytes),
                                .workspace_bytes = workspace_bytes};

@@ -12,11 +12,13 @@
 
 #include "device/arena.h"
 #include "device/device.h"
+#include "engine/draft_model.h"
 #include "engine/engine_config.h"
 #include "engine/prompt_logprobs.h"
 #include "engine/row_state.h"
 #include "engine/sample_output.h"
 #include "engine/sampling_batch.h"
+#include "engine/staging.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
 #include "model/batch.h"
@@ -32,8 +34,8 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // nullptr: dummy weights.
-  void load(const Checkpoint* checkpoint);
+  // nullptr: dummy weights. The second one: of the draft model, if the configuration has one.
+  void load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint = nullptr);
 
   // A batch for rows (Batch::rows) or a flat one, and which of its tokens judge the next one of their prompt.
   // `sampling` outlives run().
@@ -41,6 +43,8 @@ class Worker {
   // Puts copies of KV blocks on the stream, in front of the step that is run next. The steps of earlier copies are
   // fetched or abandoned.
   void copy_blocks(std::span<const BlockCopy> copies);
+  // Before upload(), with a draft model: the batch gets its drafts. Waits for them.
+  void guess(Batch& batch, const SamplingBatch& sampling);
   // Forward and sample of the uploaded batch; what was sampled is on its way.
   void run();
   // The same in two parts, for what comes between them: logits processors and masks. Launched kernel by kernel.
@@ -76,6 +80,7 @@ class Worker {
   void launch(const StepShape& shape);
   void replay(const StepShape& bucket);
   void start_fetch();
+  void upload_sampling();
   void sample(const StepShape& shape);
 
   const EngineConfig& config_;
@@ -86,13 +91,17 @@ class Worker {
   RopePlacement rope_;
   BatchBuffers buffers_;
   CopyBuffers copy_buffers_;
+  int32_t num_page_arrays_ = 0;
   std::unique_ptr<HostBuffer> copies_;  // on their way to the device
   Arena arena_;
   Ops ops_;
   Decoder decoder_;
   std::unique_ptr<OffloadedLayers> offloaded_;  // null: all layers are on the device
+  std::unique_ptr<DraftModel> draft_model_;     // null: none
 
-  std::optional<RowState> rows_;  // on an asynchronous device
+  std::optional<RowState> rows_;                   // on an asynchronous device
+  std::optional<SamplingUpload> sampling_upload_;  // there, with flat batches
+  std::optional<Staging> batch_staging_;           // likewise
   SampleOutput output_;
   PromptLogprobs prompt_logprobs_;
   const PromptScores* prompt_scores_ = nullptr;
@@ -102,7 +111,8 @@ class Worker {
   // Of the step in progress.
   StepShape shape_;
   bool has_rows_ = false;
-  const SamplingRow* host_sampling_ = nullptr;  // of flat batches
+  const SamplingBatch* sampling_ = nullptr;     // of flat batches
+  const SamplingRow* sampling_rows_ = nullptr;  // where the kernel reads them
   DeviceBatch batch_;
   std::optional<Arena::Scope> step_scope_;
   Tensor hidden_, logits_;

@@ -26,7 +26,8 @@ struct Batch {
   std::vector<int32_t> block_tables;  // [num_seqs, block_table_stride]; entries past a sequence's blocks are -1
   int32_t block_table_stride = 0;
 
-  // One entry a row of logits: sequences whose last known token is computed in this step.
+  // One entry a row of logits: the last known token of a sequence, if it is computed in this step, and the drafts
+  // behind it.
   std::vector<int32_t> sample_token_rows;  // index of the token in token_ids
   std::vector<int32_t> sample_seqs;        // index of the sequence in this batch
 
@@ -34,6 +35,11 @@ struct Batch {
   std::vector<int32_t> rows;
   std::vector<RowUpdate> row_updates;
   std::vector<int32_t> row_block_ids;
+
+  // With a draft model, one entry a sequence: how many of its tokens are drafts (the last ones; -1 until the model has
+  // spoken), and the token in front of its first one if the draft model has yet to compute it, else -1.
+  std::vector<int32_t> num_drafts;
+  std::vector<int32_t> lagging_tokens;
 
   // Blocks that have to be copied before the step.
   std::vector<BlockCopy> block_copies;

@@ -202,6 +202,8 @@ py::dict PyEngine::stats() {
   values["prefix_cache_queries"] = stats.prefix_cache_queries;
   values["prefix_cache_hits"] = stats.prefix_cache_hits;
   values["num_graphs"] = stats.num_graphs;
+  values["num_draft_tokens"] = stats.num_draft_tokens;
+  values["num_accepted_tokens"] = stats.num_accepted_tokens;
   values["step_seconds"] = stats.step_seconds;
   values["host_seconds"] = stats.host_seconds;
   values["capture_seconds"] = stats.capture_seconds;

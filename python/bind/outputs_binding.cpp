@@ -89,6 +89,7 @@ void bind_outputs(py::module_& module) {
       .def_readonly("num_prompt_tokens", &RequestOutput::num_prompt_tokens)
       .def_readonly("num_cached_tokens", &RequestOutput::num_cached_tokens)
       .def_readonly("num_preemptions", &RequestOutput::num_preemptions)
+      .def_readonly("spec_token_acceptance_counts", &RequestOutput::spec_token_acceptance_counts)
       .def_readonly("error", &RequestOutput::error)
       .def_property_readonly("arrival", [](const RequestOutput& output) { return output.times.arrival; })
       .def_property_readonly("first_scheduled",

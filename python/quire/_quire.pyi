@@ -27,6 +27,7 @@ class Output:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_preemptions: int
+    spec_token_acceptance_counts: list[int]
     arrival: float
     first_scheduled: float
     first_token: float

@@ -13,7 +13,7 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
-from quire import graphs
+from quire import graphs, speculative
 from quire.deprecation import warn_deprecated
 from quire.errors import ValidationError
 
@@ -131,7 +131,7 @@ ARGS: dict[str, Arg] = {
     "disable_sliding_window": _only(False, "Set max_model_len to the window to the same end."),
     "disable_cascade_attn": _no_effect(False, "Results do not depend on how attention is split."),
     "use_v2_block_manager": _no_effect(True, "There is one block manager."),
-    "num_lookahead_slots": _only(0, "There is no speculative decoding. " + _LATER),
+    "num_lookahead_slots": _no_effect(0, "Drafts of speculative_config get their slots by themselves."),
     "num_scheduler_steps": _no_effect(1, "Steps are planned one by one; results are the same."),
     "multi_step_stream_outputs": _no_effect(True, "Steps are planned one by one."),
     "scheduler_delay_factor": _no_effect(0.0, "All prompts of a call are there from the start."),
@@ -154,7 +154,7 @@ ARGS: dict[str, Arg] = {
     "enable_prompt_adapter": _only(False, "Prompt adapters are not planned."),
     "max_prompt_adapters": _no_effect(1, _NO_ADAPTERS),
     "max_prompt_adapter_token": _no_effect(0, _NO_ADAPTERS),
-    "speculative_config": _only(None, "Decoding without it gives the same tokens."),
+    "speculative_config": _python(None, "ngram or draft_model. Outputs are the same as without it."),
     "guided_decoding_backend": _python(
         "auto", "auto and guidance are llguidance; so is xgrammar, unless :no-fallback.", GUIDED_BACKENDS
     ),
@@ -198,9 +198,9 @@ ARGS: dict[str, Arg] = {
     "quantization_config": _only(None, "Load an unquantized checkpoint."),
     "logits_processors": _only(None, _LATER, ([], ())),
     "logprobs_mode": Arg("raw_logprobs", Use.ENGINE, "What logprobs and prompt_logprobs are.", known=LOGPROBS_MODES),
-    "spec_method": _only(None, "Decoding without it gives the same tokens."),
-    "spec_model": _only(None, "Decoding without it gives the same tokens."),
-    "spec_tokens": _only(None, "Decoding without it gives the same tokens."),
+    "spec_method": _python(None, "Short for speculative_config."),
+    "spec_model": _python(None, "Short for speculative_config."),
+    "spec_tokens": _python(None, "Short for speculative_config."),
     "offload_group_size": _no_effect(0, _OFFLOAD),
     "offload_num_in_group": _no_effect(1, _OFFLOAD),
     "offload_prefetch_step": _no_effect(1, _OFFLOAD),
@@ -253,6 +253,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
             raise NotImplementedError(f"{name}={value!r} is not supported by this version of quire. {arg.note}")
     _fold_rope(values)
     graphs.engine_options(values)  # for its refusals
+    values["speculative_config"] = speculative.resolve(values)
     return values
 
 

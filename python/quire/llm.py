@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quire import beam_search as beams
 from quire import chat as chats
-from quire import engine_args, gpu_libraries, inputs, model_source, runner, streaming
+from quire import engine_args, gpu_libraries, inputs, model_source, runner, speculative, streaming
 from quire._logging import forward_core_log
 from quire.chat_methods import ChatMethods
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
@@ -96,6 +96,9 @@ class LLM(ChatMethods, UnavailableMethods):
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
         options = engine_args.engine_options(values, model_source.to_json(overrides))
+        options.update(
+            speculative.engine_options(values["speculative_config"], values["download_dir"], values["hf_token"])
+        )
         weights = model_source.load_bin_weights(path, values["load_format"])
         self._default_values = model_source.default_sampling_values(
             path, values["generation_config"], values["override_generation_config"]

@@ -174,7 +174,11 @@ class CompletionOutput:
 
 @dataclass
 class RequestMetrics:
-    """Times in seconds since the Unix epoch; what the engine does not measure is None."""
+    """Times in seconds since the Unix epoch; what the engine does not measure is None.
+
+    With speculative decoding entry 0 of `spec_token_acceptance_counts` counts the steps that gave a token, entry i
+    those that gave i more.
+    """
 
     arrival_time: float
     last_token_time: float

@@ -139,6 +139,7 @@ def finished_output(output: Output, request: Request, request_id: str, tokenizer
         first_token_time=output.first_token or None,
         time_in_queue=output.first_scheduled - output.arrival if output.first_scheduled else None,
         finished_time=output.finished or None,
+        spec_token_acceptance_counts=output.spec_token_acceptance_counts or None,
         num_preemptions=output.num_preemptions,
     )
     return RequestOutput(

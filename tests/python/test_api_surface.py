@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import quire
-from quire import LLM, SamplingParams, engine_args
+from quire import LLM, SamplingParams, engine_args, speculative
 from quire.engine_args import ARGS, Use
 
 INIT_0_8_4: list[tuple[str, Any]] = [
@@ -87,6 +87,9 @@ def test_engine_arguments_are_options_of_the_core() -> None:
     of_core = {name for name, _ in _quire.engine_option_fields()}
     sent = {name for name, arg in ARGS.items() if arg.use is Use.ENGINE}
     sent |= {"device", "load_format", "config_overrides", "graph_sizes"}  # made of others
+    both = {"num_speculative_tokens": 1, "prompt_lookup_min": 1, "prompt_lookup_max": 1}
+    sent |= set(speculative.engine_options({"method": "ngram", **both}))
+    sent |= set(speculative.engine_options({"method": "draft_model", "model": "quire/demo", **both}))
     # The tokenizer's end of sequence goes with each request, as a stop token, because set_tokenizer can change it.
     assert sent == of_core - {"eos_token_ids"}
 

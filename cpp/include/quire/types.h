@@ -117,12 +117,21 @@ struct EngineOptions {
   // What log-probabilities are: raw_logprobs, raw_logits (as the model gives them), processed_logprobs or
   // processed_logits (after bias, penalties, temperature and filters).
   std::string logprobs_mode = "raw_logprobs";
-  std::string scheduling_policy = "fcfs";   // priority: requests with a smaller one go first, then in order of arrival
-  bool async_scheduling = true;             // plan a step while the one before runs; results are the same
-  bool batch_invariant = true;              // false: faster kernels for large products, whose bits depend on the batch
-  int32_t num_threads = 0;                  // cpu; 0: OMP_NUM_THREADS, else the physical cores
-  uint64_t seed = 0;                        // of requests that bring none
-  std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
+  std::string scheduling_policy = "fcfs";  // priority: requests with a smaller one go first, then in order of arrival
+  bool async_scheduling = true;            // plan a step while the one before runs; results are the same
+  bool batch_invariant = true;             // false: faster kernels for large products, whose bits depend on the batch
+  // Speculative decoding: tokens are guessed, and one step checks several. Outputs are the same. "": none; ngram: what
+  // followed the last prompt_lookup_max to prompt_lookup_min tokens when they first came in prompt and output;
+  // draft_model: a smaller model with the same vocabulary.
+  std::string speculative_method = {};
+  int32_t num_speculative_tokens = 0;                    // guessed at most, in a step
+  int32_t prompt_lookup_max = 0, prompt_lookup_min = 0;  // 0: the other one; both 0: 5
+  std::string draft_model = {};                          // a directory
+  int64_t draft_max_model_len = 0;  // longer sequences are not guessed; 0: what the draft model can, at most
+  int64_t speculative_disable_by_batch_size = 0;  // > 0: no guesses while more sequences than that run
+  int32_t num_threads = 0;                        // cpu; 0: OMP_NUM_THREADS, else the physical cores
+  uint64_t seed = 0;                              // of requests that bring none
+  std::vector<int32_t> eos_token_ids = {};        // primary first; empty: from generation_config.json and config.json
 };
 
 // A tensor in the caller's memory, row-major; dtype "float32", "float16" or "bfloat16".
@@ -168,6 +177,9 @@ struct RequestOutput {
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_preemptions = 0;
   RequestTimes times = {};
+  // With speculative decoding: entry 0 counts the steps that gave a token, entry i those that gave i more. Their sum is
+  // the number of generated tokens. Empty without it.
+  std::vector<int64_t> spec_token_acceptance_counts = {};
   std::string error = {};  // with FinishReason::error
 };
 
@@ -191,6 +203,7 @@ struct Stats {
   int64_t prompt_tokens = 0, cached_prompt_tokens = 0, generated_tokens = 0;
   int64_t prefix_cache_queries = 0, prefix_cache_hits = 0;  // tokens
   int64_t num_graphs = 0;                                   // decode steps captured, on a GPU
+  int64_t num_draft_tokens = 0, num_accepted_tokens = 0;    // speculative decoding: guessed, and right
   double step_seconds = 0.0;                                // in step(), callbacks included
   double host_seconds = 0.0;                                // of that, not waiting for the device
   double capture_seconds = 0.0;                             // of that, capturing graphs

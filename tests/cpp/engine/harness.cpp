@@ -61,6 +61,7 @@ ExpectedOutput expected_output(const Request& request, int32_t index, const Scri
 Harness::Harness(const SchedulerOptions& options)
     : options_(options),
       model_(options.num_blocks, options.block_size),
+      draft_model_(options.num_blocks, options.block_size),
       rows_(options.max_num_seqs, options.block_size),
       scheduler_(options) {}
 
@@ -83,6 +84,7 @@ bool Harness::plan() {
   QUIRE_CHECK(!alone || batch_.empty() == !scheduler_.has_work(), "a plan of ", batch_.num_tokens(), " tokens");
   QUIRE_CHECK(batch_.num_tokens() <= options_.max_num_batched_tokens, batch_.num_tokens(), " tokens planned");
   QUIRE_CHECK(batch_.num_seqs() <= options_.max_num_seqs, batch_.num_seqs(), " sequences planned");
+  QUIRE_CHECK(batch_.num_samples() <= options_.max_samples(), batch_.num_samples(), " rows of logits planned");
   if (!batch_.empty()) in_flight_.push_back({batch_, run_model()});
   if (!checks_) return !batch_.empty();
   scheduler_.check_integrity();
@@ -102,6 +104,7 @@ bool Harness::plan() {
 std::vector<int32_t> Harness::run_model() {
   const Batch flat = options_.device_rows ? rows_.flatten(batch_) : batch_;
   const std::vector<uint64_t> prefixes = model_.run(flat);
+  if (options_.has_draft_model) run_draft_model();
   std::vector<int32_t> sampled;
   for (int32_t row = 0; row < flat.num_samples(); ++row) {
     const Sequence& sequence = scheduler_.sampled_sequence(row);
@@ -118,8 +121,61 @@ std::vector<int32_t> Harness::run_model() {
   return sampled;
 }
 
+// What a draft model computes beside the model: the same tokens but the last draft, and the one it left out before. Its
+// cache checks that it has all that lies in front of them, whoever computed it.
+void Harness::run_draft_model() {
+  Batch drafting;
+  drafting.block_tables = batch_.block_tables;
+  drafting.block_table_stride = batch_.block_table_stride;
+  drafting.block_copies = batch_.block_copies;
+  drafting.query_start.push_back(0);
+  for (size_t s = 0; s < batch_.kv_lens.size(); ++s) {
+    const auto begin = static_cast<size_t>(batch_.query_start[s]), end = static_cast<size_t>(batch_.query_start[s + 1]);
+    const int32_t first = batch_.positions[begin];
+    const auto add = [&](int32_t token, int32_t position) {
+      const int32_t block = batch_.block_tables[s * static_cast<size_t>(batch_.block_table_stride) +
+                                                static_cast<size_t>(position / options_.block_size)];
+      drafting.token_ids.push_back(token);
+      drafting.positions.push_back(position);
+      drafting.slot_mapping.push_back(block * options_.block_size + position % options_.block_size);
+    };
+    if (batch_.lagging_tokens[s] >= 0) add(batch_.lagging_tokens[s], first - 1);
+    for (size_t i = begin; i < end - (batch_.num_drafts[s] > 0 ? 1 : 0); ++i) {
+      add(batch_.token_ids[i], first + static_cast<int32_t>(i - begin));
+    }
+    drafting.query_start.push_back(drafting.num_tokens());
+    drafting.kv_lens.push_back(drafting.positions.back() + 1);
+  }
+  draft_model_.run(drafting);
+}
+
+void Harness::propose(Sequence& sequence) {
+  const Request& request = *sequence.request;
+  uint64_t prefix = 0;
+  for (const int32_t token : sequence.tokens) prefix = extend_prefix(prefix, token);
+  sequence.drafts.clear();
+  for (int32_t i = 0; i < options_.num_speculative_tokens; ++i) {
+    const int32_t position = sequence.num_tokens() + i;
+    const int32_t right = say(request, scripts_.at(request.id), position, prefix, sequence.index);
+    const int32_t output_index = position - static_cast<int32_t>(request.prompt.size());
+    const bool is_right = is_right_(request.id, output_index, i);
+    sequence.drafts.push_back(is_right ? right : (right + 1) % kVocabSize);
+    prefix = extend_prefix(prefix, sequence.drafts.back());
+  }
+}
+
 void Harness::commit() {
+  std::vector<ScheduledSequence> ran;
+  if (options_.num_speculative_tokens > 0) ran.assign(scheduler_.planned().begin(), scheduler_.planned().end());
   scheduler_.commit(in_flight_.front().batch, in_flight_.front().sampled);
+  size_t row = 0;
+  for (const ScheduledSequence& each : ran) {
+    int32_t num_taken = 0;
+    for (int32_t i = 0; i < each.num_samples(); ++i) num_taken += scheduler_.taken()[row++];
+    num_drafted_ += each.num_drafts;
+    num_accepted_ += std::max(0, num_taken - 1);
+    if (num_taken > 0 && !each.sequence->finished()) propose(*each.sequence);
+  }
   in_flight_.pop_front();
   ++num_steps_;
   if (checks_) scheduler_.check_integrity();

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -28,6 +29,9 @@ struct ExpectedOutput {
 // What the model "says" instead of a hash; empty: hashes all the way.
 using Script = std::vector<int32_t>;
 
+// Whether draft number `i` of a proposal, for that index of a request's output, is what the model will say.
+using IsRight = std::function<bool(uint64_t id, int32_t output_index, int32_t i)>;
+
 ExpectedOutput expected_output(const Request& request, int32_t index, const Script& script);
 
 class Harness {
@@ -36,6 +40,11 @@ class Harness {
 
   void add(std::unique_ptr<Request> request, Script script = {});
   bool cancel(uint64_t request_id);
+
+  // With num_speculative_tokens: sequences that go on get as many drafts; all are right unless said otherwise.
+  void set_drafter(IsRight is_right) { is_right_ = std::move(is_right); }
+  int64_t num_accepted() const { return num_accepted_; }
+  int64_t num_drafted() const { return num_drafted_; }
 
   // plan and the model; false when there was nothing to do, or nothing before a commit.
   bool plan();
@@ -71,10 +80,14 @@ class Harness {
   };
 
   std::vector<int32_t> run_model();
+  void run_draft_model();
+  void propose(Sequence& sequence);
   void check_finished();
 
   SchedulerOptions options_;
-  FakeModel model_;
+  FakeModel model_, draft_model_;
+  IsRight is_right_ = [](uint64_t, int32_t, int32_t) { return true; };
+  int64_t num_drafted_ = 0, num_accepted_ = 0;
   FakeRows rows_;
   Scheduler scheduler_;
   Batch batch_;

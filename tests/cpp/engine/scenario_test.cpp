@@ -129,9 +129,15 @@ class Scenario {
     options.long_prefill_token_threshold = settings.take("long_prefill_token_threshold", 0);
     options.enable_prefix_caching = settings.take_switch("prefix_caching", true);
     options.enable_chunked_prefill = settings.take_switch("chunked_prefill", true);
+    options.num_speculative_tokens = static_cast<int32_t>(settings.take("drafts", 0));
+    options.max_num_samples =
+        settings.take("max_num_samples", options.max_num_seqs * (1 + options.num_speculative_tokens));
+    options.has_draft_model = settings.take_switch("draft_model", false);
+    const int64_t num_right = settings.take("right", options.num_speculative_tokens);
     settings.check_all_taken();
     options_ = options;
     harness_ = std::make_unique<Harness>(options);
+    harness_->set_drafter([num_right](uint64_t, int32_t, int32_t i) { return i < num_right; });
     vocabulary_ = nullptr;
   }
 
@@ -196,6 +202,8 @@ class Scenario {
       const SchedulerStats stats = harness_->scheduler().stats();
       expect_counts(words, {{"preemptions", stats.num_preemptions},
                             {"queries", stats.prefix_cache_queries},
+                            {"drafted", harness_->num_drafted()},
+                            {"accepted", harness_->num_accepted()},
                             {"hits", stats.prefix_cache_hits}});
     } else if (what == "finished") {
       expect_finished(words);

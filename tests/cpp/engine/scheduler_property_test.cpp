@@ -121,6 +121,7 @@ struct Ending {
   int64_t num_steps = 0;
   SchedulerStats stats;
   int64_t num_cancelled = 0;
+  int64_t num_drafted = 0, num_accepted = 0;
 };
 
 std::unique_ptr<Request> copy_of(const Request& request) {
@@ -139,6 +140,10 @@ std::unique_ptr<Request> copy_of(const Request& request) {
 // `abandons`: some steps are lost with what they computed.
 Ending tell(const Story& story, const SchedulerOptions& options, bool cancels, bool abandons = false) {
   Harness harness(options);
+  // Half of the drafts are right, by lot.
+  harness.set_drafter([](uint64_t id, int32_t output_index, int32_t i) {
+    return hash_combine(id, static_cast<uint64_t>(output_index * 64 + i)) % 2 == 0;
+  });
   Ending ending;
   size_t next = 0;
   const auto cancel_due = [&](int64_t step, bool in_flight) {
@@ -174,6 +179,8 @@ Ending tell(const Story& story, const SchedulerOptions& options, bool cancels, b
   EXPECT_EQ(harness.finished().size(), story.arrivals.size()) << "some request never finished";
   ending.num_steps = harness.num_steps();
   ending.stats = harness.scheduler().stats();
+  ending.num_drafted = harness.num_drafted();
+  ending.num_accepted = harness.num_accepted();
   return ending;
 }
 
@@ -196,9 +203,19 @@ TEST(SchedulerProperty, OutputsDependOnRequestsAlone) {
     const Ending ahead_ending = tell(story, ahead, false, dice.one_in(3));
     EXPECT_EQ(ahead_ending.outputs, rich_ending.outputs) << "planned one step ahead";
     const Ending ahead_cancelled_ending = tell(story, ahead, true);
-    for (const Ending* each : {&rich_ending, &poor_ending, &cancelled_ending, &ahead_ending, &ahead_cancelled_ending}) {
+    SchedulerOptions guessing = poor;
+    guessing.num_speculative_tokens = static_cast<int32_t>(dice.roll(1, 6));
+    guessing.max_num_samples = dice.one_in(3) ? 0 : guessing.max_num_seqs * 4;
+    guessing.has_draft_model = dice.one_in(2);
+    const Ending guessing_ending = tell(story, guessing, false, dice.one_in(3));
+    EXPECT_EQ(guessing_ending.outputs, rich_ending.outputs) << "with drafts";
+    const Ending guessing_cancelled_ending = tell(story, guessing, true);
+    for (const Ending* each : {&rich_ending, &poor_ending, &cancelled_ending, &ahead_ending, &ahead_cancelled_ending,
+                               &guessing_ending, &guessing_cancelled_ending}) {
       total.num_steps += each->num_steps;
       total.num_cancelled += each->num_cancelled;
+      total.num_drafted += each->num_drafted;
+      total.num_accepted += each->num_accepted;
       total.stats.num_preemptions += each->stats.num_preemptions;
       total.stats.prefix_cache_hits += each->stats.prefix_cache_hits;
     }
@@ -207,6 +224,8 @@ TEST(SchedulerProperty, OutputsDependOnRequestsAlone) {
   EXPECT_GT(total.stats.num_preemptions, total.num_steps / 100);
   EXPECT_GT(total.stats.prefix_cache_hits, total.num_steps / 100);
   EXPECT_GT(total.num_cancelled, total.num_steps / 1000);
+  EXPECT_GT(total.num_accepted, total.num_steps / 20);
+  EXPECT_GT(total.num_drafted - total.num_accepted, total.num_steps / 20);
 }
 
 TEST(SchedulerProperty, EveryTokenBudgetGivesTheSame) {
