@@ -40,6 +40,20 @@ class Flag {
   bool& flag_;
 };
 
+// Of the newest token of a sequence, and of the prompt with the first one.
+void add_logprobs(const Sequence& sequence, const RequestRecord& record, Delta& delta) {
+  const RequestRecord::OfSequence& own = record.sequences[static_cast<size_t>(sequence.index)];
+  const bool is_first = sequence.index == 0 && sequence.num_output() == 1;
+  if (is_first && sequence.request->params.prompt_logprobs.has_value()) delta.prompt_logprobs = record.prompt_logprobs;
+  if (own.logprobs.width == 0) return;
+  const LogprobBuffer& all = own.logprobs;
+  delta.logprobs = {.width = all.width,
+                    .token_ids = {all.token_ids.end() - all.width, all.token_ids.end()},
+                    .logprobs = {all.logprobs.end() - all.width, all.logprobs.end()},
+                    .sampled_ranks = {all.sampled_ranks.back()}};
+  delta.cumulative_logprob = own.cumulative_logprob;
+}
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
@@ -89,8 +103,9 @@ bool Engine::launch() {
   stamp_first_scheduled();
   begin_sampling(step);
   begin_prompt_logprobs(step);
+  begin_states(step);
   try {
-    worker_.upload(step.batch, step.sampling, step.prompt_rows);
+    worker_.upload(step.batch, step.sampling, step.prompt_rows, step.wanted_states);
   } catch (const OutOfMemory& error) {
     fail_largest(error.what());
     return false;
@@ -146,6 +161,7 @@ void Engine::collect() {
   if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_tokens(step, sampled, now);
   record_prompt_logprobs(step, worker_.prompt_scores());
+  record_states(step, worker_.state_rows());
   scheduler_.commit(step.batch, sampled.token_ids);
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
@@ -215,16 +231,19 @@ void Engine::begin_prompt_logprobs(StepInFlight& step) const {
 // and the others' step is planned again.
 void Engine::fail_largest(const std::string& why) {
   constexpr size_t kEntryBytes = sizeof(int32_t) + sizeof(float);
+  const size_t hidden_bytes = static_cast<size_t>(config_.model.arch.hidden) * dtype_bytes(config_.model.dtype);
   const auto needed_bytes = [&](const ScheduledSequence& scheduled) {
     const Request& request = *scheduled.sequence->request;
     const SamplingParams& params = request.params;
     const auto num_judging = params.prompt_logprobs.has_value() ? static_cast<size_t>(scheduled.num_new_tokens) : 0;
-    const size_t judged_bytes =
-        num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    size_t judged_bytes = num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    if (params.return_hidden_states) judged_bytes += static_cast<size_t>(scheduled.num_new_tokens) * hidden_bytes;
     if (!scheduled.samples) return judged_bytes;
     const size_t mask_bytes = params.constraint != nullptr ? static_cast<size_t>(worker_.vocab_size()) / 8 : 0;
+    const size_t logits_bytes = params.return_logits ? static_cast<size_t>(worker_.vocab_size()) * sizeof(float) : 0;
     const size_t list_bytes =
-        mask_bytes + params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
+        mask_bytes + logits_bytes + params.allowed_token_ids.size() * sizeof(int32_t) +
+        params.logit_bias.size() * sizeof(TokenBias) +
         (request.record->reads_output ? scheduled.sequence->tokens.size() * sizeof(TokenCount) : 0);
     // Every row of the output is as wide as the widest.
     const auto width = static_cast<size_t>(params.logprobs.value_or(0));
@@ -319,6 +338,7 @@ void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled)
     delta.request_id = row.sequence->request->id;
     delta.index = row.sequence->index;
     delta.token_ids = {sampled.token_ids[i]};
+    add_logprobs(*row.sequence, *row.record, delta);
     delta.finish_reason = row.sequence->finish_reason;
     row.record->callback(delta);
   }
@@ -331,6 +351,7 @@ void Engine::hand_out_finished(double now) {
     RequestRecord& record = *request->record;
     record.times.finished = now;
     if (record.reads_output) --num_output_readers_;
+    if (record.reads_states) --num_state_readers_;
     const RequestOutput output = make_output(*request);
     totals_.prompt_tokens += output.num_prompt_tokens;
     totals_.cached_prompt_tokens += output.num_cached_tokens;
@@ -356,6 +377,7 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.times = record.times;
   output.error = record.error;
   output.prompt_logprobs = std::move(record.prompt_logprobs);
+  output.prompt_hidden_states = std::move(record.prompt_hidden_states);
   output.completions = completions(request);
   return output;
 }
@@ -374,6 +396,8 @@ std::vector<Completion> Engine::completions(const Request& request) const {
     completion.index = static_cast<int32_t>(i);
     completion.finish_reason = FinishReason::abort;  // of sequences that a cancelled request never started
     completion.logprobs = std::move(record.sequences[i].logprobs);
+    completion.hidden_states = std::move(record.sequences[i].hidden_states);
+    completion.logits = std::move(record.sequences[i].logits);
     completion.cumulative_logprob = record.sequences[i].cumulative_logprob;
   }
   for (const std::unique_ptr<Sequence>& sequence : request.sequences) {
@@ -418,6 +442,7 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->seed = record->seeded ? static_cast<uint64_t>(*params.seed) : hash_combine(config_.options.seed, request->id);
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
+  record->reads_states = params.return_hidden_states || params.return_logits;
   if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
   return queue(std::move(request), std::move(record));
 }
@@ -457,6 +482,7 @@ std::unique_ptr<Request> Engine::make_request(std::vector<int32_t> prompt, const
 
 uint64_t Engine::queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record) {
   if (record->reads_output) ++num_output_readers_;
+  if (record->reads_states) ++num_state_readers_;
   record->times.arrival = epoch_seconds();
   record->sequences.resize(static_cast<size_t>(request->params.n));
   request->record = std::move(record);

@@ -25,6 +25,7 @@ struct RequestRecord {
   struct OfSequence {
     TokenCounts counts;
     LogprobBuffer logprobs;
+    RowBuffer hidden_states, logits;
     double cumulative_logprob = 0.0;
     uint32_t told_row_serial = 0;            // the row that has the sampling parameters
     std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
@@ -34,10 +35,12 @@ struct RequestRecord {
   uint64_t seed = 0;
   bool seeded = false;
   bool changes_each_step = false, reads_output = false;
+  bool reads_states = false;          // return_hidden_states or return_logits
   std::unique_ptr<BeamSearch> beams;  // of a beam search; sequence i of the request is slot i
   RequestTimes times;
   std::string error;
   LogprobBuffer prompt_logprobs;
+  RowBuffer prompt_hidden_states;
   std::vector<OfSequence> sequences;
 };
 
@@ -71,7 +74,7 @@ class Engine {
     RequestRecord* record = nullptr;
     bool counts = true;  // false: the sequence had ended before
   };
-  // Tokens [first, first + count) of a prompt, whose log-probabilities a step under way finds.
+  // Tokens [first, first + count) of a prompt, whose log-probabilities or hidden states a step under way finds.
   struct JudgedTokens {
     const Sequence* sequence = nullptr;
     int32_t first = 0, count = 0;
@@ -82,6 +85,8 @@ class Engine {
     std::vector<Row> rows;
     std::vector<PromptRow> prompt_rows;
     std::vector<JudgedTokens> judged;
+    WantedStates wanted_states;
+    std::vector<JudgedTokens> prompt_states;
     StepHooks hooks;
   };
 
@@ -91,12 +96,14 @@ class Engine {
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
+  void begin_states(StepInFlight& step) const;
   void fail_largest(const std::string& why);
   void run_hooks(StepInFlight& step);
   void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
   void fail(const Sequence& sequence, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
+  static void record_states(const StepInFlight& step, const StateRows& states);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
@@ -113,6 +120,7 @@ class Engine {
   std::shared_ptr<const Vocabulary> vocabulary_;
   uint64_t next_request_id_ = 0;
   int64_t num_output_readers_ = 0;  // live requests whose next token cannot be had before the last one is known
+  int64_t num_state_readers_ = 0;   // live requests that want hidden states or logits back
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;

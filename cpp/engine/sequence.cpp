@@ -42,7 +42,8 @@ bool Request::finished() const {
 }
 
 int32_t Request::max_cached_tokens(int32_t num_tokens) const {
-  const bool is_judged = !params.prompt_logprobs.has_value() || num_judged + 1 >= static_cast<int32_t>(prompt.size());
+  const bool judges = params.prompt_logprobs.has_value() || params.return_hidden_states;
+  const bool is_judged = !judges || num_judged + 1 >= static_cast<int32_t>(prompt.size());
   return is_judged ? num_tokens - 1 : std::min(num_tokens - 1, num_judged);
 }
 

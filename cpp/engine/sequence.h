@@ -79,7 +79,8 @@ struct Request {
   std::shared_ptr<const Vocabulary> vocabulary;      // needed with stop strings
   std::vector<std::unique_ptr<Sequence>> sequences;  // params.n, made by Scheduler::add()
   int32_t num_cached_tokens = 0;
-  // Tokens whose hidden states were computed once, and with them, with prompt_logprobs, what was asked for of the next.
+  // Tokens whose hidden states were computed once, and with them, with prompt_logprobs, what was asked for of the next,
+  // and with return_hidden_states they themselves were handed on.
   int32_t num_judged = 0;
   int32_t num_preemptions = 0;
   int32_t num_steps_in_flight = 0;  // plans that name one of its sequences, not committed
@@ -87,7 +88,8 @@ struct Request {
   std::shared_ptr<RequestRecord> record;
   bool finished() const;
   // Most tokens of a sequence of `num_tokens` that may come from the prefix cache. The last one is computed in any
-  // case, because its logits are wanted; with prompt_logprobs so are all of the prompt that were not judged.
+  // case, because its logits are wanted; with prompt_logprobs or return_hidden_states so are all of the prompt that
+  // were not judged.
   int32_t max_cached_tokens(int32_t num_tokens) const;
 };
 

@@ -255,6 +255,8 @@ def compile_params(
     engine["logit_bias"] = _logit_bias(params, limits)
     engine["allowed_token_ids"] = _allowed_token_ids(params, limits)
     engine["bad_words_token_ids"] = _bad_words(params, tokenizer, limits)
+    for name in ("return_hidden_states", "return_logits"):
+        engine[name] = getattr(params, name)
     if params.logits_processors:
         engine["logits_processors"] = compile_processors(params.logits_processors)
     if constraint is not None:

@@ -73,6 +73,8 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};
   std::vector<int32_t> allowed_token_ids = {};  // empty: all
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};
+  bool return_hidden_states = false;  // what the head reads, of the prompt's and of every sampled token
+  bool return_logits = false;         // of every sampled token, as the model gives them
   // Code of the caller. While a request with either runs, a GPU's steps are not planned ahead. Log-probabilities are of
   // the logits that the processors leave, and do not see the constraint.
   std::vector<LogitsProcessor> logits_processors = {};    // in this order, before all else
@@ -143,12 +145,20 @@ struct LogprobBuffer {
   std::vector<int32_t> sampled_ranks = {};  // one a token, 1 = most likely
 };
 
+// Rows of numbers, flat.
+struct RowBuffer {
+  int64_t width = 0;  // 0: none were asked for
+  std::vector<float> values = {};
+};
+
 // One of the n sequences of a request.
 struct Completion {
   int32_t index = 0;
   std::vector<int32_t> token_ids = {};
   double cumulative_logprob = 0.0;
   LogprobBuffer logprobs = {};
+  RowBuffer hidden_states = {};  // [num_tokens, hidden]: row i is what token i was sampled from
+  RowBuffer logits = {};         // [num_tokens, vocab_size], before any processing
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;      // the stop token that ended it; -1 for the primary EOS and all else
   int32_t stop_string_index = -1;  // index into SamplingParams::stop
@@ -163,7 +173,8 @@ struct RequestTimes {
 struct RequestOutput {
   uint64_t request_id = 0;
   std::vector<Completion> completions = {};
-  LogprobBuffer prompt_logprobs = {};  // of the second prompt token and all after it
+  LogprobBuffer prompt_logprobs = {};   // of the second prompt token and all after it
+  RowBuffer prompt_hidden_states = {};  // [num_prompt_tokens, hidden]
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_preemptions = 0;
@@ -176,6 +187,9 @@ struct Delta {
   uint64_t request_id = 0;
   int32_t index = 0;                    // which of the n sequences
   std::vector<int32_t> token_ids = {};  // new tokens
+  LogprobBuffer logprobs = {};          // of the new tokens, where asked for
+  double cumulative_logprob = 0.0;      // of all tokens so far
+  LogprobBuffer prompt_logprobs = {};   // where asked for, with the first token of the first sequence
   FinishReason finish_reason = FinishReason::none;
   const RequestOutput* finished = nullptr;  // set once, when the last of the n sequences ended; valid during the call
 };
