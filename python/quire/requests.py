@@ -18,14 +18,13 @@ from quire.detokenizer import TextOptions
 from quire.errors import RequestError, RequestTypeError, ValidationError
 from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt, parse_prompt
-from quire.logits_processors import compile_processors
+from quire.logits_processors import compile_processors, reads_params
 from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.structured import GuidedDecodingParams, constraint_of, guided_of_request
 from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
 _NOT_SERVED = {
-    "extra_args": "No plug-in reads them.",
     "logprob_token_ids": "Use logprobs.",
     "prompt_logprob_token_ids": "Use prompt_logprobs.",
     "prompt_logprob_start": "Use prompt_logprobs, which starts with the second token.",
@@ -258,7 +257,7 @@ def compile_params(
     for name in ("return_hidden_states", "return_logits"):
         engine[name] = getattr(params, name)
     if params.logits_processors:
-        engine["logits_processors"] = compile_processors(params.logits_processors)
+        engine["logits_processors"] = compile_processors(params)
     if constraint is not None:
         grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
         engine["constraint"] = (grammars, grammars.compile(constraint))
@@ -289,6 +288,11 @@ def refuse_unserved(params: SamplingParams) -> None:
         value = getattr(params, name)
         if value is not None and value is not False and not (isinstance(value, (list, dict)) and not value):
             raise NotImplementedError(f"SamplingParams.{name} is not supported by this version of quire. {instead}")
+    if params.extra_args and not any(reads_params(one) for one in params.logits_processors or ()):
+        raise NotImplementedError(
+            f"SamplingParams.extra_args {sorted(map(str, params.extra_args))} would be read by nobody: they are for "
+            "logits processors with a method new_req_logits_processor(params)."
+        )
 
 
 def _num_logprobs(which: str, wanted: int | None, limits: Limits) -> int | None:
