@@ -125,7 +125,7 @@ void Engine::run_hooks(StepInFlight& step) {
   {
     const Flag running(in_hooks_);
     step.hooks.fill_masks(step.sampling);
-    step.hooks.process_logits(worker_);
+    step.hooks.process_logits(worker_, step.sampling);
   }
   worker_.run_sample(step.sampling);
   for (const HookedRow& row : step.hooks.rows()) {
@@ -305,31 +305,6 @@ void Engine::record_prompt_logprobs(const StepInFlight& step, const PromptScores
   }
 }
 
-// The beams of a request need not sample in the same step: it goes on when all have.
-void Engine::advance_beams(const StepInFlight& step, const SampledTokens& sampled) {
-  for (size_t i = 0; i < step.rows.size(); ++i) {
-    const Row& row = step.rows[i];
-    if (!row.counts || row.record->beams == nullptr) continue;
-    const auto width = static_cast<size_t>(*row.sequence->request->params.logprobs);
-    const size_t begin = i * static_cast<size_t>(sampled.logprobs_stride) + 1;  // behind the sampled token
-    row.record->beams->offer(row.sequence->index, sampled.logprob_ids.subspan(begin, width),
-                             sampled.logprobs.subspan(begin, width));
-  }
-  for (const Row& row : step.rows) {
-    if (row.counts && row.record->beams != nullptr && row.record->beams->ready()) move_beams(*row.sequence->request);
-  }
-}
-
-void Engine::move_beams(Request& request) {
-  BeamSearch& beams = *request.record->beams;
-  const BeamMoves& moves = beams.advance();
-  const auto sequence = [&](int32_t slot) -> Sequence& { return *request.sequences[static_cast<size_t>(slot)]; };
-  for (const int32_t slot : moves.dropped) scheduler_.drop(sequence(slot));
-  for (const auto& [parent, slot] : moves.forks) scheduler_.fork(sequence(parent), sequence(slot));
-  for (const auto& [slot, token] : moves.appended) scheduler_.append(sequence(slot), token);
-  if (beams.finished()) scheduler_.cancel(request.id, FinishReason::stop);
-}
-
 void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
   for (size_t i = 0; i < step.rows.size(); ++i) {
     const Row& row = step.rows[i];
@@ -444,27 +419,6 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->reads_output = reads_output(params);
   record->reads_states = params.return_hidden_states || params.return_logits;
   if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
-  return queue(std::move(request), std::move(record));
-}
-
-uint64_t Engine::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params,
-                                    DeltaCallback callback) {
-  validate(prompt, params);
-  std::vector<int32_t> stop_ids = params.ignore_eos ? std::vector<int32_t>() : config_.model.eos_token_ids;
-  stop_ids.insert(stop_ids.end(), params.stop_token_ids.begin(), params.stop_token_ids.end());
-  const int32_t width = BeamSearch::num_candidates(params.beam_width, stop_ids.size(), config_.model.arch.vocab_size);
-  // What is sampled is not used: the likeliest tokens of each beam are.
-  const SamplingParams sampling = {
-      .n = params.beam_width, .temperature = 0.0f, .max_tokens = params.max_tokens, .logprobs = width};
-  std::unique_ptr<Request> request = make_request(std::move(prompt), sampling);
-  request->host_chooses = true;
-  const auto num_prompt = static_cast<int64_t>(request->prompt.size());
-  auto record = std::make_shared<RequestRecord>();
-  record->callback = std::move(callback);
-  record->notify = Notify::finished;
-  record->reads_output = true;
-  record->beams = std::make_unique<BeamSearch>(params, std::move(stop_ids), num_prompt,
-                                               static_cast<int32_t>(request->max_total_tokens - num_prompt));
   return queue(std::move(request), std::move(record));
 }
 

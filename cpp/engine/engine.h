@@ -106,6 +106,7 @@ class Engine {
   static void record_states(const StepInFlight& step, const StateRows& states);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);
+  std::vector<int32_t> move_constraints(Request& request, const BeamMoves& moves);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
   void hand_out_finished(double now);
   RequestOutput make_output(const Request& request) const;

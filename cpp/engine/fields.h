@@ -44,6 +44,8 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("max_tokens", params.max_tokens, "most tokens to generate");
   visit("ignore_eos", params.ignore_eos, "go on after the end-of-sequence token");
   visit("stop_token_ids", params.stop_token_ids, "token ids that end a sequence");
+  visit("stop", params.stop, "strings that end a sequence");
+  visit("allowed_token_ids", params.allowed_token_ids, "only these may be generated; empty: all");
   visit("length_penalty", params.length_penalty, "the score is cumulative_logprob / length^length_penalty");
   visit("length_includes_prompt", params.length_includes_prompt, "the length counts the prompt, and no stop token");
 }

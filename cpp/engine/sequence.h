@@ -93,6 +93,10 @@ struct Request {
   int32_t max_cached_tokens(int32_t num_tokens) const;
 };
 
+// Adds a token's bytes to the tail of a text and returns the one of `stops` that they complete first, -1 for none. What
+// can no longer become part of one leaves the tail.
+int32_t advance_text(std::string& tail, std::string_view bytes, const std::vector<std::string>& stops);
+
 // Appends a sampled token and decides whether the sequence ends with it. In this order: EOS and stop token ids, stop
 // strings (all held back while the output is shorter than min_tokens), the end of a constraint, length. The token stays
 // in `tokens` in every case.

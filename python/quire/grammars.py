@@ -45,6 +45,10 @@ class Grammar:
         """The state of one sequence, at its beginning."""
         return self._matcher.deep_copy()
 
+    def fork(self, state: Any) -> Any:
+        """A copy of a state: two sequences go on from it."""
+        return state.deep_copy()
+
 
 class Grammars:
     """The grammars of one model. `backend` is the engine's, with its options: "name:option,option"."""

@@ -422,9 +422,9 @@ def int_list(name: str, values: Sequence[int] | Any) -> list[int]:
 class BeamSearchParams:
     """Parameters of `LLM.beam_search`; docs/decoding.md tells the search.
 
-    The text of a sequence always has its stop token, as in vLLM, so `include_stop_str_in_output` decides nothing.
-    Sequences are ranked by log-probabilities before temperature, so `temperature` does not either.
-    `skip_special_tokens` None: the text has them (vLLM 0.8). The last two are quire's own.
+    The text of a sequence always has its stop token, as in vLLM; `include_stop_str_in_output` concerns the strings of
+    `stop`. Sequences are ranked by log-probabilities before temperature, so `temperature` decides nothing.
+    `skip_special_tokens` None: the text has them (vLLM 0.8). The last three are quire's own.
     """
 
     beam_width: int
@@ -438,4 +438,5 @@ class BeamSearchParams:
     watermarking: Any = field(default=None, kw_only=True)
     allowed_token_ids: list[int] | None = field(default=None, kw_only=True)
     stop_token_ids: list[int] | None = field(default=None, kw_only=True)
+    stop: str | list[str] | None = field(default=None, kw_only=True)
     length_includes_prompt: bool = field(default=True, kw_only=True)

@@ -324,12 +324,6 @@ GOOD = {"prompt_token_ids": [1, 2]}
         ([GOOD], BeamSearchParams(2, 2, length_penalty=math.nan), ValueError, "length_penalty must be a finite number"),
         ([GOOD], BeamSearchParams(2, 2, stop_token_ids=[10**6]), ValueError, "out of vocabulary"),
         ([GOOD], BeamSearchParams(2, 2, stop_token_ids=["a"]), TypeError, "stop_token_ids must be a list of integers"),  # type: ignore[list-item]
-        (
-            [GOOD],
-            BeamSearchParams(2, 2, allowed_token_ids=[1]),
-            NotImplementedError,
-            "BeamSearchParams.allowed_token_ids",
-        ),
         ([GOOD], BeamSearchParams(2, 2, watermarking={}), NotImplementedError, "BeamSearchParams.watermarking"),
         ([GOOD, {"prompt_token_ids": []}], BeamSearchParams(2, 2), ValueError, r"cannot be empty \(prompt 1\)"),
         ([{"prompt_token_ids": [10**6]}], BeamSearchParams(2, 2), ValueError, "out of vocabulary"),
@@ -356,8 +350,8 @@ def test_the_core_has_every_field_that_python_sends() -> None:
     from quire.requests import Limits
 
     limits = Limits(vocab_size=100, max_model_len=64, max_logprobs=20, eos_token_ids=frozenset({1}))
-    values = compile_params(BeamSearchParams(2, 2), None, limits)
-    assert set(values) == {name for name, _ in _quire.beam_search_param_fields()}
+    compiled = compile_params(BeamSearchParams(2, 2), None, limits)
+    assert set(compiled.engine) == {name for name, _ in _quire.beam_search_param_fields()}
 
 
 def test_bad_calls(llm: LLM, tiny_model: Path) -> None:

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +45,8 @@ class TokenConstraint {
   virtual void fill_masks(std::span<MaskRow> rows) = 0;
   // Once a step, in the same groups.
   virtual void commit(std::span<CommittedToken> tokens) = 0;
+  // A copy of a state, for a second sequence that goes on from the same tokens: beam search asks for it.
+  virtual std::shared_ptr<void> fork(void*) { throw std::logic_error("this constraint cannot be forked"); }
   virtual const void* group() const { return this; }
 };
 
@@ -86,10 +89,14 @@ struct BeamSearchParams {
   int32_t beam_width = 4;  // sequences that are followed, and returned
   int32_t max_tokens = 16;
   bool ignore_eos = false;
-  std::vector<int32_t> stop_token_ids = {};  // they end a sequence as the end-of-sequence token does
-  double length_penalty = 1.0;               // the score is cumulative_logprob / length^length_penalty
+  std::vector<int32_t> stop_token_ids = {};     // they end a sequence as the end-of-sequence token does
+  std::vector<std::string> stop = {};           // so do these; needs set_vocabulary()
+  std::vector<int32_t> allowed_token_ids = {};  // empty: all
+  double length_penalty = 1.0;                  // the score is cumulative_logprob / length^length_penalty
   // true: the length counts the prompt, and no stop token (vLLM 0.8); false: the generated tokens, with the stop token.
   bool length_includes_prompt = true;
+  // What it lets through are the candidates, and their log-probabilities are of them alone; so with allowed_token_ids.
+  std::shared_ptr<TokenConstraint> constraint = nullptr;
 };
 
 // How an engine is built. Zero or empty means: derive it.
