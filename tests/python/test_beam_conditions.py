@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import DEMO, load_reference
 from quire import LLM, BeamSearchOutput, BeamSearchParams, SamplingParams, StructuredOutputsParams
 from quire.structured import constraint_of
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 PROMPT = [7, 301, 22, 95, 180, 44, 9]
 GIVEN = [{"prompt_token_ids": PROMPT}]
-DEMO = str(Path(__file__).resolve().parents[2] / "python" / "quire" / "demo_model")
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return load_reference(tiny_model)
 
 
 def plain_loop(
@@ -73,8 +73,8 @@ def expect_found(output: BeamSearchOutput, expected: list[tuple[list[int], float
 
 
 def test_stop_strings() -> None:
-    model = transformers.AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
-    with LLM(DEMO, dtype="float32", max_model_len=128, num_gpu_blocks_override=200) as demo:
+    model = load_reference(DEMO)
+    with LLM(str(DEMO), dtype="float32", max_model_len=128, num_gpu_blocks_override=200) as demo:
         tokenizer = demo.get_tokenizer()
         prompt = tokenizer("Once upon a time")["input_ids"]
         given = [{"prompt_token_ids": prompt}]
@@ -179,7 +179,7 @@ def test_json_of_a_schema_whatever_memory_there_is(options: dict[str, Any]) -> N
     wish = StructuredOutputsParams(json=schema, disable_any_whitespace=True)
     prompt = {"prompt": "Once upon a time"}
     params = BeamSearchParams(5, 40, structured_outputs=wish, skip_special_tokens=True)
-    with LLM(DEMO, dtype="float32", **{"max_model_len": 256, "num_gpu_blocks_override": 200, **options}) as demo:
+    with LLM(str(DEMO), dtype="float32", **{"max_model_len": 256, "num_gpu_blocks_override": 200, **options}) as demo:
         outputs = demo.beam_search([prompt, prompt], params)
     for output in outputs:
         assert len(output.sequences) == 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_llama
+from checkpoints import DEMO, load_reference, write_llama
 from quire import LLM, BeamSearchOutput, BeamSearchParams, SamplingParams
 
 torch = pytest.importorskip("torch")
@@ -21,17 +21,10 @@ PROMPTS = [
     list(range(40, 73)),
     [300, 5, 300, 5, 300, 5, 300, 5, 300, 5, 300, 5, 2, 8, 1, 4],
 ]
-DEMO = Path(__file__).resolve().parents[2] / "python" / "quire" / "demo_model"
 
 
 def tokens_prompts(prompts: list[list[int]]) -> list[dict[str, list[int]]]:
     return [{"prompt_token_ids": ids} for ids in prompts]
-
-
-def load_reference(folder: Path) -> Any:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
-    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
