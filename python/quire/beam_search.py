@@ -155,7 +155,8 @@ def compile_params(
     }
     if constraint is not None:
         grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
-        engine["constraint"] = (grammars, grammars.compile(constraint))
+        grammar = grammars.compile(constraint)
+        engine["constraint"] = (grammar.backend, grammar)
     return CompiledSearch(
         engine,
         strings,

@@ -156,7 +156,7 @@ ARGS: dict[str, Arg] = {
     "max_prompt_adapter_token": _no_effect(0, _NO_ADAPTERS),
     "speculative_config": _only(None, "Decoding without it gives the same tokens."),
     "guided_decoding_backend": _python(
-        "auto", "auto and guidance are llguidance; so is xgrammar, unless :no-fallback.", GUIDED_BACKENDS
+        "auto", "auto and guidance are llguidance; xgrammar is xgrammar where it is installed.", GUIDED_BACKENDS
     ),
     "logits_processor_pattern": _no_effect(None, "It guards a server; there is none."),
     "limit_mm_per_prompt": _python(),

@@ -260,7 +260,8 @@ def compile_params(
         engine["logits_processors"] = compile_processors(params)
     if constraint is not None:
         grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
-        engine["constraint"] = (grammars, grammars.compile(constraint))
+        grammar = grammars.compile(constraint)
+        engine["constraint"] = (grammar.backend, grammar)
     text = TextOptions(
         detokenize=params.detokenize,
         skip_special_tokens=params.skip_special_tokens,

@@ -272,7 +272,7 @@ def test_what_is_wrong_is_told_before_any_work(demo: LLM, kind: dict[str, Any], 
 def test_backends(tmp_path: Path, demo: LLM, caplog: pytest.LogCaptureFixture) -> None:
     for backend in ("auto", "guidance", "xgrammar", None):
         assert texts(demo, [guided(choice=["x"], backend=backend)]) == [("x", "stop")]
-    for backend in ("outlines", "lm-format-enforcer", "xgrammar:no-fallback"):
+    for backend in ("outlines", "lm-format-enforcer"):
         with pytest.raises(NotImplementedError, match=backend.split(":")[0]):
             demo.generate(PROMPT, guided(choice=["x"], backend=backend), use_tqdm=False)
     with pytest.raises(ValueError, match="Invalid structured output backend 'none'"):
