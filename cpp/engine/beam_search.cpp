@@ -11,12 +11,14 @@
 namespace quire {
 
 BeamSearch::BeamSearch(const BeamSearchParams& params, std::vector<int32_t> stop_token_ids, int64_t num_prompt_tokens,
-                       int32_t max_tokens)
+                       int32_t max_tokens, std::shared_ptr<const Vocabulary> vocabulary)
     : params_(params),
       stop_token_ids_(std::move(stop_token_ids)),
       num_prompt_tokens_(num_prompt_tokens),
-      max_tokens_(max_tokens) {
+      max_tokens_(max_tokens),
+      vocabulary_(std::move(vocabulary)) {
   QUIRE_CHECK(params.beam_width > 0 && max_tokens > 0, params.beam_width, " beams, ", max_tokens, " tokens");
+  QUIRE_CHECK(params.stop.empty() || vocabulary_ != nullptr, "stop strings need a vocabulary");
   beams_.push_back({});
 }
 
@@ -36,7 +38,7 @@ void BeamSearch::offer(int32_t slot, std::span<const int32_t> token_ids, std::sp
   ++num_offered_;
 }
 
-const BeamMoves& BeamSearch::advance() {
+const BeamMoves& BeamSearch::advance(const FindComplete& find_complete) {
   QUIRE_CHECK(ready(), num_offered_, " of ", beams_.size(), " beams have offered");
   moves_ = {};
   gather();
@@ -45,11 +47,12 @@ const BeamMoves& BeamSearch::advance() {
   std::ranges::stable_sort(candidates_, std::greater(), &Candidate::cumulative_logprob);
   live_on(num_kept);
   num_offered_ = 0;
-  if (++num_steps_ >= max_tokens_ || !can_improve()) end();
+  if (find_complete) retire(find_complete(moves_));
+  if (++num_steps_ >= max_tokens_ || beams_.empty() || !can_improve()) end();
   return moves_;
 }
 
-// Completes the stop tokens of all rows and lists the other candidates.
+// Completes the stop tokens and stop strings of all rows and lists the other candidates.
 void BeamSearch::gather() {
   candidates_.clear();
   for (size_t b = 0; b < beams_.size(); ++b) {
@@ -58,12 +61,21 @@ void BeamSearch::gather() {
     for (size_t rank = 0; rank < width_; ++rank) {
       const float logprob = row_logprobs_[begin + rank];
       if (!(logprob > -std::numeric_limits<float>::infinity())) continue;  // impossible tokens, and no numbers
-      const Candidate candidate = {b, static_cast<int32_t>(rank), before + static_cast<double>(logprob)};
-      if (is_stop(row_token_ids_[begin + rank])) {
-        complete(add_node(candidate), true);
-      } else {
-        candidates_.push_back(candidate);
+      const int32_t token = row_token_ids_[begin + rank];
+      Candidate candidate = {b, static_cast<int32_t>(rank), before + static_cast<double>(logprob)};
+      if (is_stop(token)) {
+        complete(add_node(candidate), {.is_stopped = true});
+        continue;
       }
+      if (!params_.stop.empty()) {
+        if (beams_[b].node >= 0) candidate.text_tail = nodes_[static_cast<size_t>(beams_[b].node)].text_tail;
+        const int32_t stop = advance_text(candidate.text_tail, vocabulary_->bytes(token), params_.stop);
+        if (stop >= 0) {
+          complete(add_node(candidate), {.stop_string = stop});
+          continue;
+        }
+      }
+      candidates_.push_back(std::move(candidate));
     }
   }
 }
@@ -101,17 +113,29 @@ int32_t BeamSearch::add_node(const Candidate& candidate) {
                     .row = beam.row,
                     .rank = candidate.rank,
                     .cumulative_logprob = candidate.cumulative_logprob,
-                    .num_tokens = num_steps_ + 1});
+                    .num_tokens = num_steps_ + 1,
+                    .text_tail = candidate.text_tail});
   return static_cast<int32_t>(nodes_.size()) - 1;
 }
 
 // Those that come after beam_width better ones are never returned.
-void BeamSearch::complete(int32_t node, bool is_stopped) {
+void BeamSearch::complete(int32_t node, const End& end) {
   const Node& last = nodes_[static_cast<size_t>(node)];
-  const Completed added = {node, score(last.cumulative_logprob, last.num_tokens, is_stopped), is_stopped};
+  const Completed added = {node, score(last.cumulative_logprob, last.num_tokens, end.is_stopped), end};
   completed_.insert(std::ranges::upper_bound(completed_, added.score, std::greater(), &Completed::score), added);
   if (std::ssize(completed_) > params_.beam_width) completed_.pop_back();
 }
+
+void BeamSearch::retire(std::span<const int32_t> slots) {
+  for (const int32_t slot : slots) {
+    const auto beam = std::ranges::find(beams_, slot, &Beam::slot);
+    QUIRE_CHECK(beam != beams_.end(), "slot ", slot, " has no beam");
+    complete(beam->node, {.is_complete = true});
+    beams_.erase(beam);
+  }
+}
+
+bool BeamSearch::is_live(int32_t slot) const { return std::ranges::find(beams_, slot, &Beam::slot) != beams_.end(); }
 
 // Sums only become smaller, so the best score a beam can still reach is that of its sum at the kindest length.
 bool BeamSearch::can_improve() const {
@@ -123,7 +147,7 @@ bool BeamSearch::can_improve() const {
 }
 
 void BeamSearch::end() {
-  for (const Beam& beam : beams_) complete(beam.node, false);
+  for (const Beam& beam : beams_) complete(beam.node, {});
   beams_.clear();
   moves_ = {};
 }
@@ -161,7 +185,11 @@ Completion BeamSearch::completion(const Completed& completed) const {
   std::ranges::reverse(path);
   Completion result;
   result.cumulative_logprob = cumulative_logprob(completed.node);
-  result.finish_reason = completed.is_stopped ? FinishReason::stop : FinishReason::length;
+  const End& end = completed.end;
+  const bool has_stopped = end.is_stopped || end.stop_string >= 0 || end.is_complete;
+  result.finish_reason = has_stopped ? FinishReason::stop : FinishReason::length;
+  result.stop_string_index = end.stop_string;
+  result.is_complete = end.is_complete;
   LogprobBuffer& logprobs = result.logprobs;
   logprobs.width = static_cast<int32_t>(width_) + 1;
   for (const int32_t id : path) {
@@ -177,8 +205,9 @@ Completion BeamSearch::completion(const Completed& completed) const {
                              row_logprobs_.begin() + begin + count);
     logprobs.sampled_ranks.push_back(node.rank + 1);
   }
-  const bool is_primary = !stop_token_ids_.empty() && result.token_ids.back() == stop_token_ids_.front();
-  if (completed.is_stopped && !is_primary) result.stop_token_id = result.token_ids.back();
+  const bool is_primary =
+      !params_.ignore_eos && !stop_token_ids_.empty() && result.token_ids.back() == stop_token_ids_.front();
+  if (end.is_stopped && !is_primary) result.stop_token_id = result.token_ids.back();
   return result;
 }
 

@@ -5,9 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "engine/sequence.h"
 #include "quire/types.h"
 
 namespace quire {
@@ -25,15 +29,19 @@ struct BeamMoves {
   std::vector<Append> appended;  // every live beam, best first
 };
 
+// Slots of `moves.appended` after whose tokens nothing may follow.
+using FindComplete = std::function<std::vector<int32_t>(const BeamMoves& moves)>;
+
 // A step: every live beam offers its most likely next tokens, then advance() chooses. A candidate that is a stop token
-// is completed, the others compete; the beam_width with the largest sums of log-probabilities live on, of equal ones
-// the first. It ends after max_tokens steps, when no beam is left, or when no beam can come to be returned any more.
+// or completes a stop string is completed, the others compete; the beam_width with the largest sums of
+// log-probabilities live on, of equal ones the first. Those after which nothing may follow are completed too. It ends
+// after max_tokens steps, when no beam is left, or when no beam can come to be returned any more.
 class BeamSearch {
  public:
   // `stop_token_ids` end a sequence, the primary end-of-sequence token first. `max_tokens`: what the model has room
-  // for, too.
+  // for, too. `vocabulary` is needed with stop strings.
   BeamSearch(const BeamSearchParams& params, std::vector<int32_t> stop_token_ids, int64_t num_prompt_tokens,
-             int32_t max_tokens);
+             int32_t max_tokens, std::shared_ptr<const Vocabulary> vocabulary = nullptr);
 
   // Tokens that a beam has to offer: so many that beam_width are left when all stop tokens are among them.
   static int32_t num_candidates(int32_t beam_width, size_t num_stop_token_ids, int64_t vocab_size);
@@ -42,8 +50,10 @@ class BeamSearch {
   void offer(int32_t slot, std::span<const int32_t> token_ids, std::span<const float> logprobs);
   // Every live beam has offered.
   bool ready() const { return !beams_.empty() && num_offered_ == beams_.size(); }
-  // Valid until the next call; empty when the search ends with it.
-  const BeamMoves& advance();
+  // Valid until the next call; empty when the search ends with it. `find_complete` is asked once; the slots it names
+  // are to be dropped instead of appended to, after the forks (is_live() tells), and may be used again.
+  const BeamMoves& advance(const FindComplete& find_complete = nullptr);
+  bool is_live(int32_t slot) const;
   bool finished() const { return beams_.empty(); }
 
   // The best beam_width sequences, best first, without the prompt; once finished. Log-probabilities are the candidates
@@ -60,6 +70,13 @@ class BeamSearch {
     int32_t rank = 0;     // among them
     double cumulative_logprob = 0.0;
     int32_t num_tokens = 0;
+    std::string text_tail = {};  // bytes that may become part of a stop string
+  };
+  // How a sequence ended.
+  struct End {
+    bool is_stopped = false;  // with a stop token
+    int32_t stop_string = -1;
+    bool is_complete = false;
   };
   struct Beam {
     int32_t slot = 0;
@@ -70,11 +87,12 @@ class BeamSearch {
     size_t beam = 0;
     int32_t rank = 0;
     double cumulative_logprob = 0.0;
+    std::string text_tail = {};
   };
   struct Completed {
     int32_t node = 0;
     double score = 0.0;
-    bool is_stopped = false;
+    End end;
   };
 
   double cumulative_logprob(int32_t node) const;
@@ -83,7 +101,8 @@ class BeamSearch {
   int32_t add_node(const Candidate& candidate);
   void gather();
   void live_on(size_t num_kept);
-  void complete(int32_t node, bool is_stopped);
+  void complete(int32_t node, const End& end);
+  void retire(std::span<const int32_t> slots);
   bool can_improve() const;
   void end();
   Completion completion(const Completed& completed) const;
@@ -92,6 +111,7 @@ class BeamSearch {
   const std::vector<int32_t> stop_token_ids_;
   const int64_t num_prompt_tokens_;
   const int32_t max_tokens_;
+  const std::shared_ptr<const Vocabulary> vocabulary_;
   int32_t num_steps_ = 0;
   size_t num_offered_ = 0;
   std::vector<Beam> beams_;            // live, best first

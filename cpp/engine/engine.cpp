@@ -40,6 +40,22 @@ class Flag {
   bool& flag_;
 };
 
+// Of the delta's tokens, the newest of a sequence, and of the prompt with the first ones.
+void add_logprobs(const Sequence& sequence, const RequestRecord& record, Delta& delta) {
+  const RequestRecord::OfSequence& own = record.sequences[static_cast<size_t>(sequence.index)];
+  const auto count = static_cast<int64_t>(delta.token_ids.size());
+  const bool is_first = sequence.index == 0 && sequence.num_output() == count;
+  if (is_first && sequence.request->params.prompt_logprobs.has_value()) delta.prompt_logprobs = record.prompt_logprobs;
+  if (own.logprobs.width == 0) return;
+  const LogprobBuffer& all = own.logprobs;
+  const int64_t entries = count * all.width;
+  delta.logprobs = {.width = all.width,
+                    .token_ids = {all.token_ids.end() - entries, all.token_ids.end()},
+                    .logprobs = {all.logprobs.end() - entries, all.logprobs.end()},
+                    .sampled_ranks = {all.sampled_ranks.end() - count, all.sampled_ranks.end()}};
+  delta.cumulative_logprob = own.cumulative_logprob;
+}
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
@@ -90,10 +106,11 @@ bool Engine::launch() {
   stamp_first_scheduled();
   begin_sampling(step);
   begin_prompt_logprobs(step);
+  begin_states(step);
   worker_.copy_blocks(step.batch.block_copies);
   try {
     if (config_.speculation.has_draft_model()) guess(step);
-    worker_.upload(step.batch, step.sampling, step.prompt_rows);
+    worker_.upload(step.batch, step.sampling, step.prompt_rows, step.wanted_states);
   } catch (const OutOfMemory& error) {
     fail_largest(error.what());
     return false;
@@ -112,7 +129,7 @@ void Engine::run_hooks(StepInFlight& step) {
   {
     const Flag running(in_hooks_);
     step.hooks.fill_masks(step.sampling);
-    step.hooks.process_logits(worker_);
+    step.hooks.process_logits(worker_, step.sampling);
   }
   worker_.run_sample(step.sampling);
   for (const HookedRow& row : step.hooks.rows()) {
@@ -147,8 +164,10 @@ void Engine::collect() {
   const double now = epoch_seconds();
   if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_prompt_logprobs(step, worker_.prompt_scores());
+  record_prompt_states(step, worker_.state_rows());
   scheduler_.commit(step.batch, sampled.token_ids);
   record_tokens(step, sampled, now);
+  record_states(step, worker_.state_rows());
   if (config_.speculation.enabled()) {
     record_drafts(step);
     propose_drafts(step);
@@ -224,16 +243,19 @@ void Engine::begin_prompt_logprobs(StepInFlight& step) const {
 // and the others' step is planned again.
 void Engine::fail_largest(const std::string& why) {
   constexpr size_t kEntryBytes = sizeof(int32_t) + sizeof(float);
+  const size_t hidden_bytes = static_cast<size_t>(config_.model.arch.hidden) * dtype_bytes(config_.model.dtype);
   const auto needed_bytes = [&](const ScheduledSequence& scheduled) {
     const Request& request = *scheduled.sequence->request;
     const SamplingParams& params = request.params;
     const auto num_judging = params.prompt_logprobs.has_value() ? static_cast<size_t>(scheduled.num_new_tokens) : 0;
-    const size_t judged_bytes =
-        num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    size_t judged_bytes = num_judging * (static_cast<size_t>(params.prompt_logprobs.value_or(0)) + 1) * kEntryBytes;
+    if (params.return_hidden_states) judged_bytes += static_cast<size_t>(scheduled.num_new_tokens) * hidden_bytes;
     if (!scheduled.samples) return judged_bytes;
     const size_t mask_bytes = params.constraint != nullptr ? static_cast<size_t>(worker_.vocab_size()) / 8 : 0;
+    const size_t logits_bytes = params.return_logits ? static_cast<size_t>(worker_.vocab_size()) * sizeof(float) : 0;
     const size_t list_bytes =
-        mask_bytes + params.allowed_token_ids.size() * sizeof(int32_t) + params.logit_bias.size() * sizeof(TokenBias) +
+        mask_bytes + logits_bytes + params.allowed_token_ids.size() * sizeof(int32_t) +
+        params.logit_bias.size() * sizeof(TokenBias) +
         (request.record->reads_output ? scheduled.sequence->tokens.size() * sizeof(TokenCount) : 0);
     // Every row of the output is as wide as the widest.
     const auto width = static_cast<size_t>(params.logprobs.value_or(0));
@@ -295,31 +317,6 @@ void Engine::record_prompt_logprobs(const StepInFlight& step, const PromptScores
   }
 }
 
-// The beams of a request need not sample in the same step: it goes on when all have.
-void Engine::advance_beams(const StepInFlight& step, const SampledTokens& sampled) {
-  for (size_t i = 0; i < step.rows.size(); ++i) {
-    const Row& row = step.rows[i];
-    if (!row.counts || row.record->beams == nullptr) continue;
-    const auto width = static_cast<size_t>(*row.sequence->request->params.logprobs);
-    const size_t begin = i * static_cast<size_t>(sampled.logprobs_stride) + 1;  // behind the sampled token
-    row.record->beams->offer(row.sequence->index, sampled.logprob_ids.subspan(begin, width),
-                             sampled.logprobs.subspan(begin, width));
-  }
-  for (const Row& row : step.rows) {
-    if (row.counts && row.record->beams != nullptr && row.record->beams->ready()) move_beams(*row.sequence->request);
-  }
-}
-
-void Engine::move_beams(Request& request) {
-  BeamSearch& beams = *request.record->beams;
-  const BeamMoves& moves = beams.advance();
-  const auto sequence = [&](int32_t slot) -> Sequence& { return *request.sequences[static_cast<size_t>(slot)]; };
-  for (const int32_t slot : moves.dropped) scheduler_.drop(sequence(slot));
-  for (const auto& [parent, slot] : moves.forks) scheduler_.fork(sequence(parent), sequence(slot));
-  for (const auto& [slot, token] : moves.appended) scheduler_.append(sequence(slot), token);
-  if (beams.finished()) scheduler_.cancel(request.id, FinishReason::stop);
-}
-
 void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled) {
   for (size_t i = 0; i < step.rows.size();) {
     const Row& row = step.rows[i];
@@ -332,6 +329,7 @@ void Engine::tell_tokens(const StepInFlight& step, const SampledTokens& sampled)
     if (delta.token_ids.empty()) continue;
     delta.request_id = row.sequence->request->id;
     delta.index = row.sequence->index;
+    add_logprobs(*row.sequence, *row.record, delta);
     delta.finish_reason = row.sequence->finish_reason;
     row.record->callback(delta);
   }
@@ -344,6 +342,7 @@ void Engine::hand_out_finished(double now) {
     RequestRecord& record = *request->record;
     record.times.finished = now;
     if (record.reads_output) --num_output_readers_;
+    if (record.reads_states) --num_state_readers_;
     const RequestOutput output = make_output(*request);
     totals_.prompt_tokens += output.num_prompt_tokens;
     totals_.cached_prompt_tokens += output.num_cached_tokens;
@@ -370,6 +369,7 @@ RequestOutput Engine::make_output(const Request& request) const {
   output.error = record.error;
   output.spec_token_acceptance_counts = std::move(record.acceptance_counts);
   output.prompt_logprobs = std::move(record.prompt_logprobs);
+  output.prompt_hidden_states = std::move(record.prompt_hidden_states);
   output.completions = completions(request);
   return output;
 }
@@ -388,6 +388,8 @@ std::vector<Completion> Engine::completions(const Request& request) const {
     completion.index = static_cast<int32_t>(i);
     completion.finish_reason = FinishReason::abort;  // of sequences that a cancelled request never started
     completion.logprobs = std::move(record.sequences[i].logprobs);
+    completion.hidden_states = std::move(record.sequences[i].hidden_states);
+    completion.logits = std::move(record.sequences[i].logits);
     completion.cumulative_logprob = record.sequences[i].cumulative_logprob;
   }
   for (const std::unique_ptr<Sequence>& sequence : request.sequences) {
@@ -433,28 +435,8 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
   record->changes_each_step = changes_each_step(params);
   record->reads_output = reads_output(params);
   record->speculates = config_.speculation.enabled() && !record->reads_output;
+  record->reads_states = params.return_hidden_states || params.return_logits;
   if (params.prompt_logprobs.has_value()) record->prompt_logprobs.width = *params.prompt_logprobs + 1;
-  return queue(std::move(request), std::move(record));
-}
-
-uint64_t Engine::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params,
-                                    DeltaCallback callback) {
-  validate(prompt, params);
-  std::vector<int32_t> stop_ids = params.ignore_eos ? std::vector<int32_t>() : config_.model.eos_token_ids;
-  stop_ids.insert(stop_ids.end(), params.stop_token_ids.begin(), params.stop_token_ids.end());
-  const int32_t width = BeamSearch::num_candidates(params.beam_width, stop_ids.size(), config_.model.arch.vocab_size);
-  // What is sampled is not used: the likeliest tokens of each beam are.
-  const SamplingParams sampling = {
-      .n = params.beam_width, .temperature = 0.0f, .max_tokens = params.max_tokens, .logprobs = width};
-  std::unique_ptr<Request> request = make_request(std::move(prompt), sampling);
-  request->host_chooses = true;
-  const auto num_prompt = static_cast<int64_t>(request->prompt.size());
-  auto record = std::make_shared<RequestRecord>();
-  record->callback = std::move(callback);
-  record->notify = Notify::finished;
-  record->reads_output = true;
-  record->beams = std::make_unique<BeamSearch>(params, std::move(stop_ids), num_prompt,
-                                               static_cast<int32_t>(request->max_total_tokens - num_prompt));
   return queue(std::move(request), std::move(record));
 }
 
@@ -472,6 +454,7 @@ std::unique_ptr<Request> Engine::make_request(std::vector<int32_t> prompt, const
 
 uint64_t Engine::queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record) {
   if (record->reads_output) ++num_output_readers_;
+  if (record->reads_states) ++num_state_readers_;
   record->times.arrival = epoch_seconds();
   record->sequences.resize(static_cast<size_t>(request->params.n));
   request->record = std::move(record);

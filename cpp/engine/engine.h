@@ -27,6 +27,7 @@ struct RequestRecord {
   struct OfSequence {
     TokenCounts counts;
     LogprobBuffer logprobs;
+    RowBuffer hidden_states, logits;
     double cumulative_logprob = 0.0;
     uint32_t told_row_serial = 0;            // the row that has the sampling parameters
     std::unique_ptr<NgramProposer> ngrams;   // of a request that speculates, with that method
@@ -38,11 +39,13 @@ struct RequestRecord {
   bool seeded = false;
   bool changes_each_step = false, reads_output = false;
   bool speculates = false;
+  bool reads_states = false;               // return_hidden_states or return_logits
   std::vector<int64_t> acceptance_counts;  // RequestOutput::spec_token_acceptance_counts
   std::unique_ptr<BeamSearch> beams;       // of a beam search; sequence i of the request is slot i
   RequestTimes times;
   std::string error;
   LogprobBuffer prompt_logprobs;
+  RowBuffer prompt_hidden_states;
   std::vector<OfSequence> sequences;
 };
 
@@ -77,10 +80,15 @@ class Engine {
     RequestRecord* record = nullptr;
     bool counts = true;  // false: the sequence had ended before, or a draft in front of it was wrong
   };
-  // Tokens [first, first + count) of a prompt, whose log-probabilities a step under way finds.
+  // Tokens [first, first + count) of a prompt, whose log-probabilities or hidden states a step under way finds.
   struct JudgedTokens {
     const Sequence* sequence = nullptr;
     int32_t first = 0, count = 0;
+  };
+  // A sampled row whose request wants states back; places in WantedStates, -1: not that kind.
+  struct StateRow {
+    size_t row = 0;
+    int64_t hidden = -1, logits = -1;
   };
   struct StepInFlight {
     Batch batch;
@@ -88,6 +96,9 @@ class Engine {
     std::vector<Row> rows;
     std::vector<PromptRow> prompt_rows;
     std::vector<JudgedTokens> judged;
+    WantedStates wanted_states;
+    std::vector<JudgedTokens> prompt_states;
+    std::vector<StateRow> state_rows;
     StepHooks hooks;
   };
 
@@ -97,6 +108,7 @@ class Engine {
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
+  void begin_states(StepInFlight& step) const;
   void fail_largest(const std::string& why);
   void guess(StepInFlight& step);
   void run_hooks(StepInFlight& step);
@@ -104,10 +116,13 @@ class Engine {
   void fail(const Sequence& sequence, const std::string& why);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
+  static void record_prompt_states(const StepInFlight& step, const StateRows& states);
+  static void record_states(const StepInFlight& step, const StateRows& states);
   void record_drafts(const StepInFlight& step);
   void propose_drafts(const StepInFlight& step);
   void advance_beams(const StepInFlight& step, const SampledTokens& sampled);
   void move_beams(Request& request);
+  std::vector<int32_t> move_constraints(Request& request, const BeamMoves& moves);
   void tell_tokens(const StepInFlight& step, const SampledTokens& sampled);
   void hand_out_finished(double now);
   RequestOutput make_output(const Request& request) const;
@@ -122,6 +137,7 @@ class Engine {
   std::shared_ptr<const Vocabulary> vocabulary_;
   uint64_t next_request_id_ = 0;
   int64_t num_output_readers_ = 0;  // live requests whose next token cannot be had before the last one is known
+  int64_t num_state_readers_ = 0;   // live requests that want hidden states or logits back
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;

@@ -33,6 +33,8 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("logit_bias", params.logit_bias, "(token id, value) pairs added to the logits");
   visit("allowed_token_ids", params.allowed_token_ids, "only these may be generated; empty: all");
   visit("bad_words_token_ids", params.bad_words_token_ids, "token sequences that must not be completed");
+  visit("return_hidden_states", params.return_hidden_states, "give back what the head reads, of prompt and output");
+  visit("return_logits", params.return_logits, "give back the logits of every sampled token");
 }
 
 template <typename Params, typename Visit>
@@ -42,6 +44,8 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("max_tokens", params.max_tokens, "most tokens to generate");
   visit("ignore_eos", params.ignore_eos, "go on after the end-of-sequence token");
   visit("stop_token_ids", params.stop_token_ids, "token ids that end a sequence");
+  visit("stop", params.stop, "strings that end a sequence");
+  visit("allowed_token_ids", params.allowed_token_ids, "only these may be generated; empty: all");
   visit("length_penalty", params.length_penalty, "the score is cumulative_logprob / length^length_penalty");
   visit("length_includes_prompt", params.length_includes_prompt, "the length counts the prompt, and no stop token");
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 
 #include "engine/worker.h"
 
@@ -15,6 +16,12 @@ bool has_any_bit(std::span<const uint32_t> mask, int64_t vocab_size) {
   return vocab_size % 32 != 0 && (mask[num_full] & ((1u << vocab_size % 32) - 1)) != 0;
 }
 
+void keep_masked(std::span<const uint32_t> mask, std::span<float> logits) {
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if ((mask[i / 32] >> i % 32 & 1u) == 0) logits[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
 TokenConstraint* constraint_of(const HookedRow* row) { return row->sequence->request->params.constraint.get(); }
 
 }  // namespace
@@ -25,11 +32,12 @@ void StepHooks::add(const Sequence& sequence, int32_t sample, size_t sampling_ro
 }
 
 template <typename Use>
-void StepHooks::for_each_group(const Use& use) {
+void StepHooks::for_each_group(bool with_host_choices, const Use& use) {
   const auto group_of = [](const HookedRow* row) { return constraint_of(row)->group(); };
   constrained_.clear();
   for (HookedRow& row : rows_) {
-    const bool takes_part = constraint_of(&row) != nullptr && row.error.empty() && !row.sequence->finished();
+    const bool takes_part = constraint_of(&row) != nullptr && row.error.empty() && !row.sequence->finished() &&
+                            (with_host_choices || !row.sequence->request->host_chooses);
     if (takes_part) constrained_.push_back(&row);
   }
   std::ranges::stable_sort(constrained_, std::less<>(), group_of);
@@ -47,7 +55,7 @@ void StepHooks::for_each_group(const Use& use) {
 }
 
 void StepHooks::fill_masks(SamplingBatch& sampling) {
-  for_each_group([&](std::span<HookedRow*> rows, TokenConstraint& constraint) {
+  for_each_group(true, [&](std::span<HookedRow*> rows, TokenConstraint& constraint) {
     mask_rows_.clear();
     for (HookedRow* row : rows) {
       if (*row->state == nullptr) *row->state = constraint_of(row)->start();
@@ -69,10 +77,11 @@ void StepHooks::fill_masks(SamplingBatch& sampling) {
   }
 }
 
-void StepHooks::process_logits(Worker& worker) {
+void StepHooks::process_logits(Worker& worker, SamplingBatch& sampling) {
   for (HookedRow& row : rows_) {
     const std::vector<LogitsProcessor>& processors = row.sequence->request->params.logits_processors;
-    if (processors.empty() || !row.error.empty()) continue;
+    const bool masks_logits = row.sequence->request->host_chooses && constraint_of(&row) != nullptr;
+    if ((processors.empty() && !masks_logits) || !row.error.empty()) continue;
     const std::span<float> logits = worker.read_logits(row.sample, logits_copy_);
     try {
       for (const LogitsProcessor& process : processors) {
@@ -81,12 +90,13 @@ void StepHooks::process_logits(Worker& worker) {
     } catch (const std::exception& error) {
       row.error = str_cat("a logits processor of the request failed: ", error.what());
     }
+    if (masks_logits) keep_masked(sampling.mask(row.sampling_row), logits);
     worker.write_logits(row.sample, logits);
   }
 }
 
 void StepHooks::commit(std::span<const int32_t> sampled) {
-  for_each_group([&](std::span<HookedRow*> rows, TokenConstraint& constraint) {
+  for_each_group(false, [&](std::span<HookedRow*> rows, TokenConstraint& constraint) {
     tokens_.clear();
     for (const HookedRow* row : rows) {
       tokens_.push_back({.state = row->state->get(), .token_id = sampled[static_cast<size_t>(row->sample)]});

@@ -35,15 +35,18 @@ class StepHooks {
 
   // Between the forward pass and sampling. A row that fails is sampled freely, and its token is to be dropped.
   void fill_masks(SamplingBatch& sampling);
-  void process_logits(Worker& worker);
-  // Of sequences that have not ended: tells the constraints, and marks the sequences that are complete.
+  // Where the host chooses tokens, the mask takes logits away after the processors: what is chosen from are the
+  // log-probabilities of what is left.
+  void process_logits(Worker& worker, SamplingBatch& sampling);
+  // Of sequences that have not ended: tells the constraints, and marks the sequences that are complete. Tokens that the
+  // host chooses are told by who does.
   void commit(std::span<const int32_t> sampled);
 
  private:
   // Calls use(rows, one of their constraints) for the constrained rows of each group; an exception is the error of all
   // of them.
   template <typename Use>
-  void for_each_group(const Use& use);
+  void for_each_group(bool with_host_choices, const Use& use);
 
   std::vector<HookedRow> rows_;
   std::vector<HookedRow*> constrained_;

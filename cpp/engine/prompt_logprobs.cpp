@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "engine/placer.h"
+#include "engine/sampled_layout.h"
 
 namespace quire {
 namespace {
@@ -24,20 +25,6 @@ size_t lay_out(int64_t num_rows, std::byte* base, Questions& questions) {
   return placer.used();
 }
 
-// On the device for the rows of one launch, in a host buffer for all of a step.
-struct Answers {
-  int32_t *token_ids = nullptr, *ranks = nullptr, *logprob_ids = nullptr;
-  float* logprobs = nullptr;
-};
-size_t lay_out(int64_t num_rows, int64_t stride, std::byte* base, Answers& answers) {
-  Placer placer(base);
-  answers.token_ids = placer.take<int32_t>(num_rows);
-  answers.ranks = placer.take<int32_t>(num_rows);
-  answers.logprob_ids = placer.take<int32_t>(num_rows * stride);
-  answers.logprobs = placer.take<float>(num_rows * stride);
-  return placer.used();
-}
-
 }  // namespace
 
 int64_t PromptLogprobs::rows_at_once(int64_t max_rows, int64_t vocab_size, int64_t stride) {
@@ -46,7 +33,7 @@ int64_t PromptLogprobs::rows_at_once(int64_t max_rows, int64_t vocab_size, int64
 
 size_t PromptLogprobs::device_bytes(int64_t num_rows, int64_t num_at_once, int64_t stride) {
   Questions questions;
-  Answers answers;
+  SampledLayout answers;
   return lay_out(num_rows, nullptr, questions) + lay_out(num_at_once, stride, nullptr, answers);
 }
 
@@ -65,7 +52,7 @@ void PromptLogprobs::upload(std::span<const PromptRow> rows) {
     if (buffer == nullptr || buffer->num_bytes() < num_bytes) buffer = device_.allocate_host(num_bytes);
   };
   Questions questions;
-  Answers answers;
+  SampledLayout answers;
   reserve_host(slot.rows, lay_out(slot.num_rows, nullptr, questions));
   reserve_host(slot.results, lay_out(slot.num_rows, slot.scores.stride, nullptr, answers));
   const int64_t num_at_once = rows_at_once(max_rows_, vocab_size_, slot.scores.stride);
@@ -91,7 +78,7 @@ void PromptLogprobs::run(const Decoder& decoder, const Tensor& hidden, const Ops
   Slot& slot = *uploaded_;
   const int64_t stride = slot.scores.stride, num_at_once = rows_at_once(max_rows_, vocab_size_, stride);
   Questions questions;
-  Answers device_answers, host;
+  SampledLayout device_answers, host;
   const size_t question_bytes = lay_out(slot.num_rows, region_->data(), questions);
   lay_out(num_at_once, stride, region_->data() + question_bytes, device_answers);
   lay_out(slot.num_rows, stride, slot.results->data(), host);

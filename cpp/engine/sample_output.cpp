@@ -4,32 +4,17 @@
 #include <bit>
 
 #include "base/check.h"
-#include "engine/placer.h"
+#include "engine/sampled_layout.h"
 
 namespace quire {
 namespace {
 
 constexpr int32_t kFirstStride = 32;  // more than the 20 log-probabilities that Python allows by default
 
-struct Layout {
-  int32_t *token_ids = nullptr, *ranks = nullptr, *logprob_ids = nullptr;
-  float* logprobs = nullptr;
-};
-
-// The same on the device and in a host buffer.
-size_t lay_out(int64_t max_rows, int64_t stride, std::byte* base, Layout& layout) {
-  Placer placer(base);
-  layout.token_ids = placer.take<int32_t>(max_rows);
-  layout.ranks = placer.take<int32_t>(max_rows);
-  layout.logprob_ids = placer.take<int32_t>(max_rows * stride);
-  layout.logprobs = placer.take<float>(max_rows * stride);
-  return placer.used();
-}
-
 }  // namespace
 
 SampleOutput::SampleOutput(Device& device, int64_t max_rows) : device_(device), max_rows_(max_rows) {
-  Layout layout;
+  SampledLayout layout;
   const size_t num_bytes = lay_out(max_rows, kFirstStride, nullptr, layout);
   for (Slot& slot : slots_) {
     slot.done = device.make_event();
@@ -44,7 +29,7 @@ int32_t SampleOutput::stride_for(int32_t max_logprobs) {
 }
 
 bool SampleOutput::reserve(int32_t logprobs_stride) {
-  Layout layout;
+  SampledLayout layout;
   const size_t num_bytes = lay_out(max_rows_, logprobs_stride, nullptr, layout);
   Slot& next = slots_[(first_ + num_started_) % kSlots];
   if (next.buffer == nullptr || next.buffer->num_bytes() < num_bytes) next.buffer = device_.allocate_host(num_bytes);
@@ -73,7 +58,7 @@ void SampleOutput::write_to(int32_t logprobs_stride, SamplingParamsBlock& block)
 void SampleOutput::start_fetch(int64_t num_rows, int32_t logprobs_stride) {
   QUIRE_CHECK(num_started_ < kSlots, num_started_, " steps are not fetched");
   Slot& slot = slots_[(first_ + num_started_++) % kSlots];
-  Layout host;
+  SampledLayout host;
   lay_out(max_rows_, logprobs_stride, slot.buffer->data(), host);
   const auto rows = static_cast<size_t>(num_rows);
   const size_t entries = rows * static_cast<size_t>(logprobs_stride);

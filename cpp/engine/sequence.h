@@ -83,7 +83,8 @@ struct Request {
   std::shared_ptr<const Vocabulary> vocabulary;      // needed with stop strings
   std::vector<std::unique_ptr<Sequence>> sequences;  // params.n, made by Scheduler::add()
   int32_t num_cached_tokens = 0;
-  // Tokens whose hidden states were computed once, and with them, with prompt_logprobs, what was asked for of the next.
+  // Tokens whose hidden states were computed once, and with them, with prompt_logprobs, what was asked for of the next,
+  // and with return_hidden_states they themselves were handed on.
   int32_t num_judged = 0;
   int32_t num_preemptions = 0;
   int32_t num_steps_in_flight = 0;  // plans that name one of its sequences, not committed
@@ -91,9 +92,14 @@ struct Request {
   std::shared_ptr<RequestRecord> record;
   bool finished() const;
   // Most tokens of a sequence of `num_tokens` that may come from the prefix cache. The last one is computed in any
-  // case, because its logits are wanted; with prompt_logprobs so are all of the prompt that were not judged.
+  // case, because its logits are wanted; with prompt_logprobs or return_hidden_states so are all of the prompt that
+  // were not judged.
   int32_t max_cached_tokens(int32_t num_tokens) const;
 };
+
+// Adds a token's bytes to the tail of a text and returns the one of `stops` that they complete first, -1 for none. What
+// can no longer become part of one leaves the tail.
+int32_t advance_text(std::string& tail, std::string_view bytes, const std::vector<std::string>& stops);
 
 // Appends a sampled token and decides whether the sequence ends with it. In this order: EOS and stop token ids, stop
 // strings (all held back while the output is shorter than min_tokens), the end of a constraint, length. The token stays

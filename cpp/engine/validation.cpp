@@ -100,6 +100,7 @@ void validate_beam_search_params(const BeamSearchParams& params) {
   require(params.max_tokens >= 1, str_cat("max_tokens must be at least 1, got ", params.max_tokens, "."));
   require(std::isfinite(params.length_penalty),
           str_cat("length_penalty must be finite, got ", number(static_cast<float>(params.length_penalty)), "."));
+  require(std::ranges::none_of(params.stop, &std::string::empty), "stop cannot contain an empty string.");
 }
 
 void validate_request(std::span<const int32_t> prompt, const BeamSearchParams& params, const ModelLimits& limits) {
@@ -109,6 +110,9 @@ void validate_request(std::span<const int32_t> prompt, const BeamSearchParams& p
   require(std::ranges::none_of(params.stop_token_ids, outside),
           str_cat("stop_token_ids ", list_of(params.stop_token_ids),
                   " contain ids out of vocabulary. Vocabulary size: ", limits.vocab_size));
+  require(std::ranges::none_of(params.allowed_token_ids, outside), "allowed_token_ids contains out-of-vocab token id!");
+  require(params.stop.empty() || limits.has_vocabulary,
+          "stop strings need the text of the tokens: call set_vocabulary() first, or use stop_token_ids");
 }
 
 void validate_request(std::span<const int32_t> prompt, const SamplingParams& params, const ModelLimits& limits) {

@@ -19,6 +19,8 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
       output_(*device_, std::max(config.scheduler.max_num_seqs, config.scheduler.max_samples())),
       prompt_logprobs_(*device_, std::min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
                        config.model.arch.vocab_size, config.logprobs_mode),
+      returned_states_(*device_, std::min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
+                       config.model.arch.vocab_size),
       graphs_(config.graph_sizes, config.scheduler.max_num_seqs, config.graph_max_kv_len) {
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
@@ -135,7 +137,8 @@ void Worker::upload(const Batch& batch) {
   if (batch_staging_.has_value()) batch_staging_->send();
 }
 
-void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows) {
+void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows,
+                    const WantedStates& wanted) {
   shape_ = {.feeds_itself = batch.feeds_itself(),
             .num_tokens = batch.num_tokens(),
             .num_seqs = batch.num_seqs(),
@@ -144,6 +147,7 @@ void Worker::upload(const Batch& batch, const SamplingBatch& sampling, std::span
             .logprobs_stride = SampleOutput::stride_for(sampling.max_logprobs())};
   if (output_.reserve(shape_.logprobs_stride)) graphs_.clear();
   prompt_logprobs_.upload(prompt_rows);
+  returned_states_.upload(wanted, decoder_);
   has_rows_ = rows_.has_value() && !batch.rows.empty();
   if (has_rows_) {
     rows_->upload(batch, sampling);
@@ -183,7 +187,7 @@ void Worker::upload_sampling() {
 void Worker::run() {
   upload_sampling();
   const StepShape bucket = graphs_.bucket(shape_);
-  if (has_rows_ && graphs_.takes(shape_)) {
+  if (has_rows_ && graphs_.takes(shape_) && returned_states_.empty()) {
     replay(bucket);
   } else {
     launch(shape_);
@@ -193,6 +197,7 @@ void Worker::run() {
 
 void Worker::start_fetch() {
   prompt_logprobs_.start_fetch();
+  returned_states_.start_fetch();
   output_.start_fetch(shape_.num_samples, shape_.logprobs_stride);
 }
 
@@ -251,7 +256,10 @@ void Worker::forward() {
   step_scope_.emplace(arena_);
   hidden_ = decoder_.forward(batch_, kv_cache_, ops_);
   prompt_logprobs_.run(decoder_, hidden_, ops_);  // its logits lie where those of the samples will
-  if (batch_.num_samples > 0) logits_ = decoder_.logits(hidden_, batch_.sample_token_rows, batch_.num_samples, ops_);
+  returned_states_.copy_hidden(decoder_, hidden_, ops_);
+  if (batch_.num_samples == 0) return;
+  logits_ = decoder_.logits(hidden_, batch_.sample_token_rows, batch_.num_samples, ops_);
+  returned_states_.copy_logits(logits_);
 }
 
 void Worker::sample(const StepShape& shape) {
@@ -273,6 +281,7 @@ void Worker::sample(const StepShape& shape) {
 const SampledTokens& Worker::fetch() {
   const SampledTokens& sampled = output_.fetch();
   prompt_scores_ = &prompt_logprobs_.fetch();
+  state_rows_ = &returned_states_.fetch();
   return sampled;
 }
 
@@ -284,6 +293,7 @@ void Worker::abandon() {
   }
   output_.abandon();
   prompt_logprobs_.abandon();
+  returned_states_.abandon();
 }
 
 std::vector<float> Worker::all_logits() {

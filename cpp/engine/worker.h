@@ -15,6 +15,7 @@
 #include "engine/draft_model.h"
 #include "engine/engine_config.h"
 #include "engine/prompt_logprobs.h"
+#include "engine/returned_states.h"
 #include "engine/row_state.h"
 #include "engine/sample_output.h"
 #include "engine/sampling_batch.h"
@@ -37,9 +38,10 @@ class Worker {
   // nullptr: dummy weights. The second one: of the draft model, if the configuration has one.
   void load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint = nullptr);
 
-  // A batch for rows (Batch::rows) or a flat one, and which of its tokens judge the next one of their prompt.
-  // `sampling` outlives run().
-  void upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows = {});
+  // A batch for rows (Batch::rows) or a flat one, which of its tokens judge the next one of their prompt, and what of
+  // it is wanted back. `sampling` outlives run().
+  void upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows = {},
+              const WantedStates& wanted = {});
   // Puts copies of KV blocks on the stream, in front of the step that is run next. The steps of earlier copies are
   // fetched or abandoned.
   void copy_blocks(std::span<const BlockCopy> copies);
@@ -59,6 +61,7 @@ class Worker {
   const SampledTokens& fetch();
   // Of the step fetched last: what its prompt rows asked for.
   const PromptScores& prompt_scores() const { return *prompt_scores_; }
+  const StateRows& state_rows() const { return *state_rows_; }
   // Waits for whatever is under way and forgets it; what went wrong in it is not told again.
   void abandon();
 
@@ -105,6 +108,8 @@ class Worker {
   SampleOutput output_;
   PromptLogprobs prompt_logprobs_;
   const PromptScores* prompt_scores_ = nullptr;
+  ReturnedStates returned_states_;
+  const StateRows* state_rows_ = nullptr;
   StepGraphs graphs_;
   double capture_seconds_ = 0.0;
 

@@ -182,17 +182,21 @@ void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, c
 Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
   const Tensor out = ops.scratch(DType::f32, num_rows, arch_.vocab_size);
   const Arena::Scope scope(ops.arena());
-  Tensor input = ops.scratch(dtype_, num_rows, arch_.hidden);
-  ops.norm(hidden, arch_.final_norm.has_value() ? &*arch_.final_norm : nullptr,
-           {weights_.final_norm, weights_.final_norm_bias}, rows, false, input);
-  if (weights_.out_proj.rows != 0) {
-    const Tensor projected = ops.scratch(dtype_, num_rows, arch_.embed_dim);
-    ops.gemm(input, weights_.out_proj, {}, projected);
-    input = projected;
-  }
-  ops.gemm(input, weights_.head,
+  ops.gemm(head_input(hidden, rows, num_rows, ops), weights_.head,
            {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, out);
   return out;
 }
+
+Tensor Decoder::head_input(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
+  const Tensor input = ops.scratch(dtype_, num_rows, arch_.hidden);
+  ops.norm(hidden, arch_.final_norm.has_value() ? &*arch_.final_norm : nullptr,
+           {weights_.final_norm, weights_.final_norm_bias}, rows, false, input);
+  if (weights_.out_proj.rows == 0) return input;
+  const Tensor projected = ops.scratch(dtype_, num_rows, arch_.embed_dim);
+  ops.gemm(input, weights_.out_proj, {}, projected);
+  return projected;
+}
+
+int64_t Decoder::head_width() const { return weights_.out_proj.rows != 0 ? arch_.embed_dim : arch_.hidden; }
 
 }  // namespace quire

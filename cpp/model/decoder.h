@@ -49,6 +49,10 @@ class Decoder {
   Tensor forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const;
   // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size].
   Tensor logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
+  // What the head reads of those rows, in the model's dtype [num_rows, head_width()]: behind the final norm.
+  Tensor head_input(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
+  int64_t head_width() const;
+  DType dtype() const { return dtype_; }
 
  private:
   // How a step's attention is shared out, for all layers that see the same keys with the same heads.

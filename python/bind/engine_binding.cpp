@@ -116,7 +116,7 @@ std::vector<uint64_t> PyEngine::submit_beam_search(const py::list& prompts, cons
   std::vector<std::vector<int32_t>> all_ids;
   all_ids.reserve(prompts.size());
   for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
-  const auto search = from_dict<BeamSearchParams>(params);
+  const BeamSearchParams search = beam_search_params(params);
   return with_llm([&](LLM& llm) {
     std::vector<uint64_t> ids;
     ids.reserve(all_ids.size());

@@ -78,6 +78,12 @@ class PyConstraint : public TokenConstraint {
     return state;
   }
 
+  std::shared_ptr<void> fork(void* state) override {
+    std::shared_ptr<void> copy;
+    with_python([&] { copy = hold(held_object(grammar_).attr("fork")(state_of(state))); });
+    return copy;
+  }
+
   void fill_masks(std::span<MaskRow> rows) override {
     with_python([&] {
       // One array that holds all rows, whatever lies between them.
@@ -134,6 +140,15 @@ SamplingParams sampling_params(const py::dict& values) {
     const auto pair = constraint.cast<py::tuple>();
     params.constraint = std::make_shared<PyConstraint>(pair[0], pair[1]);
   }
+  return params;
+}
+
+BeamSearchParams beam_search_params(const py::dict& values) {
+  if (!values.contains("constraint")) return from_dict<BeamSearchParams>(values);
+  const auto plain = py::reinterpret_steal<py::dict>(PyDict_Copy(values.ptr()));
+  const auto pair = plain.attr("pop")("constraint").cast<py::tuple>();
+  auto params = from_dict<BeamSearchParams>(plain);
+  params.constraint = std::make_shared<PyConstraint>(pair[0], pair[1]);
   return params;
 }
 

@@ -11,10 +11,12 @@ namespace quire::bind {
 // SamplingParams of a dict that may have, beside the fields of the struct,
 //   logits_processors  callables of (prompt or None, output, float32 array) -> array or None, with an attribute
 //                      wants_prompt
-//   constraint         (backend, grammar): grammar.start() gives the state of a sequence, backend.fill([(state, row),
+//   constraint         (backend, grammar): grammar.start() gives the state of a sequence, grammar.fork(state) a copy of
+//                      one, backend.fill([(state, row),
 //                      ...], int32 array [rows, words]) -> [error or None, ...] writes masks, and
 //                      backend.commit([(state, token), ...]) -> [(is_last, error or None), ...]
 SamplingParams sampling_params(const py::dict& values);
+BeamSearchParams beam_search_params(const py::dict& values);  // may have a constraint
 
 // Throws KeyboardInterrupt when a hook raised it since the last call on this thread. Needs the GIL.
 void throw_interrupt();

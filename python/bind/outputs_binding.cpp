@@ -51,6 +51,26 @@ void bind_logprobs(py::module_& module) {
       });
 }
 
+// The buffer of `self` that `member` names, None where it was not asked for.
+template <typename Owner>
+auto logprobs_of(LogprobBuffer Owner::* member) {
+  return [member](const py::object& self) -> py::object {
+    const LogprobBuffer& buffer = self.cast<const Owner&>().*member;
+    if (buffer.width == 0) return py::none();
+    return py::cast(&buffer, py::return_value_policy::reference_internal, self);
+  };
+}
+
+// float32 [rows, width] over it.
+template <typename Owner>
+auto rows_of(RowBuffer Owner::* member) {
+  return [member](const py::object& self) -> py::object {
+    const RowBuffer& buffer = self.cast<const Owner&>().*member;
+    if (buffer.width == 0) return py::none();
+    return view(buffer.values, {static_cast<py::ssize_t>(buffer.values.size()) / buffer.width, buffer.width}, self);
+  };
+}
+
 }  // namespace
 
 void bind_outputs(py::module_& module) {
@@ -64,11 +84,9 @@ void bind_outputs(py::module_& module) {
       .def_readonly("stop_string_index", &Completion::stop_string_index)
       .def_property_readonly("finish_reason",
                              [](const Completion& completion) { return finish_reason_name(completion.finish_reason); })
-      .def_property_readonly("logprobs", [](const py::object& self) -> py::object {
-        const auto& completion = self.cast<const Completion&>();
-        if (completion.logprobs.width == 0) return py::none();
-        return py::cast(&completion.logprobs, py::return_value_policy::reference_internal, self);
-      });
+      .def_property_readonly("hidden_states", rows_of(&Completion::hidden_states))
+      .def_property_readonly("logits", rows_of(&Completion::logits))
+      .def_property_readonly("logprobs", logprobs_of(&Completion::logprobs));
   py::class_<RequestOutput>(module, "Output")
       .def_readonly("request_id", &RequestOutput::request_id)
       .def_property_readonly("completions",
@@ -79,13 +97,8 @@ void bind_outputs(py::module_& module) {
                                }
                                return list;
                              })
-      .def_property_readonly("prompt_logprobs",
-                             [](const py::object& self) -> py::object {
-                               const auto& output = self.cast<const RequestOutput&>();
-                               if (output.prompt_logprobs.width == 0) return py::none();
-                               return py::cast(&output.prompt_logprobs, py::return_value_policy::reference_internal,
-                                               self);
-                             })
+      .def_property_readonly("prompt_logprobs", logprobs_of(&RequestOutput::prompt_logprobs))
+      .def_property_readonly("prompt_hidden_states", rows_of(&RequestOutput::prompt_hidden_states))
       .def_readonly("num_prompt_tokens", &RequestOutput::num_prompt_tokens)
       .def_readonly("num_cached_tokens", &RequestOutput::num_cached_tokens)
       .def_readonly("num_preemptions", &RequestOutput::num_preemptions)
@@ -101,6 +114,9 @@ void bind_outputs(py::module_& module) {
       .def_readonly("request_id", &Delta::request_id)
       .def_readonly("index", &Delta::index)
       .def_readonly("token_ids", &Delta::token_ids)
+      .def_readonly("cumulative_logprob", &Delta::cumulative_logprob)
+      .def_property_readonly("logprobs", logprobs_of(&Delta::logprobs))
+      .def_property_readonly("prompt_logprobs", logprobs_of(&Delta::prompt_logprobs))
       .def_property_readonly("finish_reason",
                              [](const Delta& delta) { return finish_reason_name(delta.finish_reason); });
 }

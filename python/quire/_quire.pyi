@@ -19,11 +19,14 @@ class Completion:
     stop_string_index: int
     is_complete: bool
     logprobs: LogprobBuffer | None
+    hidden_states: npt.NDArray[np.float32] | None
+    logits: npt.NDArray[np.float32] | None
 
 class Output:
     request_id: int
     completions: list[Completion]
     prompt_logprobs: LogprobBuffer | None
+    prompt_hidden_states: npt.NDArray[np.float32] | None
     num_prompt_tokens: int
     num_cached_tokens: int
     num_preemptions: int
@@ -39,6 +42,9 @@ class Delta:
     request_id: int
     index: int
     token_ids: list[int]
+    logprobs: LogprobBuffer | None
+    cumulative_logprob: float
+    prompt_logprobs: LogprobBuffer | None
     finish_reason: str | None
 
 class Engine:

@@ -14,26 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 from quire import inputs, runner
 from quire._logging import logger
+from quire.detokenizer import cut
 from quire.errors import ValidationError, not_supported
+from quire.grammars import Grammars
 from quire.outputs import LazyLogprobs, Logprob
 from quire.progress import Progress
-from quire.requests import Limits, Request, prepare
+from quire.requests import Limits, Request, allowed_token_ids, prepare, special_stop_tokens
 from quire.sampling_params import BeamSearchParams, SamplingParams, int_list
+from quire.structured import constraint_of
 from quire.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from quire._quire import Engine, Output
 
-_NOT_SERVED = {
-    "structured_outputs": "Check the sequences and search with a larger beam_width.",
-    "watermarking": "There is no watermarking.",
-    "allowed_token_ids": "SamplingParams has it, for generate.",
-}
+
+@dataclass(frozen=True)
+class CompiledSearch:
+    """BeamSearchParams in the core's terms, and what turns a sequence into text."""
+
+    engine: dict[str, Any]
+    stop: list[str]
+    stop_tokens: Mapping[int, str]  # special tokens that end it because a stop string lies in their name
+    keeps_stop: bool
+    skip_special_tokens: bool
 
 
 @dataclass
 class BeamSearchSequence:
-    """A sequence that was found. `tokens` and `text` begin with the prompt; `logprobs` are of the generated tokens."""
+    """A sequence that was found. `tokens` and `text` begin with the prompt; `logprobs` are of the generated tokens.
+
+    As in vLLM the reasons stay None, except where a string of `stop` ended it.
+    """
 
     tokens: list[int]
     logprobs: list[dict[int, Logprob]]
@@ -76,11 +87,12 @@ def search(
     params: BeamSearchParams | Any,
     tokenizer: Tokenizer | None,
     limits: Limits,
+    grammars: Grammars | None = None,
     use_tqdm: bool | Callable[..., Any] = False,
     concurrency_limit: int | None = None,
 ) -> list[BeamSearchOutput]:
     """Searches for all prompts, at most concurrency_limit of them at a time; the outputs come in their order."""
-    values = compile_params(params, tokenizer, limits)
+    compiled = compile_params(params, tokenizer, limits, grammars)
     if concurrency_limit is not None and (not isinstance(concurrency_limit, Integral) or concurrency_limit < 1):
         raise ValidationError(f"concurrency_limit must be a positive integer or None, got {concurrency_limit!r}")
     requests = prepare(prompts, SamplingParams(max_tokens=1), tokenizer, limits)
@@ -90,23 +102,25 @@ def search(
         for begin in range(0, len(requests), max(size, 1)):
             batch = requests[begin : begin + size]
             with runner.Waiting(engine) as waiting:
-                queued = dict(zip(waiting.submit_beam_search(batch, values), batch, strict=True))
+                queued = dict(zip(waiting.submit_beam_search(batch, compiled.engine), batch, strict=True))
                 while len(waiting):
                     for raw in waiting.run():
                         request = queued[raw.request_id]
-                        outputs[request.position] = _output(raw, request, params, tokenizer)
+                        outputs[request.position] = _output(raw, request, compiled, tokenizer)
                         num_tokens = sum(len(completion.token_ids) for completion in raw.completions)
                         progress.count(1, len(request.token_ids), num_tokens)
     return [outputs[request.position] for request in requests]
 
 
-def compile_params(params: BeamSearchParams | Any, tokenizer: Tokenizer | None, limits: Limits) -> dict[str, Any]:
+def compile_params(
+    params: BeamSearchParams | Any, tokenizer: Tokenizer | None, limits: Limits, grammars: Grammars | None = None
+) -> CompiledSearch:
     """The parameters in the core's terms. The core checks ranges."""
     if not isinstance(params, BeamSearchParams):
         raise TypeError(f"params must be BeamSearchParams, got {type(params).__name__}")
-    for name, instead in _NOT_SERVED.items():
-        if getattr(params, name) is not None:
-            raise not_supported(f"BeamSearchParams.{name}", instead)
+    if params.watermarking is not None:
+        raise not_supported("BeamSearchParams.watermarking", "There is no watermarking.")
+    constraint = constraint_of(params.structured_outputs)
     for name in ("beam_width", "max_tokens"):
         value = getattr(params, name)
         if not isinstance(value, Integral) or isinstance(value, bool):
@@ -123,18 +137,45 @@ def compile_params(params: BeamSearchParams | Any, tokenizer: Tokenizer | None, 
             "temperature, as in vLLM's V1 engine.",
             params.temperature,
         )
+    strings = _stop_strings(params.stop, tokenizer)
+    stop_tokens = special_stop_tokens(bool(params.skip_special_tokens), 0, strings, tokenizer)
     stop = [int(token_id) for token_id in int_list("stop_token_ids", params.stop_token_ids or ())]
     eos = tokenizer.eos_token_id if tokenizer is not None else None
     if eos is not None and not params.ignore_eos and eos not in limits.eos_token_ids and eos < limits.vocab_size:
         stop.append(eos)
-    return {
+    engine: dict[str, Any] = {
         "beam_width": _in_32_bits(params.beam_width),
         "max_tokens": _in_32_bits(params.max_tokens),
         "ignore_eos": bool(params.ignore_eos),
-        "stop_token_ids": list(dict.fromkeys(stop)),
+        "stop_token_ids": list(dict.fromkeys([*stop, *stop_tokens])),
+        "stop": strings,
+        "allowed_token_ids": allowed_token_ids(params.allowed_token_ids, limits),
         "length_penalty": float(params.length_penalty),
         "length_includes_prompt": bool(params.length_includes_prompt),
     }
+    if constraint is not None:
+        grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
+        grammar = grammars.compile(constraint)
+        engine["constraint"] = (grammar.backend, grammar)
+    return CompiledSearch(
+        engine,
+        strings,
+        stop_tokens,
+        keeps_stop=bool(params.include_stop_str_in_output),
+        skip_special_tokens=bool(params.skip_special_tokens),
+    )
+
+
+def _stop_strings(given: Any, tokenizer: Tokenizer | None) -> list[str]:
+    strings = [given] if isinstance(given, str) else list(given or ())
+    for text in strings:
+        if not isinstance(text, str):
+            raise TypeError(f"stop must be a string or a list of strings, got an entry of type {type(text).__name__}")
+        if not text:
+            raise ValidationError("stop cannot contain an empty string.")
+    if strings and tokenizer is None:
+        raise ValidationError("stop strings need a tokenizer; with `skip_tokenizer_init` use stop_token_ids.")
+    return strings
 
 
 def _in_32_bits(value: int) -> int:
@@ -142,18 +183,24 @@ def _in_32_bits(value: int) -> int:
     return max(-(2**31), min(int(value), 2**31 - 1))
 
 
-def _output(
-    output: Output, request: Request, params: BeamSearchParams, tokenizer: Tokenizer | None
-) -> BeamSearchOutput:
+def _output(output: Output, request: Request, params: CompiledSearch, tokenizer: Tokenizer | None) -> BeamSearchOutput:
     if output.error or any(completion.finish_reason in ("error", "abort") for completion in output.completions):
         raise RuntimeError(f"The beam search of prompt {request.position} ended: {output.error or 'it was cancelled'}")
     sequences = []
     for completion in output.completions:
         tokens = [*request.token_ids, *completion.token_ids]
-        text = None
+        text = stop = None
+        if completion.stop_string_index >= 0:
+            stop = params.stop[completion.stop_string_index]
+        elif completion.finish_reason == "stop" and not completion.is_complete:
+            stop = params.stop_tokens.get(completion.token_ids[-1])
         if tokenizer is not None:
-            text = tokenizer.decode(tokens, skip_special_tokens=bool(params.skip_special_tokens))
+            text = tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens)
+        if tokenizer is not None and text is not None and stop is not None:
+            before = tokenizer.decode(tokens[:-1], skip_special_tokens=params.skip_special_tokens)
+            text = cut(text, len(before), stop, params.keeps_stop)
         assert completion.logprobs is not None
         logprobs = LazyLogprobs(completion.logprobs, tokenizer.token_text if tokenizer is not None else None)
-        sequences.append(BeamSearchSequence(tokens, logprobs, completion.cumulative_logprob, text))
+        reason = None if stop is None else "stop"
+        sequences.append(BeamSearchSequence(tokens, logprobs, completion.cumulative_logprob, text, reason, stop))
     return BeamSearchOutput(sequences)

@@ -61,6 +61,18 @@ class Rendering:
     template_kwargs: Mapping[str, Any] | None = None
 
 
+def rendering_of(arguments: Mapping[str, Any]) -> Rendering:
+    """Of all the arguments of a call, by their names."""
+    return Rendering(
+        arguments["chat_template"],
+        arguments["chat_template_content_format"],
+        arguments["add_generation_prompt"],
+        arguments["continue_final_message"],
+        arguments["tools"],
+        arguments["chat_template_kwargs"],
+    )
+
+
 # Arguments that chat_template_kwargs may give in the place of those of LLM.chat, and those it may not.
 _OWN_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "tools")
 _NOT_KWARGS = frozenset("chat_template messages conversation tokenize return_tensors return_dict padding".split())

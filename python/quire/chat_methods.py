@@ -63,14 +63,7 @@ class ChatMethods:
         on_error: str = "raise",
     ) -> list[RequestOutput]:
         """Answers a conversation, or each of a list of them, through the model's chat template."""
-        rendering = chats.Rendering(
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
+        rendering = chats.rendering_of(locals())
         check_on_error(on_error)
         prompts = self._render(messages, rendering, on_error)
         refuse_call_features(len(prompts), lora_request, mm_processor_kwargs)
@@ -89,14 +82,7 @@ class ChatMethods:
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TokensPrompt]:
         """The prompts that `chat` would complete: text and token ids of each conversation."""
-        rendering = chats.Rendering(
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
+        rendering = chats.rendering_of(locals())
         prompts = self._render(messages, rendering)
         refuse_call_features(len(prompts), None, mm_processor_kwargs)
         assert self._tokenizer is not None
@@ -118,14 +104,7 @@ class ChatMethods:
         **options: Any,
     ) -> Iterator[StreamChunk]:
         """Answers one conversation, as stream; `options` are the keywords of stream."""
-        rendering = chats.Rendering(
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
+        rendering = chats.rendering_of(locals())
         prompts = self._render(messages, rendering, options.get("on_error", "raise"))
         if len(prompts) != 1:
             raise ValidationError(f"LLM.stream_chat takes one conversation, got {len(prompts)}.")
@@ -148,14 +127,7 @@ class ChatMethods:
         mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """As enqueue, for conversations."""
-        rendering = chats.Rendering(
-            chat_template,
-            chat_template_content_format,
-            add_generation_prompt,
-            continue_final_message,
-            tools,
-            chat_template_kwargs,
-        )
+        rendering = chats.rendering_of(locals())
         return self.enqueue(
             self._render(messages, rendering),
             sampling_params,

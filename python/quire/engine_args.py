@@ -156,7 +156,7 @@ ARGS: dict[str, Arg] = {
     "max_prompt_adapter_token": _no_effect(0, _NO_ADAPTERS),
     "speculative_config": _python(None, "ngram or draft_model. Outputs are the same as without it."),
     "guided_decoding_backend": _python(
-        "auto", "auto and guidance are llguidance; so is xgrammar, unless :no-fallback.", GUIDED_BACKENDS
+        "auto", "auto and guidance are llguidance; xgrammar is xgrammar where it is installed.", GUIDED_BACKENDS
     ),
     "logits_processor_pattern": _no_effect(None, "It guards a server; there is none."),
     "limit_mm_per_prompt": _python(),
@@ -192,7 +192,7 @@ ARGS: dict[str, Arg] = {
     "chat_template": _python(),
     "kv_cache_memory_bytes": _engine(),
     "pooler_config": _only(None, "Pooling models come in a later release."),
-    "structured_outputs_config": _only(None, "guided_decoding_backend chooses the backend.", ({},)),
+    "structured_outputs_config": _python(None, "A dict: backend, disable_fallback, disable_any_whitespace, ..."),
     "profiler_config": _only(None, _LATER),
     "attention_config": _only(None, "There is one attention implementation a device.", ({},)),
     "quantization_config": _only(None, "Load an unquantized checkpoint."),
@@ -244,6 +244,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ARGS:
             raise TypeError(f"LLM.__init__() got an unexpected keyword argument {name!r}")
     values = {name: given.get(name, arg.default) for name, arg in ARGS.items()}
+    _fold_structured_outputs(values)
     for name, value in values.items():
         _check_known(name, value)
     _check_ranges(values)
@@ -323,6 +324,32 @@ def _check_memory(values: dict[str, Any]) -> None:
     swap = values["swap_space"]
     if not isinstance(swap, (int, float)) or swap < 0:
         raise ValidationError(f"swap_space must be non-negative, but got {swap}")
+
+
+def _fold_structured_outputs(values: dict[str, Any]) -> None:
+    """structured_outputs_config in the older spelling, guided_decoding_backend="name:option,option"."""
+    config = values["structured_outputs_config"]
+    if config is None:
+        return
+    if not isinstance(config, Mapping):
+        raise TypeError(f"structured_outputs_config must be a dict, got {type(config).__name__}")
+    flags = {"disable_fallback": "no-fallback"}
+    flags |= {
+        f"disable_{what}": f"disable-{what.replace('_', '-')}" for what in ("any_whitespace", "additional_properties")
+    }
+    for name, value in config.items():
+        if name not in ("backend", *flags):
+            raise NotImplementedError(
+                f"structured_outputs_config[{name!r}] is not supported; there are backend, {', '.join(flags)}."
+            )
+        if name in flags and not isinstance(value, bool):
+            raise TypeError(f"structured_outputs_config[{name!r}] must be a bool, got {value!r}")
+    backend = config.get("backend") or "auto"
+    older = values["guided_decoding_backend"]
+    if older not in (None, "auto", backend):
+        raise ValidationError(f"guided_decoding_backend={older!r} and structured_outputs_config={config!r} disagree.")
+    options = [option for name, option in flags.items() if config.get(name)]
+    values["guided_decoding_backend"] = f"{backend}:{','.join(options)}" if options else backend
 
 
 def _fold_rope(values: dict[str, Any]) -> None:

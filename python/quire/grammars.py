@@ -15,10 +15,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from quire import xgrammar_backend
 from quire._logging import logger
 from quire.errors import ValidationError
 from quire.structured import Constraint
 from quire.tokenizer import Tokenizer
+from quire.xgrammar_backend import XGrammar, XGrammars
 
 BACKENDS = ("auto", "guidance", "xgrammar")
 _MAX_CACHED = 1024
@@ -38,12 +40,16 @@ _WRONG = {
 class Grammar:
     """A compiled constraint."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, backend: Grammars, matcher: Any) -> None:
+        self.backend, self._matcher = backend, matcher
 
     def start(self) -> Any:
         """The state of one sequence, at its beginning."""
         return self._matcher.deep_copy()
+
+    def fork(self, state: Any) -> Any:
+        """A copy of a state: two sequences go on from it."""
+        return state.deep_copy()
 
 
 class Grammars:
@@ -56,32 +62,37 @@ class Grammars:
         self._backend, _, options = backend.partition(":")
         self._options = frozenset(options.split(",")) if options else frozenset()
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[tuple[Any, ...], Grammar] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Any, ...], Grammar | XGrammar] = OrderedDict()
+        self._xgrammars: XGrammars | None = None  # made when first asked for
         self._ll_tokenizer: Any = None
         self._executor: Any = None
         self._told_about_backend = False
 
-    def compile(self, constraint: Constraint) -> Grammar:
-        """Raises ValidationError, which names the part that is wrong."""
-        self._check_backend(constraint)
+    def compile(self, constraint: Constraint) -> Grammar | XGrammar:
+        """Raises ValidationError, which names the part that is wrong. The grammar's backend fills its masks."""
+        is_on_xgrammar = self._backend_of(constraint) == "xgrammar"
         any_whitespace = constraint.any_whitespace and "disable-any-whitespace" not in self._options
         closed = not constraint.additional_properties or "disable-additional-properties" in self._options
         whitespace = constraint.whitespace_pattern
-        key = (constraint.kind, constraint.text, constraint.choices, any_whitespace, closed, whitespace)
+        key = (is_on_xgrammar, constraint.kind, constraint.text, constraint.choices, any_whitespace, closed, whitespace)
         with self._lock:
             found = self._compiled.get(key)
             if found is not None:
                 self._compiled.move_to_end(key)
                 return found
+            if is_on_xgrammar:
+                return self._keep(key, self._on_xgrammar(constraint, any_whitespace, closed))
             self._load()
             json_options: dict[str, Any] = {"whitespace_flexible": any_whitespace}
             if whitespace is not None:
                 json_options["whitespace_pattern"] = whitespace
-            grammar = Grammar(self._matcher(constraint, json_options, closed))
-            self._compiled[key] = grammar
-            if len(self._compiled) > _MAX_CACHED:
-                self._compiled.popitem(last=False)
-            return grammar
+            return self._keep(key, Grammar(self, self._matcher(constraint, json_options, closed)))
+
+    def _keep(self, key: tuple[Any, ...], grammar: Grammar | XGrammar) -> Grammar | XGrammar:
+        self._compiled[key] = grammar
+        if len(self._compiled) > _MAX_CACHED:
+            self._compiled.popitem(last=False)
+        return grammar
 
     # What the core calls.
 
@@ -100,7 +111,8 @@ class Grammars:
 
     # Parts of compile.
 
-    def _check_backend(self, constraint: Constraint) -> None:
+    def _backend_of(self, constraint: Constraint) -> str:
+        """The backend that serves: guidance, or xgrammar where that is asked for, is there and can."""
         asked = constraint.backend or self._backend
         if constraint.backend and self._backend != "auto" and constraint.backend != self._backend:
             raise ValidationError(
@@ -115,15 +127,46 @@ class Grammars:
         if asked not in BACKENDS:
             raise ValidationError(f"Invalid structured output backend {asked!r}, must be one of {list(BACKENDS)}.")
         if asked != "xgrammar":
-            return
-        if not constraint.fallback or "no-fallback" in self._options:
-            raise NotImplementedError(
-                "The structured output backend 'xgrammar' is not supported by this version of quire, and no other may "
-                "take its place; use 'auto' or 'guidance', or allow a fallback."
+            return "guidance"
+        may_fall_back = constraint.fallback and "no-fallback" not in self._options
+        is_installed = xgrammar_backend.is_installed()
+        lacks = xgrammar_backend.what_it_lacks(constraint)
+        if is_installed and lacks is None:
+            return "xgrammar"
+        if not may_fall_back and not is_installed:
+            raise ImportError(
+                "The structured output backend 'xgrammar' needs pip install xgrammar (which needs torch), and no other "
+                "may take its place; install it, use 'auto' or 'guidance', or allow a fallback."
             )
-        if not self._told_about_backend:
+        if not may_fall_back and constraint.kind == "json":
+            raise ValidationError(
+                f"The provided JSON schema contains features not supported by xgrammar. It does not enforce {lacks}."
+            )
+        if not may_fall_back:
+            raise ValidationError(f"xgrammar does not support {lacks}; use 'auto' or 'guidance', or allow a fallback.")
+        if not is_installed and not self._told_about_backend:
             self._told_about_backend = True
-            logger.warning("The structured output backend 'xgrammar' is not there; 'guidance' takes its place.")
+            logger.warning(
+                "The structured output backend 'xgrammar' is not there (pip install xgrammar); 'guidance' takes its "
+                "place."
+            )
+        return "guidance"
+
+    def _on_xgrammar(self, constraint: Constraint, any_whitespace: bool, closed: bool) -> XGrammar:
+        if self._tokenizer is None:
+            raise ValidationError("Structured output needs a tokenizer; skip_tokenizer_init is True.")
+        if not self._eos:
+            raise ValidationError("Structured output needs an end-of-sequence token, and the model names none.")
+        if self._xgrammars is None:
+            self._xgrammars = XGrammars(self._tokenizer.token_bytes(self._vocab_size), self._eos)
+        schema = json.loads(constraint.text) if constraint.kind == "json" else None
+        is_lark = constraint.kind == "grammar" and "::=" not in constraint.text
+        try:
+            return self._xgrammars.compile(
+                constraint, any_whitespace, close_objects(schema) if closed else schema, closed
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValidationError(_WRONG["lark" if is_lark else constraint.kind] + str(error)) from error
 
     def _load(self) -> None:
         if self._ll_tokenizer is not None:

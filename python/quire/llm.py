@@ -257,7 +257,11 @@ class LLM(ChatMethods, UnavailableMethods):
         items = beams.as_prompts(prompts)
         refuse_call_features(len(items), lora_request)
         beams.refuse_priority(priority)
-        return beams.search(self._engine, items, params, self._tokenizer, self._limits, use_tqdm, concurrency_limit)
+        if getattr(params, "stop", None):
+            self._set_vocabulary()
+        return beams.search(
+            self._engine, items, params, self._tokenizer, self._limits, self._grammars, use_tqdm, concurrency_limit
+        )
 
     def enqueue(
         self,
@@ -388,11 +392,14 @@ class LLM(ChatMethods, UnavailableMethods):
         )
 
     def _ensure_vocabulary(self, requests: Sequence[Request]) -> None:
+        if any(request.params is not None and request.params.needs_vocabulary for request in requests):
+            self._set_vocabulary()
+
+    def _set_vocabulary(self) -> None:
         if self._has_vocabulary or self._tokenizer is None:
             return
-        if any(request.params is not None and request.params.needs_vocabulary for request in requests):
-            self._engine.set_vocabulary(self._tokenizer.token_bytes(self._limits.vocab_size))
-            self._has_vocabulary = True
+        self._engine.set_vocabulary(self._tokenizer.token_bytes(self._limits.vocab_size))
+        self._has_vocabulary = True
 
     def _run(self, requests: list[Request], use_tqdm: bool | Callable[..., Any]) -> list[RequestOutput]:
         good = [request for request in requests if request.error is None]

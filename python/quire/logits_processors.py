@@ -2,7 +2,8 @@
 
 Decides what a function is called with. Two historic signatures, told apart by the number of positional parameters:
 (output token ids, logits) and (prompt token ids, output token ids, logits). Logits come as a float32 numpy array or,
-where the function asks for it, as a torch tensor; they are changed in place or returned. Called by the engine, on the
+where the function asks for it, as a torch tensor; they are changed in place or returned. An object with vLLM's
+`new_req_logits_processor(params)` makes a function for each request, from its parameters. Called by the engine, on the
 thread that waits for results.
 """
 
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quire.errors import ValidationError
+
+if TYPE_CHECKING:
+    from quire.sampling_params import SamplingParams
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -78,7 +82,27 @@ def _is_tensor(annotation: Any) -> bool:
     return getattr(annotation, "__module__", "") == "torch" and "Tensor" in getattr(annotation, "__name__", "")
 
 
-def compile_processors(functions: Any) -> list[Processor]:
-    if not isinstance(functions, (list, tuple)):
-        raise TypeError(f"logits_processors must be a list of callables, got {type(functions).__name__}")
-    return [Processor(function, position) for position, function in enumerate(functions)]
+def compile_processors(params: SamplingParams) -> list[Processor]:
+    """The processors of a request, in their order."""
+    given = params.logits_processors or ()
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"logits_processors must be a list of callables, got {type(given).__name__}")
+    functions = [_of_request(one, params, position) for position, one in enumerate(given)]
+    return [Processor(one, position) for position, one in enumerate(functions) if one is not None]
+
+
+def reads_params(processor: Any) -> bool:
+    """Whether it is made for each request, from its parameters; that is where extra_args can be read."""
+    return hasattr(processor, "new_req_logits_processor")
+
+
+def _of_request(processor: Any, params: SamplingParams, position: int) -> Any:
+    """The function for a request; None: the request is none of its business."""
+    if not reads_params(processor):
+        return processor
+    if isinstance(processor, type):
+        raise TypeError(f"logits_processors[{position}] must be an object, got the class {processor.__name__}")
+    own = params.clone()  # what it does to its parameters changes nobody's
+    if hasattr(processor, "validate_params"):
+        processor.validate_params(own)
+    return processor.new_req_logits_processor(own)

@@ -160,6 +160,9 @@ class CompletionOutput:
     spec_decode_metrics: Any = dataclasses.field(default=None, kw_only=True)
     weight_versions: Any = dataclasses.field(default=None, kw_only=True)
     kv_transfer_params: dict[str, Any] | None = dataclasses.field(default=None, kw_only=True)
+    # quire's own: float32 arrays, with return_hidden_states [tokens, hidden] and return_logits [tokens, vocabulary].
+    hidden_states: Any = dataclasses.field(default=None, kw_only=True, compare=False)
+    logits: Any = dataclasses.field(default=None, kw_only=True, compare=False)
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -237,6 +240,7 @@ class RequestOutput:
         kv_transfer_params: dict[str, Any] | None = None,
         ec_transfer_params: dict[str, Any] | None = None,
         prompt_token_id_logprobs: Any = None,
+        prompt_hidden_states: Any = None,
         **unknown: Any,
     ) -> None:
         if unknown:  # of a version of vLLM that is newer than this one
@@ -258,10 +262,13 @@ class RequestOutput:
         self.kv_transfer_params = kv_transfer_params
         self.ec_transfer_params = ec_transfer_params
         self.prompt_token_id_logprobs = prompt_token_id_logprobs
+        self.prompt_hidden_states = prompt_hidden_states
 
     def add(self, next_output: RequestOutput, aggregate: bool = True) -> None:
         """Merges a later output of the same request; with `aggregate`, its texts and tokens are new pieces."""
         self.finished |= next_output.finished
+        if next_output.prompt_hidden_states is not None:  # they come once, with the last output
+            self.prompt_hidden_states = next_output.prompt_hidden_states
         for new in next_output.outputs:
             position = next((i for i, own in enumerate(self.outputs) if own.index == new.index), None)
             if position is None:
@@ -291,6 +298,8 @@ def _extend(own: CompletionOutput, new: CompletionOutput) -> None:
     if new.logprobs is not None:
         own.logprobs = list(own.logprobs or ()) + list(new.logprobs)
     own.cumulative_logprob = new.cumulative_logprob
+    if new.finished():
+        own.hidden_states, own.logits = new.hidden_states, new.logits
     own.finish_reason, own.stop_reason = new.finish_reason, new.stop_reason
 
 
@@ -307,6 +316,8 @@ class StreamChunk:
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    logprobs: SampleLogprobs | None = None
+    cumulative_logprob: float | None = None
     output: RequestOutput | None = dataclasses.field(default=None, repr=False)
 
 

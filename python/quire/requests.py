@@ -18,14 +18,13 @@ from quire.detokenizer import TextOptions
 from quire.errors import RequestError, RequestTypeError, ValidationError
 from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt, parse_prompt
-from quire.logits_processors import compile_processors
+from quire.logits_processors import compile_processors, reads_params
 from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.structured import GuidedDecodingParams, constraint_of, guided_of_request
 from quire.tokenizer import Tokenizer, bad_words_token_ids
 
 # Fields of SamplingParams that the engine cannot serve yet, and what to do without them.
 _NOT_SERVED = {
-    "extra_args": "No plug-in reads them.",
     "logprob_token_ids": "Use logprobs.",
     "prompt_logprob_token_ids": "Use prompt_logprobs.",
     "prompt_logprob_start": "Use prompt_logprobs, which starts with the second token.",
@@ -238,7 +237,7 @@ def compile_params(
         raise ValidationError("stop strings need a tokenizer; with `skip_tokenizer_init` use stop_token_ids.")
     logprobs = _num_logprobs("sample", params.logprobs, limits)
     num_outputs = params._real_n if params.best_of is not None and params._real_n else params.n
-    stop_tokens = _stop_tokens(params, stop, tokenizer)
+    stop_tokens = special_stop_tokens(params.skip_special_tokens, params.min_tokens, stop, tokenizer)
     engine: dict[str, Any] = {
         name: float(getattr(params, name))
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
@@ -253,13 +252,16 @@ def compile_params(
     engine["ignore_eos"] = bool(params.ignore_eos)
     engine["stop_token_ids"] = _all_stop_token_ids(params, stop_tokens, tokenizer, limits)
     engine["logit_bias"] = _logit_bias(params, limits)
-    engine["allowed_token_ids"] = _allowed_token_ids(params, limits)
+    engine["allowed_token_ids"] = allowed_token_ids(params.allowed_token_ids, limits)
     engine["bad_words_token_ids"] = _bad_words(params, tokenizer, limits)
+    for name in ("return_hidden_states", "return_logits"):
+        engine[name] = getattr(params, name)
     if params.logits_processors:
-        engine["logits_processors"] = compile_processors(params.logits_processors)
+        engine["logits_processors"] = compile_processors(params)
     if constraint is not None:
         grammars = grammars or Grammars(tokenizer, limits.vocab_size, sorted(limits.eos_token_ids), "auto")
-        engine["constraint"] = (grammars, grammars.compile(constraint))
+        grammar = grammars.compile(constraint)
+        engine["constraint"] = (grammar.backend, grammar)
     text = TextOptions(
         detokenize=params.detokenize,
         skip_special_tokens=params.skip_special_tokens,
@@ -287,6 +289,11 @@ def refuse_unserved(params: SamplingParams) -> None:
         value = getattr(params, name)
         if value is not None and value is not False and not (isinstance(value, (list, dict)) and not value):
             raise NotImplementedError(f"SamplingParams.{name} is not supported by this version of quire. {instead}")
+    if params.extra_args and not any(reads_params(one) for one in params.logits_processors or ()):
+        raise NotImplementedError(
+            f"SamplingParams.extra_args {sorted(map(str, params.extra_args))} would be read by nobody: they are for "
+            "logits processors with a method new_req_logits_processor(params)."
+        )
 
 
 def _num_logprobs(which: str, wanted: int | None, limits: Limits) -> int | None:
@@ -303,13 +310,15 @@ def _num_logprobs(which: str, wanted: int | None, limits: Limits) -> int | None:
     return number
 
 
-def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer | None) -> dict[int, str]:
+def special_stop_tokens(
+    skip_special_tokens: bool, min_tokens: int, stop: list[str], tokenizer: Tokenizer | None
+) -> dict[int, str]:
     """Special tokens whose name, which shows with skip_special_tokens=False, contains a stop string.
 
     The core matches stop strings on the bytes of ordinary tokens. A special token that contains one always completes
     it, so it is a stop token; a stop string that reaches across the border of a special token is refused.
     """
-    if tokenizer is None or params.skip_special_tokens or not stop:
+    if tokenizer is None or skip_special_tokens or not stop:
         return {}
     found: dict[int, str] = {}
     for token_id, name in tokenizer.special_texts().items():
@@ -321,7 +330,7 @@ def _stop_tokens(params: SamplingParams, stop: list[str], tokenizer: Tokenizer |
                     f"The stop string {string!r} overlaps the special token {name!r}; with skip_special_tokens=False "
                     "this version of quire supports only stop strings inside one. Use stop_token_ids."
                 )
-    if found and params.min_tokens > 0:
+    if found and min_tokens > 0:
         raise NotImplementedError(
             "A stop string inside a special token together with min_tokens is not supported by this version of quire. "
             "Use stop_token_ids."
@@ -359,10 +368,11 @@ def _logit_bias(params: SamplingParams, limits: Limits) -> list[tuple[int, float
     return bias
 
 
-def _allowed_token_ids(params: SamplingParams, limits: Limits) -> list[int]:
-    if params.allowed_token_ids is None:
+def allowed_token_ids(given: Sequence[int] | None, limits: Limits) -> list[int]:
+    """As the core takes them: an empty list is all."""
+    if given is None:
         return []
-    ids = [int(token_id) for token_id in params.allowed_token_ids]
+    ids = [int(token_id) for token_id in given]
     if not ids:
         raise ValidationError("allowed_token_ids is not None and empty!")
     if not all(0 <= token_id < limits.vocab_size for token_id in ids):

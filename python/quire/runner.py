@@ -151,6 +151,7 @@ def finished_output(output: Output, request: Request, request_id: str, tokenizer
         finished=True,
         metrics=metrics,
         num_cached_tokens=output.num_cached_tokens,
+        prompt_hidden_states=output.prompt_hidden_states,
         error=output.error or None,
     )
 
@@ -172,10 +173,10 @@ def _prompt_logprobs(
         return None
     if len(buffer.token_ids) + 1 != len(request.token_ids):
         return None
-    return LazyLogprobs(buffer, _namer(params, tokenizer), first=1)  # type: ignore[return-value]
+    return LazyLogprobs(buffer, namer(params, tokenizer), first=1)  # type: ignore[return-value]
 
 
-def _namer(params: CompiledParams, tokenizer: Tokenizer | None) -> Callable[[int], str] | None:
+def namer(params: CompiledParams, tokenizer: Tokenizer | None) -> Callable[[int], str] | None:
     """What gives a Logprob its decoded_token."""
     return tokenizer.token_text if tokenizer is not None and params.text.detokenize else None
 
@@ -194,7 +195,7 @@ def _completion(
         stop_reason = None if is_eos else stop_token
     logprobs = cumulative = None
     if params.gives_logprobs and completion.logprobs is not None:
-        logprobs = LazyLogprobs(completion.logprobs, _namer(params, tokenizer))
+        logprobs = LazyLogprobs(completion.logprobs, namer(params, tokenizer))
         cumulative = completion.cumulative_logprob
     return CompletionOutput(
         index=index,
@@ -204,6 +205,8 @@ def _completion(
         logprobs=logprobs,
         finish_reason=completion.finish_reason,
         stop_reason=stop_reason,
+        hidden_states=completion.hidden_states,
+        logits=completion.logits,
     )
 
 

@@ -129,6 +129,9 @@ class SamplingParams:
     watermarking: Any = field(default=None, kw_only=True)
     routed_experts_prompt_start: int | None = field(default=None, kw_only=True)
     trace_decode_token_ids: list[int] | None = field(default=None, kw_only=True)
+    # quire's own.
+    return_hidden_states: bool = field(default=False, kw_only=True)
+    return_logits: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.best_of:
@@ -207,6 +210,9 @@ class SamplingParams:
     def _verify_forms(self) -> None:
         if not isinstance(self.output_kind, RequestOutputKind):
             raise TypeError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}")
+        for name in ("return_hidden_states", "return_logits"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {_type_name(getattr(self, name))}")
         if self.extra_args is not None and not isinstance(self.extra_args, Mapping):
             raise TypeError(f"extra_args must be a dict, got {_type_name(self.extra_args)}")
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
@@ -416,9 +422,9 @@ def int_list(name: str, values: Sequence[int] | Any) -> list[int]:
 class BeamSearchParams:
     """Parameters of `LLM.beam_search`; docs/decoding.md tells the search.
 
-    The text of a sequence always has its stop token, as in vLLM, so `include_stop_str_in_output` decides nothing.
-    Sequences are ranked by log-probabilities before temperature, so `temperature` does not either.
-    `skip_special_tokens` None: the text has them (vLLM 0.8). The last two are quire's own.
+    The text of a sequence always has its stop token, as in vLLM; `include_stop_str_in_output` concerns the strings of
+    `stop`. Sequences are ranked by log-probabilities before temperature, so `temperature` decides nothing.
+    `skip_special_tokens` None: the text has them (vLLM 0.8). The last three are quire's own.
     """
 
     beam_width: int
@@ -432,4 +438,5 @@ class BeamSearchParams:
     watermarking: Any = field(default=None, kw_only=True)
     allowed_token_ids: list[int] | None = field(default=None, kw_only=True)
     stop_token_ids: list[int] | None = field(default=None, kw_only=True)
+    stop: str | list[str] | None = field(default=None, kw_only=True)
     length_includes_prompt: bool = field(default=True, kw_only=True)

@@ -7,18 +7,21 @@ the thread that asks for the next piece, and closing one cancels what is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quire.detokenizer import StreamedText
 from quire.errors import ValidationError
-from quire.outputs import CompletionOutput, RequestOutput, StreamChunk, error_output
+from quire.outputs import CompletionOutput, LazyLogprobs, Logprob, RequestOutput, StreamChunk, error_output
 from quire.progress import Progress
 from quire.requests import CompiledParams, Request
-from quire.runner import Waiting, finished_output
+from quire.runner import Waiting, finished_output, namer
 from quire.sampling_params import RequestOutputKind, SamplingParams
 from quire.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from quire._quire import Delta
 
 # Prompts that are read and tokenised at once; the engine works on what it has meanwhile.
 _READ_AHEAD = 32
@@ -53,28 +56,40 @@ class Pieces:
         self._text = [""] * len(self._streamed)
         self._token_ids: list[list[int]] = [[] for _ in self._streamed]
         self._given = [(0, 0)] * len(self._streamed)
+        self._gives_logprobs = params.gives_logprobs
+        self._namer = namer(params, tokenizer)
+        self._logprobs: list[list[dict[int, Logprob]]] = [[] for _ in self._streamed]
+        self._prompt_logprobs: Any = None  # of unfinished outputs; with DELTA of the first alone
 
-    def push(self, index: int, token_ids: Sequence[int]) -> StreamChunk | None:
+    def push(self, delta: Delta) -> StreamChunk | None:
         """Takes new tokens of a sequence that goes on; a piece, where it is time for one."""
-        self._text[index] += self._streamed[index].push(token_ids)
-        self._token_ids[index].extend(token_ids)
+        index = delta.index
+        self._text[index] += self._streamed[index].push(delta.token_ids)
+        self._token_ids[index].extend(delta.token_ids)
+        if self._gives_logprobs and delta.logprobs is not None:
+            self._logprobs[index].extend(LazyLogprobs(delta.logprobs, self._namer))
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs = LazyLogprobs(delta.prompt_logprobs, self._namer, first=1)
         num_given = self._given[index][1]
         if num_given and len(self._token_ids[index]) - num_given < self._interval:
             return None
         text, ids = self._text[index], self._token_ids[index]
-        chunk = self._chunk(index, text, ids)
+        chunk = self._chunk(index, text, ids, self._logprobs[index] if self._gives_logprobs else None)
+        chunk.cumulative_logprob = delta.cumulative_logprob if self._gives_logprobs else None
         self._given[index] = (len(text), len(ids))
         return chunk
 
-    def _chunk(self, index: int, text: str, token_ids: list[int]) -> StreamChunk:
+    def _chunk(self, index: int, text: str, token_ids: list[int], logprobs: Any) -> StreamChunk:
         num_chars, num_tokens = self._given[index] if self.kind is RequestOutputKind.DELTA else (0, 0)
-        return StreamChunk(self.request_id, index, text[num_chars:], token_ids[num_tokens:])
+        own = None if logprobs is None else logprobs[num_tokens:]
+        return StreamChunk(self.request_id, index, text[num_chars:], token_ids[num_tokens:], logprobs=own)
 
     def finish(self, output: RequestOutput) -> list[StreamChunk]:
         """The last piece of each sequence; that of the last one carries the output."""
         chunks = []
         for completion in output.outputs:
-            chunk = self._chunk(completion.index, completion.text, completion.token_ids)
+            chunk = self._chunk(completion.index, completion.text, completion.token_ids, completion.logprobs)
+            chunk.cumulative_logprob = completion.cumulative_logprob
             chunk.finish_reason, chunk.stop_reason = completion.finish_reason, completion.stop_reason
             chunks.append(chunk)
         chunks[-1].output = output
@@ -82,15 +97,24 @@ class Pieces:
 
     def piece_output(self, chunk: StreamChunk) -> RequestOutput:
         """A piece as an unfinished output of its request."""
-        completion = CompletionOutput(chunk.index, chunk.text, chunk.token_ids, None, None)
-        return RequestOutput(self.request_id, self.request.text, self.request.token_ids, None, [completion], False)
+        completion = CompletionOutput(
+            chunk.index, chunk.text, chunk.token_ids, chunk.cumulative_logprob, chunk.logprobs
+        )
+        request, prompt_logprobs = self.request, self._prompt_logprobs
+        if self.kind is RequestOutputKind.DELTA:
+            self._prompt_logprobs = None
+        return RequestOutput(
+            self.request_id, request.text, request.token_ids, prompt_logprobs, [completion], finished=False
+        )
 
     def last_output(self, output: RequestOutput) -> RequestOutput:
         """The finished output as `kind` wants it."""
         if self.kind is not RequestOutputKind.DELTA:
             return output
+        if any(num_tokens for _, num_tokens in self._given):
+            output.prompt_logprobs = None  # the first piece had them
         for completion, chunk in zip(output.outputs, self.finish(output), strict=True):
-            completion.text, completion.token_ids = chunk.text, chunk.token_ids
+            completion.text, completion.token_ids, completion.logprobs = chunk.text, chunk.token_ids, chunk.logprobs
         return output
 
 
@@ -106,7 +130,7 @@ def streamed(waiting: Waiting, pieces: Pieces, tokenizer: Tokenizer | None) -> I
             for delta in deltas:
                 # The last tokens may be a stop token or complete a stop string, which only the output tells.
                 if delta.finish_reason is None and delta.token_ids and pieces.kind is not RequestOutputKind.FINAL_ONLY:
-                    chunk = pieces.push(delta.index, delta.token_ids)
+                    chunk = pieces.push(delta)
                     if chunk is not None:
                         yield chunk
         else:
@@ -211,13 +235,7 @@ class AsCompleted:
 
     def _kind_of(self, request: Request) -> RequestOutputKind:
         assert request.params is not None
-        kind = kind_of(self._kind, request.params, RequestOutputKind.FINAL_ONLY)
-        if kind is not RequestOutputKind.FINAL_ONLY and request.params.gives_logprobs:
-            raise NotImplementedError(
-                f"SamplingParams.logprobs together with output_kind={kind.name} is not supported by this version of "
-                "quire: log-probabilities come with the finished output. Use output_kind=FINAL_ONLY."
-            )
-        return kind
+        return kind_of(self._kind, request.params, RequestOutputKind.FINAL_ONLY)
 
     def _step(self, waiting: Waiting, progress: Progress) -> Iterator[tuple[int, RequestOutput]]:
         outputs, deltas = waiting.run_streamed() if self._num_streamed else (waiting.run(), [])
@@ -226,7 +244,7 @@ class AsCompleted:
             # What came with the end of a request is in its output.
             if delta.request_id not in finished and delta.finish_reason is None and delta.token_ids:
                 pieces = self._running[delta.request_id]
-                chunk = pieces.push(delta.index, delta.token_ids)
+                chunk = pieces.push(delta)
                 if chunk is not None:
                     yield pieces.request.position, pieces.piece_output(chunk)
         for raw in outputs:

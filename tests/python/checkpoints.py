@@ -27,6 +27,9 @@ TEXT = [
 ]
 
 
+DEMO = Path(__file__).resolve().parents[2] / "python" / "quire" / "demo_model"  # the embedded checkpoint
+
+
 def write_tokenizer(folder: Path, vocab_size: int = 512, add_bos: bool = True) -> int:
     """A byte-level BPE with a chat template; returns its real size."""
     tokenizer = Tokenizer(models.BPE())
@@ -55,6 +58,16 @@ def write_tokenizer(folder: Path, vocab_size: int = 512, add_bos: bool = True) -
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return tokenizer.get_vocab_size()
+
+
+def load_reference(folder: Path | str) -> Any:
+    """The model as transformers runs it in float32; of the checkpoint's generation config nothing is left."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    return model.eval()
 
 
 def llama_config(vocab_size: int, **changes: Any) -> dict[str, Any]:

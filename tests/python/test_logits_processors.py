@@ -169,3 +169,54 @@ def test_on_an_asynchronous_device(tiny_model: Path, simt_plugin: Path) -> None:
         mixed = engine.generate([PROMPT] * 2, [params(force(15)), free], use_tqdm=False)
     assert list(mixed[0].outputs[0].token_ids) == [15] * 5
     assert mixed[1].outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+# Processors that are made for each request.
+
+
+class Forcing:
+    """As vLLM's AdapterLogitsProcessor: a function for each request, from its extra_args."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @classmethod
+    def validate_params(cls, wish: SamplingParams) -> None:
+        if not isinstance((wish.extra_args or {}).get("force", 0), int):
+            raise ValueError(f"force must be a token id, got {(wish.extra_args or {})['force']!r}")
+
+    def new_req_logits_processor(self, wish: SamplingParams) -> Any:
+        self.seen.append((wish.extra_args, wish.max_tokens))
+        token_id = (wish.extra_args or {}).pop("force", None)
+        return None if token_id is None else force(token_id)
+
+
+def test_extra_args_reach_what_makes_processors(llm: LLM) -> None:
+    maker = Forcing()
+    wishes = [params(maker, max_tokens=2 + i, extra_args={"force": 30 + i}) for i in range(3)]
+    wishes.append(params(maker, max_tokens=3, temperature=0))  # none of its business
+    outputs = llm.generate([PROMPT] * 4, wishes, use_tqdm=False)
+    assert [list(output.outputs[0].token_ids) for output in outputs[:3]] == [[30] * 2, [31] * 3, [32] * 4]
+    (free,) = llm.generate([PROMPT], params(max_tokens=3, temperature=0), use_tqdm=False)
+    assert outputs[3].outputs[0].token_ids == free.outputs[0].token_ids
+    assert [max_tokens for _, max_tokens in maker.seen] == [2, 3, 4, 3]
+    assert wishes[0].extra_args == {"force": 30}, "it was given a copy"
+
+
+def test_processors_keep_their_order_around_one_that_is_made(llm: LLM) -> None:
+    wish = params(force(7), Forcing(), extra_args={"force": 8})
+    assert tokens(llm, wish) == [8] * 5
+    assert tokens(llm, params(Forcing(), force(7), extra_args={"force": 8})) == [7] * 5
+
+
+def test_extra_args_that_are_refused(llm: LLM) -> None:
+    with pytest.raises(NotImplementedError, match=r"SamplingParams.extra_args \['a', 'b'\] would be read by nobody"):
+        tokens(llm, params(force(7), extra_args={"b": 1, "a": 2}))
+    assert tokens(llm, params(force(7), extra_args={})) == [7] * 5
+    with pytest.raises(ValueError, match="force must be a token id, got 'x'"):
+        tokens(llm, params(Forcing(), extra_args={"force": "x"}))
+    with pytest.raises(TypeError, match=r"logits_processors\[1\] must be an object, got the class Forcing"):
+        tokens(llm, params(force(7), Forcing, extra_args={"force": 1}))
+    good, bad = params(Forcing(), extra_args={"force": 9}), params(Forcing(), extra_args={"force": "x"})
+    first, second = llm.generate([PROMPT] * 2, [good, bad], use_tqdm=False, on_error="return")
+    assert first.outputs[0].token_ids == [9] * 5 and "force must be a token id" in (second.error or "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_llama
+from checkpoints import load_reference, write_llama
 from quire import LLM, SamplingParams
 
 PROMPT = [(37 * i + 11) % 300 + 5 for i in range(45)]
@@ -37,8 +37,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def reference_logits(tiny_model: Path) -> np.ndarray:
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    pytest.importorskip("transformers")
+    model = load_reference(tiny_model)
     with torch.no_grad():
         return model(torch.tensor([PROMPT])).logits[0].float().numpy()
 

@@ -93,7 +93,8 @@ def test_completion_output_is_that_of_vllm() -> None:
         names
         == (
             "index text token_ids cumulative_logprob logprobs finish_reason stop_reason lora_request "
-            "routed_experts sampling_mask spec_decode_metrics weight_versions kv_transfer_params"
+            "routed_experts sampling_mask spec_decode_metrics weight_versions kv_transfer_params "
+            "hidden_states logits"  # quire's own
         ).split()
     )
     one = CompletionOutput(0, "a'b", [1, 2], -0.5, [{1: Logprob(-0.5)}])

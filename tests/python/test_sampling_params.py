@@ -272,7 +272,8 @@ def test_beam_search_params() -> None:
         ("skip_special_tokens", True),
         ("watermarking", True),
         ("allowed_token_ids", True),
-        ("stop_token_ids", True),  # quire's own, as the next
+        ("stop_token_ids", True),  # quire's own, as the next two
+        ("stop", True),
         ("length_includes_prompt", True),
     ]
     # None: the text has special tokens, as in vLLM 0.8.4, which has no such field.

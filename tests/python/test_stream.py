@@ -220,23 +220,74 @@ def test_kinds_may_differ_within_a_call(llm: LLM) -> None:
     assert counts[0] == 1 and counts[1] > 3
 
 
-def test_logprobs_of_pieces_are_refused_by_name(llm: LLM) -> None:
-    params = SamplingParams(logprobs=1, **WRITING)
-    with pytest.raises(NotImplementedError, match="SamplingParams.logprobs together with output_kind=DELTA"):
-        list(llm.generate_iter([[5]], params, output_kind=RequestOutputKind.DELTA))
-    assert llm.stats()["num_running"] == llm.stats()["num_waiting"] == 0
-    last = list(llm.stream([5], params))[-1].output  # a stream gives them with its output
-    assert last is not None and last.outputs[0].logprobs is not None
+def test_unknown_kind(llm: LLM) -> None:
     with pytest.raises(TypeError, match="output_kind must be a RequestOutputKind, got 'delta'"):
-        llm.stream([5], params, output_kind="delta")  # type: ignore[arg-type]
+        llm.stream([5], SamplingParams(), output_kind="delta")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logprobs_of_a_stream(llm: LLM, kind: RequestOutputKind, n: int, interval: int) -> None:
+    params = SamplingParams(n=n, stop="e t", logprobs=2, stream_interval=interval, **WRITING)
+    (expected,) = llm.generate("Once", params, use_tqdm=False)
+    chunks = list(llm.stream("Once", params, output_kind=kind))
+    for completion in expected.outputs:
+        own = [chunk for chunk in chunks if chunk.index == completion.index]
+        assert completion.logprobs is not None and all(chunk.logprobs is not None for chunk in own)
+        assert [len(chunk.logprobs or ()) for chunk in own] == [len(chunk.token_ids) for chunk in own]
+        sums = list(itertools.accumulate(e[t].logprob for e, t in zip(completion.logprobs, completion.token_ids)))
+        if kind is RequestOutputKind.DELTA:
+            assert [entry for chunk in own for entry in chunk.logprobs or ()] == completion.logprobs
+            counts = list(itertools.accumulate(len(chunk.token_ids) for chunk in own))
+        else:
+            counts = [len(chunk.token_ids) for chunk in own]
+            for chunk, count in zip(own, counts, strict=True):
+                assert chunk.logprobs == completion.logprobs[:count]
+        for chunk, count in zip(own, counts, strict=True):  # of all so far in every kind, as in vLLM
+            assert chunk.cumulative_logprob == pytest.approx(sums[count - 1], abs=1e-5)
+    silent = llm.stream("Once", SamplingParams(**WRITING), output_kind=kind)
+    assert all(chunk.logprobs is None and chunk.cumulative_logprob is None for chunk in silent)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logprobs_of_many(llm: LLM, kind: RequestOutputKind, n: int) -> None:
+    """DELTA: of the new tokens, and of the prompt with the first piece. CUMULATIVE: of all so far."""
+    prompts = ["Once upon a time", [5, 6, 7], [9]]
+    lengths = (20, 1, 9)
+    params = [
+        SamplingParams(n=n, logprobs=3, prompt_logprobs=1, **{**WRITING, "max_tokens": length}) for length in lengths
+    ]
+    expected = llm.generate(prompts, params, use_tqdm=False)
+    whole: dict[int, RequestOutput] = {}
+    for position, output in llm.generate_iter(prompts, params, output_kind=kind):
+        for completion in output.outputs:
+            assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
+            final = expected[position].outputs[completion.index]
+            if kind is RequestOutputKind.CUMULATIVE:
+                assert completion.logprobs == (final.logprobs or [])[: len(completion.token_ids)]
+        is_first = position not in whole
+        if kind is RequestOutputKind.DELTA:
+            assert (output.prompt_logprobs is not None) == is_first
+        else:
+            assert output.prompt_logprobs == expected[position].prompt_logprobs
+        if is_first:
+            whole[position] = output
+        else:
+            whole[position].add(output, aggregate=kind is RequestOutputKind.DELTA)
+    for position, output in whole.items():
+        assert output.finished and output.prompt_logprobs == expected[position].prompt_logprobs
+        assert sorted(output.outputs, key=lambda one: one.index) == expected[position].outputs
 
 
 def test_what_one_request_cannot_have_stands_in_its_place(llm: LLM) -> None:
     delta: Any = {"output_kind": RequestOutputKind.DELTA, **WRITING}
-    params = [SamplingParams(**WRITING), SamplingParams(logprobs=1, **delta), SamplingParams(**delta)]
-    got = list(llm.generate_iter([[5], [6], [7]], params, on_error="return"))
+    params = [SamplingParams(**WRITING), SamplingParams(**delta), SamplingParams(**delta)]
+    params[1].n, params[1].best_of, params[1]._real_n = 3, 3, 1  # as an object that was changed after it was made
+    got = list(llm.generate_iter([[5], [6], [7]], params, on_error="return", output_kind=RequestOutputKind.DELTA))
     errors = {position: output.error for position, output in got if output.error is not None}
-    assert list(errors) == [1] and "together with output_kind=DELTA" in (errors[1] or "")
+    assert list(errors) == [1] and "best_of must equal n to use output_kind=DELTA" in (errors[1] or "")
     assert {position for position, output in got if output.finished} == {0, 1, 2}
 
 

@@ -272,7 +272,7 @@ def test_what_is_wrong_is_told_before_any_work(demo: LLM, kind: dict[str, Any], 
 def test_backends(tmp_path: Path, demo: LLM, caplog: pytest.LogCaptureFixture) -> None:
     for backend in ("auto", "guidance", "xgrammar", None):
         assert texts(demo, [guided(choice=["x"], backend=backend)]) == [("x", "stop")]
-    for backend in ("outlines", "lm-format-enforcer", "xgrammar:no-fallback"):
+    for backend in ("outlines", "lm-format-enforcer"):
         with pytest.raises(NotImplementedError, match=backend.split(":")[0]):
             demo.generate(PROMPT, guided(choice=["x"], backend=backend), use_tqdm=False)
     with pytest.raises(ValueError, match="Invalid structured output backend 'none'"):
@@ -282,6 +282,11 @@ def test_backends(tmp_path: Path, demo: LLM, caplog: pytest.LogCaptureFixture) -
             engine.generate(PROMPT, guided(choice=["x"], backend="xgrammar"), use_tqdm=False)
         ((text, _),) = texts(engine, [guided(1, {"max_tokens": 40}, json=PERSON)])
         assert not re.search(r"\s", text)
+    config = {"backend": "guidance", "disable_any_whitespace": True}
+    with LLM(DEMO, max_model_len=64, structured_outputs_config=config) as engine:
+        assert texts(engine, [guided(1, {"max_tokens": 40}, json=PERSON)])[0][0] == text
+        with pytest.raises(ValueError, match="must match engine-level backend. xgrammar != guidance"):
+            engine.generate(PROMPT, guided(choice=["x"], backend="xgrammar"), use_tqdm=False)
     with LLM(DEMO, max_model_len=64, skip_tokenizer_init=True) as engine, pytest.raises(ValueError, match="tokenizer"):
         engine.generate([[5]], guided(choice=["x"]), use_tqdm=False)
 

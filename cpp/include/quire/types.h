@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +45,8 @@ class TokenConstraint {
   virtual void fill_masks(std::span<MaskRow> rows) = 0;
   // Once a step, in the same groups.
   virtual void commit(std::span<CommittedToken> tokens) = 0;
+  // A copy of a state, for a second sequence that goes on from the same tokens: beam search asks for it.
+  virtual std::shared_ptr<void> fork(void*) { throw std::logic_error("this constraint cannot be forked"); }
   virtual const void* group() const { return this; }
 };
 
@@ -73,6 +76,8 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};
   std::vector<int32_t> allowed_token_ids = {};  // empty: all
   std::vector<std::vector<int32_t>> bad_words_token_ids = {};
+  bool return_hidden_states = false;  // what the head reads, of the prompt's and of every sampled token
+  bool return_logits = false;         // of every sampled token, as the model gives them
   // Code of the caller. While a request with either runs, a GPU's steps are not planned ahead. Log-probabilities are of
   // the logits that the processors leave, and do not see the constraint.
   std::vector<LogitsProcessor> logits_processors = {};    // in this order, before all else
@@ -84,10 +89,14 @@ struct BeamSearchParams {
   int32_t beam_width = 4;  // sequences that are followed, and returned
   int32_t max_tokens = 16;
   bool ignore_eos = false;
-  std::vector<int32_t> stop_token_ids = {};  // they end a sequence as the end-of-sequence token does
-  double length_penalty = 1.0;               // the score is cumulative_logprob / length^length_penalty
+  std::vector<int32_t> stop_token_ids = {};     // they end a sequence as the end-of-sequence token does
+  std::vector<std::string> stop = {};           // so do these; needs set_vocabulary()
+  std::vector<int32_t> allowed_token_ids = {};  // empty: all
+  double length_penalty = 1.0;                  // the score is cumulative_logprob / length^length_penalty
   // true: the length counts the prompt, and no stop token (vLLM 0.8); false: the generated tokens, with the stop token.
   bool length_includes_prompt = true;
+  // What it lets through are the candidates, and their log-probabilities are of them alone; so with allowed_token_ids.
+  std::shared_ptr<TokenConstraint> constraint = nullptr;
 };
 
 // How an engine is built. Zero or empty means: derive it.
@@ -152,12 +161,20 @@ struct LogprobBuffer {
   std::vector<int32_t> sampled_ranks = {};  // one a token, 1 = most likely
 };
 
+// Rows of numbers, flat.
+struct RowBuffer {
+  int64_t width = 0;  // 0: none were asked for
+  std::vector<float> values = {};
+};
+
 // One of the n sequences of a request.
 struct Completion {
   int32_t index = 0;
   std::vector<int32_t> token_ids = {};
   double cumulative_logprob = 0.0;
   LogprobBuffer logprobs = {};
+  RowBuffer hidden_states = {};  // [num_tokens, hidden]: row i is what token i was sampled from
+  RowBuffer logits = {};         // [num_tokens, vocab_size], before any processing
   FinishReason finish_reason = FinishReason::none;
   int32_t stop_token_id = -1;      // the stop token that ended it; -1 for the primary EOS and all else
   int32_t stop_string_index = -1;  // index into SamplingParams::stop
@@ -172,7 +189,8 @@ struct RequestTimes {
 struct RequestOutput {
   uint64_t request_id = 0;
   std::vector<Completion> completions = {};
-  LogprobBuffer prompt_logprobs = {};  // of the second prompt token and all after it
+  LogprobBuffer prompt_logprobs = {};   // of the second prompt token and all after it
+  RowBuffer prompt_hidden_states = {};  // [num_prompt_tokens, hidden]
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int32_t num_preemptions = 0;
@@ -188,6 +206,9 @@ struct Delta {
   uint64_t request_id = 0;
   int32_t index = 0;                    // which of the n sequences
   std::vector<int32_t> token_ids = {};  // new tokens
+  LogprobBuffer logprobs = {};          // of the new tokens, where asked for
+  double cumulative_logprob = 0.0;      // of all tokens so far
+  LogprobBuffer prompt_logprobs = {};   // where asked for, with the first token of the first sequence
   FinishReason finish_reason = FinishReason::none;
   const RequestOutput* finished = nullptr;  // set once, when the last of the n sequences ended; valid during the call
 };

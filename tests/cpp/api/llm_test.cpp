@@ -123,6 +123,40 @@ TEST_P(Invariance, PromptLogprobs) {
   expect_same(preempted, reference, "preempted");
 }
 
+// Hidden states and logits, of prompt and output, bit for bit in the same ways.
+TEST_P(Invariance, ReturnedStates) {
+  SamplingParams params = params_;
+  params.return_hidden_states = params.return_logits = true;
+  const auto expect_same = [](const RequestOutput& a, const RequestOutput& b, const char* what) {
+    EXPECT_EQ(std::ssize(a.prompt_hidden_states.values), 150 * a.prompt_hidden_states.width) << what;
+    EXPECT_EQ(a.prompt_hidden_states.values, b.prompt_hidden_states.values) << what;
+    EXPECT_EQ(std::ssize(a.completions[0].logits.values), 40 * a.completions[0].logits.width) << what;
+    EXPECT_EQ(a.completions[0].hidden_states.values, b.completions[0].hidden_states.values) << what;
+    EXPECT_EQ(a.completions[0].logits.values, b.completions[0].logits.values) << what;
+    expect_same_bits(a, b, what);
+  };
+  LLM llm(kDemo, options());
+  const RequestOutput reference = llm.generate({prompt_}, params).front();
+  EXPECT_EQ(reference.prompt_hidden_states.width, llm.info().hidden_size);
+  EXPECT_EQ(reference.completions[0].logits.width, llm.info().vocab_size);
+  expect_same_bits(reference, alone(options()), "without the wish");
+  expect_same(llm.generate({prompt_}, params).front(), reference, "prefix in the cache");
+  expect_same(llm.generate({prompt_of(40, 1), prompt_, prompt_}, params)[2], reference, "among others");
+  for (const int64_t budget : {1, 31}) {
+    EngineOptions chunked = options();
+    chunked.max_num_batched_tokens = budget;
+    chunked.max_num_seqs = 1;
+    expect_same(LLM(kDemo, chunked).generate({prompt_}, params).front(), reference, "in chunks");
+  }
+  EngineOptions small = options();
+  small.max_model_len = 256;
+  small.num_gpu_blocks_override = 22;
+  LLM poor(kDemo, small);
+  const RequestOutput preempted = poor.generate({prompt_of(150, 5), prompt_of(150, 6), prompt_}, params)[2];
+  EXPECT_GT(preempted.num_preemptions, 0);
+  expect_same(preempted, reference, "preempted");
+}
+
 INSTANTIATE_TEST_SUITE_P(Dtypes, Invariance, ::testing::Values("bfloat16", "float32", "float16"));
 
 TEST(Llm, SequencesOfARequestDifferAndSharePromptBlocks) {

@@ -17,25 +17,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from quire import SamplingParams  # noqa: E402
-from tiny_checkpoints import CASES, Case, build_model, save_checkpoint  # noqa: E402
+from tiny_checkpoints import BY_NAME, REPRESENTATIVES, Case, reference_logits, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
 NUM_NEW = 12
 # 1e-4 of a logit, as on the CPU, and as much again of the sum that makes it a log-probability.
 TOLERANCE = 2e-4
-BY_NAME = {case.name: case for case in CASES}
-# One of each family, with its most particular flags.
-REPRESENTATIVES = [
-    "llama-rope-llama3",
-    "mistral-window",
-    "qwen2-window-from-layer-1",
-    "qwen3-attention-bias",
-    "phi3-longrope-short",
-    "gemma2-small-caps",
-    "gpt2-by-layer",
-    "opt-projected",
-]
 # The emulation takes its time, and the CPU has all of them in tests/python/models.
 CHOSEN = REPRESENTATIVES if os.environ.get("QUIRE_TEST_DEVICE", "cuda") != "cuda" else list(BY_NAME)
 
@@ -59,9 +47,7 @@ def generated(llm, prompt: list[int], vocab_size: int) -> tuple[list[int], np.nd
 
 def reference(case: Case, prompt: list[int], tokens: list[int], dtype: str = "float32") -> np.ndarray:
     """Log-probabilities at the same positions, after the same tokens, computed in one piece."""
-    model = build_model(case).to(getattr(torch, dtype))
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + tokens])).logits[0].float()
+    logits = torch.from_numpy(reference_logits(case, prompt + tokens, dtype))
     return torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].numpy()
 
 

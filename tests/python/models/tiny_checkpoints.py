@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -245,6 +246,20 @@ CASES: list[Case] = [
 ]
 
 
+BY_NAME = {case.name: case for case in CASES}
+# One of each family, with its most particular flags.
+REPRESENTATIVES = [
+    "llama-rope-llama3",
+    "mistral-window",
+    "qwen2-window-from-layer-1",
+    "qwen3-attention-bias",
+    "phi3-longrope-short",
+    "gemma2-small-caps",
+    "gpt2-by-layer",
+    "opt-projected",
+]
+
+
 def build_model(case: Case) -> transformers.PreTrainedModel:
     """The model in float32, its weights rounded to bfloat16 so that every dtype computes with the same ones."""
     model_class = getattr(transformers, case.model_class)
@@ -264,6 +279,13 @@ def build_model(case: Case) -> transformers.PreTrainedModel:
             weight.data = noise * 1.5 / math.sqrt(weight.shape[1])
         weight.data = weight.data.bfloat16().float()
     return model
+
+
+def reference_logits(case: Case, token_ids: list[int], dtype: str = "float32") -> np.ndarray:
+    """Of all positions, as transformers computes them in one piece in that dtype; float32."""
+    model = build_model(case).to(getattr(torch, dtype))
+    with torch.no_grad():
+        return model(torch.tensor([token_ids])).logits[0].float().numpy()
 
 
 def save_checkpoint(case: Case, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
