@@ -139,6 +139,27 @@ def test_streams_give_the_same_text(plain: LLM, guessing: LLM) -> None:
     assert chunks[-1].finish_reason == "stop" and chunks[-1].stop_reason == params.stop[0]
 
 
+def test_pieces_carry_the_log_probabilities_of_all_their_tokens(plain: LLM, guessing: LLM) -> None:
+    params = SamplingParams(temperature=0.6, seed=3, max_tokens=40, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+    (expected,) = plain.generate(PROMPTS[0], params, use_tqdm=False)
+    chunks = list(guessing.stream(PROMPTS[0], params))
+    assert [entry for chunk in chunks for entry in chunk.logprobs] == list(expected.outputs[0].logprobs)
+    (output,) = guessing.generate(PROMPTS[0], params, use_tqdm=False)
+    assert output.prompt_logprobs == expected.prompt_logprobs
+
+
+def test_states_and_logits_are_those_of_plain_decoding(plain: LLM, guessing: LLM) -> None:
+    params = SamplingParams(
+        temperature=0.6, seed=3, max_tokens=20, ignore_eos=True, return_hidden_states=True, return_logits=True
+    )
+    (expected,) = plain.generate(PROMPTS[0], params, use_tqdm=False)
+    (got,) = guessing.generate(PROMPTS[0], params, use_tqdm=False)
+    np.testing.assert_array_equal(got.prompt_hidden_states, expected.prompt_hidden_states)
+    np.testing.assert_array_equal(got.outputs[0].hidden_states, expected.outputs[0].hidden_states)
+    np.testing.assert_array_equal(got.outputs[0].logits, expected.outputs[0].logits)
+    assert got.outputs[0].logits.shape[0] == 20
+
+
 def test_max_model_len_is_kept(tiny_model: Path) -> None:
     for config in (None, NGRAM, {"model": str(tiny_model), "num_speculative_tokens": 7}):
         with LLM(str(tiny_model), max_model_len=40, speculative_config=config, **BLOCKS) as llm:
