@@ -1,4 +1,4 @@
-"""Random two-layer checkpoints of pooling models, made by transformers: encoders, classifiers, decoders that are pooled.
+"""Random two-layer checkpoints of pooling models, made by transformers: encoders, classifiers, decoders.
 
 Decides which configurations are compared. Knows nothing of quire. A checkpoint is a function of its case alone; every
 matrix, bias and norm weight matters, so an ignored one shows.

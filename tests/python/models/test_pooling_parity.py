@@ -1,4 +1,4 @@
-"""Hidden states, vectors and scores of pooling models against transformers, on the checkpoints of encoder_checkpoints.py.
+"""Hidden states, vectors and scores of pooling models against transformers; the models: encoder_checkpoints.py.
 
 float32: within 1e-4 of transformers, for every way of pooling.
 """
@@ -146,7 +146,7 @@ def test_low_precision(name: str, dtype: str, checkpoints) -> None:
 
 
 def reward_model(tmp_path: Path, process: bool) -> tuple[Path, PoolingCase, list[np.ndarray]]:
-    """A Qwen2 reward model, which is not of transformers: its base and two layers; and what these make of each token."""
+    """A Qwen2 reward model, which is not of transformers, and what its two layers make of each token."""
     case = PoolingCase("qwen2-reward", "Qwen2Model", MODELS["qwen2-model"].config)
     from safetensors.torch import load_file, save_file
 
