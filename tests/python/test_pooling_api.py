@@ -670,6 +670,26 @@ def test_threads(embedder: LLM) -> None:
     assert not any(thread.name == "quire-tokenise" for thread in threading.enumerate())
 
 
+def test_interrupt_leaves_nothing_behind(embedder: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quire.pooling_runner import _Call
+
+    want = [output.outputs for output in embedder.embed(TEXT, use_tqdm=False)]
+    real, calls = _Call.run, []
+
+    def interrupted(call: _Call) -> list[Any]:
+        calls.append(call)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Call, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embedder.embed(TEXT * 500, use_tqdm=False)
+    assert len(calls) == 2 and embedder.stats()["num_waiting"] == 0
+    assert [output.outputs for output in embedder.embed(TEXT, use_tqdm=False)] == want
+
+
 def test_progress_bar(embedder: LLM) -> None:
     counts: list[int] = []
 
