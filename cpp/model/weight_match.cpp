@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "base/log.h"
 
@@ -104,6 +105,15 @@ struct Misfits {
   }
 };
 
+// The first conversions from TensorFlow kept its names for what LayerNorm has (bert-base-uncased).
+std::string current_name(const std::string& name) {
+  for (const auto& [old, now] :
+       {std::pair("LayerNorm.gamma", "LayerNorm.weight"), {"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (name.ends_with(old)) return name.substr(0, name.size() - std::strlen(old)) + now;
+  }
+  return name;
+}
+
 BoundRule* find_rule(BoundRules& bound, const std::string& name, const std::string& optional_prefix) {
   auto found = bound.find(name);
   if (found == bound.end() && !optional_prefix.empty()) found = bound.find(optional_prefix + name);
@@ -197,10 +207,11 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
   BoundRules bound = bind_rules(arch);
   Misfits misfits;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    BoundRule* entry = find_rule(bound, tensor.name, arch.weights.optional_prefix);
+    const std::string name = current_name(tensor.name);
+    BoundRule* entry = find_rule(bound, name, arch.weights.optional_prefix);
     if (entry != nullptr && entry->tensor == nullptr) {
       entry->tensor = &tensor;
-    } else if (entry != nullptr || !is_ignored(tensor.name, arch.weights)) {
+    } else if (entry != nullptr || !is_ignored(name, arch.weights)) {
       misfits.unexpected.push_back(tensor.name);
     }
   }

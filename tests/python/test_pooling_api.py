@@ -23,7 +23,7 @@ from quire import (
     PoolingRequestOutput,
     ScoringRequestOutput,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 
 def vectors(outputs: list[EmbeddingRequestOutput]) -> np.ndarray:
@@ -300,6 +300,21 @@ def test_sentence_transformers_modules(pooling_folders: dict[str, Path], tmp_pat
         assert llm.info()["num_outputs"] == 12
         want = np.tanh(dense["linear.weight"] @ rows.mean(0) + dense["linear.bias"])
         assert np.allclose(vectors(llm.embed(TEXT[0], use_tqdm=False))[0], want / np.linalg.norm(want), atol=1e-5)
+
+
+def test_names_of_the_first_conversions(pooling_folders: dict[str, Path], tmp_path: Path) -> None:
+    """LayerNorm.gamma and .beta, a pooler and a head for words, as in bert-base-uncased."""
+    folder = write_bert(tmp_path / "model", architectures=["BertForMaskedLM"])
+    tensors = load_file(folder / "model.safetensors")
+    old = {}
+    for name, tensor in tensors.items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        old[f"bert.{name}"] = tensor
+    old["bert.pooler.dense.weight"] = old["cls.predictions.transform.LayerNorm.gamma"] = np.ones(3, np.float32)
+    assert sum("gamma" in name for name in old) == 4
+    save_file(old, folder / "model.safetensors")
+    with LLM(str(folder)) as llm, LLM(str(pooling_folders["plain"])) as new:
+        assert llm.embed(TEXT[0], use_tqdm=False)[0].outputs == new.embed(TEXT[0], use_tqdm=False)[0].outputs
 
 
 def test_missing_pooling_file(tmp_path: Path) -> None:
