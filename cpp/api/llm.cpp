@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "api/checkpoints.h"
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/engine.h"
@@ -13,16 +14,6 @@
 #include "quire/quire.h"
 
 namespace quire {
-namespace {
-
-std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const EngineOptions& options) {
-  if (options.load_format == "dummy") return nullptr;
-  if (options.load_format == "auto" || options.load_format == "safetensors") return open_safetensors(model_dir);
-  throw NotSupported(str_cat("load_format=\"", options.load_format,
-                             "\" is not supported; use \"auto\", \"safetensors\" or \"dummy\""));
-}
-
-}  // namespace
 
 struct LLM::Impl {
   Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
@@ -54,19 +45,6 @@ struct LLM::Impl {
   ModelInfo description;
   Engine engine;
 };
-
-namespace {
-
-std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
-  std::vector<CheckpointTensor> tensors;
-  tensors.reserve(weights.size());
-  for (const ExternalTensor& tensor : weights) {
-    tensors.push_back({tensor.name, parse_dtype(tensor.dtype), tensor.shape, tensor.data});
-  }
-  return checkpoint_in_memory(std::move(tensors));
-}
-
-}  // namespace
 
 LLM::LLM(const std::string& model_dir, const EngineOptions& options)
     : impl_(Impl::load(model_dir, options, [&] { return open_checkpoint(model_dir, options); })) {}

@@ -6,6 +6,7 @@
 #include <concepts>
 #include <type_traits>
 
+#include "quire/pooling_types.h"
 #include "quire/types.h"
 
 namespace quire {
@@ -88,6 +89,26 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
   visit("seed", options.seed, "of requests that bring none");
   visit("eos_token_ids", options.eos_token_ids, "end-of-sequence ids, primary first; empty: from the model's files");
+}
+
+template <typename Options, typename Visit>
+  requires std::same_as<std::remove_const_t<Options>, PoolerOptions>
+void for_each_field(Options& options, const Visit& visit) {
+  visit("task", options.task, "embed, classify, score or reward");
+  visit("pooling_type", options.pooling_type, "LAST, MEAN, CLS, ALL or STEP; empty: the model's");
+  visit("normalize", options.normalize, "vectors of length 1; none: the model's way");
+  visit("softmax", options.softmax, "probabilities; none: the model's way");
+  visit("step_tag_id", options.step_tag_id, "the token whose rows STEP returns; none: all rows");
+  visit("returned_token_ids", options.returned_token_ids, "columns to return; empty: all");
+}
+
+template <typename Params, typename Visit>
+  requires std::same_as<std::remove_const_t<Params>, PoolingParams>
+void for_each_field(Params& params, const Visit& visit) {
+  visit("dimensions", params.dimensions, "> 0: the first of the vector, before it is normalized");
+  visit("use_activation", params.use_activation, "false: no normalization, softmax or sigmoid; none: the model's way");
+  visit("pooling_type", params.pooling_type, "LAST, MEAN, CLS, ALL or STEP; empty: the model's");
+  visit("without_head", params.without_head, "hidden states, though the model has a classifier");
 }
 
 }  // namespace quire

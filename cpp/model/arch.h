@@ -14,6 +14,7 @@
 #include "model/weight_rules.h"
 #include "params/gemm.h"
 #include "params/norm.h"
+#include "quire/pooling_types.h"
 
 namespace quire {
 
@@ -54,7 +55,7 @@ struct AttnSpec {
   bool qkv_bias = false;
   bool o_bias = false;
   std::optional<NormSpec> qk_norm;  // RMSNorm over each head of q and k
-  int32_t window = 0;               // > 0: a query at p sees keys in (p - window, p]
+  int32_t window = 0;               // > 0: a query at p sees keys in (p - window, p]; not causal: also up to p + window
   float softcap = 0.0f;
   bool sinks = false;
   bool alibi = false;
@@ -85,6 +86,23 @@ struct LearnedPositions {
   int32_t offset = 0;         // the row of position 0 (OPT: 2)
 };
 
+// A linear layer on pooled vectors, or on every token's: a projection, classifier or reward. Always in float32.
+struct HeadLayer {
+  int64_t inputs = 0, outputs = 0;
+  bool bias = true;
+  Activation activation = Activation::none;
+};
+constexpr size_t kMaxHeadLayers = 4;
+
+// How a model is pooled when nobody says otherwise.
+struct PoolerSpec {
+  PoolingType type = PoolingType::last;
+  PoolingActivation activation = PoolingActivation::none;
+  std::vector<HeadLayer> head;
+  std::optional<int32_t> step_tag_id;       // PoolingType::step keeps the rows of these tokens; none: all
+  std::vector<int32_t> returned_token_ids;  // columns of the answer; empty: all
+};
+
 struct ArchSpec {
   std::string name;  // the architecture string of config.json that was matched
   int64_t hidden = 0;
@@ -93,10 +111,14 @@ struct ArchSpec {
   float embedding_scale = 1.0f;
   bool embedding_scale_in_model_dtype = false;  // Gemma rounds the factor to the model's dtype first
   std::optional<LearnedPositions> learned_positions;
+  int64_t num_token_types = 0;             // > 0: rows of a table that is added by token type (BERT's segments)
+  std::optional<NormSpec> embedding_norm;  // of the sum of the embeddings
   std::vector<LayerSpec> layers;
   std::optional<NormSpec> final_norm;
   bool tie_word_embeddings = false;
   bool lm_head_bias = false;
+  bool has_lm_head = true;  // false: hidden states and PoolerSpec are all there is
+  PoolerSpec pooler;
   float logits_scale = 1.0f;
   float logits_softcap = 0.0f;
   int64_t max_positions = 0;      // 0: nothing in the configuration limits the context

@@ -64,6 +64,7 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
   }
   if (weights_.embed_proj.rows == 0) {
     ops.embedding(params, x);
+    finish_embedding(batch, x, ops);
     return x;
   }
   // A narrower table: look up, project, then add the positions, which have the full width.
@@ -79,7 +80,23 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
     params.accumulate = true;
     ops.embedding(params, x);
   }
+  finish_embedding(batch, x, ops);
   return x;
+}
+
+// What encoders add: token types, and a norm of the sum.
+void Decoder::finish_embedding(const DeviceBatch& batch, const Tensor& x, const Ops& ops) const {
+  if (arch_.num_token_types > 0) {
+    EmbeddingParams types;
+    types.token_ids = batch.token_type_ids;
+    types.num_tokens = batch.num_tokens;
+    types.table = weights_.token_type_embedding;
+    types.accumulate = true;
+    ops.embedding(types, x);
+  }
+  if (arch_.embedding_norm.has_value()) {
+    ops.norm(x, &*arch_.embedding_norm, {weights_.embedding_norm, weights_.embedding_norm_bias}, nullptr, false, x);
+  }
 }
 
 void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
@@ -177,6 +194,13 @@ void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, c
   const Tensor inner = ops.scratch(dtype_, input.size(0), ffn.width);
   ops.gemm(input, weights.up, {.bias = weights.up_bias, .activation = ffn.activation}, inner);
   ops.gemm(inner, weights.down, {.bias = weights.down_bias, .accumulate = accumulate}, out);
+}
+
+Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
+  const Tensor out = ops.scratch(DType::f32, num_rows, arch_.hidden);
+  ops.norm(hidden, arch_.final_norm.has_value() ? &*arch_.final_norm : nullptr,
+           {weights_.final_norm, weights_.final_norm_bias}, rows, false, out);
+  return out;
 }
 
 Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {

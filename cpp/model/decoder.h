@@ -23,6 +23,7 @@ struct DeviceBatch {
   int64_t max_kv_len = 0;  // no sequence of the batch is longer
   const int32_t* token_ids = nullptr;
   const int32_t* positions = nullptr;
+  const int32_t* token_type_ids = nullptr;  // read only with a table of token types
   const int32_t* slot_mapping = nullptr;
   const int32_t* query_start = nullptr;
   const int32_t* kv_lens = nullptr;
@@ -47,6 +48,8 @@ class Decoder {
 
   // The residual stream after the last layer, float32 [num_tokens, hidden], before the final norm.
   Tensor forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const;
+  // Rows `rows` of the hidden states after the final norm, float32 [num_rows, hidden]; null: all of them.
+  Tensor final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
   // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size].
   Tensor logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
   // What the head reads of those rows, in the model's dtype [num_rows, head_width()]: behind the final norm.
@@ -70,6 +73,7 @@ class Decoder {
   };
 
   Tensor embed(const DeviceBatch& batch, const Ops& ops) const;
+  void finish_embedding(const DeviceBatch& batch, const Tensor& x, const Ops& ops) const;
   void plan(Step& step) const;
   void layer(size_t index, const Tensor& x, const Step& step) const;
   // The attention half: input [tokens, hidden] in the model's dtype; adds to or writes `out` (float32).

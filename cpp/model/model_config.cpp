@@ -85,9 +85,14 @@ void append_eos_ids(const Json& config, int64_t vocab_size, std::vector<int32_t>
 
 ModelConfig resolve_model_config(const Json& config, const std::filesystem::path& model_dir, const std::string& dtype,
                                  int64_t max_model_len) {
+  return resolve_model_config(config, arch_registry().build(config), model_dir, dtype, max_model_len);
+}
+
+ModelConfig resolve_model_config(const Json& config, ArchSpec arch, const std::filesystem::path& model_dir,
+                                 const std::string& dtype, int64_t max_model_len) {
   ModelConfig model;
   model.config = config;
-  model.arch = arch_registry().build(config);
+  model.arch = std::move(arch);
   model.dtype = resolve_dtype(config, dtype);
   model.max_model_len = resolve_max_model_len(config, model.arch, max_model_len);
   const std::filesystem::path generation_config = model_dir / "generation_config.json";

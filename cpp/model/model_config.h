@@ -24,5 +24,8 @@ struct ModelConfig {
 // the model's (unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or QUIRE_ALLOW_LONG_MAX_MODEL_LEN=1).
 ModelConfig resolve_model_config(const Json& config, const std::filesystem::path& model_dir, const std::string& dtype,
                                  int64_t max_model_len);
+// The same for an architecture that was made of `config` already.
+ModelConfig resolve_model_config(const Json& config, ArchSpec arch, const std::filesystem::path& model_dir,
+                                 const std::string& dtype, int64_t max_model_len);
 
 }  // namespace quire

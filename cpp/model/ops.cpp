@@ -58,6 +58,24 @@ void Ops::norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights
                 stream_);
 }
 
+void Ops::mean_rows(const Tensor& x, const int32_t* row_start, const Tensor& out) const {
+  Match("mean_rows")
+      .dtype(x, "x", DType::f32)
+      .bind("dim", x.size(1))
+      .shape(out, "out", {"runs", "dim"})
+      .dtype(out, "out", DType::f32);
+  if (dry()) return;
+  kernels_.mean_rows({.x = x.as<float>(),
+                      .x_stride = x.row_stride(),
+                      .row_start = row_start,
+                      .num_runs = out.size(0),
+                      .dim = x.size(1),
+                      .out = out.data,
+                      .out_dtype = out.dtype,
+                      .out_stride = out.row_stride()},
+                     stream_);
+}
+
 void Ops::embedding(EmbeddingParams params, const Tensor& out) const {
   Match("embedding")
       .bind("tokens", params.num_tokens)

@@ -51,6 +51,8 @@ class Ops {
   // out[r] (+)= norm(x[row_ids ? row_ids[r] : r]); spec == nullptr: a gather and cast.
   void norm(const Tensor& x, const NormSpec* spec, const NormWeights& weights, const int32_t* row_ids, bool accumulate,
             const Tensor& out) const;
+  // out[g] = mean of rows [row_start[g], row_start[g + 1]) of x, both float32
+  void mean_rows(const Tensor& x, const int32_t* row_start, const Tensor& out) const;
   void embedding(EmbeddingParams params, const Tensor& out) const;
   void rope_kv_write(const RopeKvWriteParams& params) const;
   void plan_attention(const PagedAttentionParams& params) const;

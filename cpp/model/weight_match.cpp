@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include "base/log.h"
 
@@ -21,6 +23,15 @@ const LayerSpec& layer_spec(const ArchSpec& arch, int32_t layer) {
   return arch.layers.at(static_cast<size_t>(std::max(layer, 0)));
 }
 
+// "head_in_0", "head_out_2": the inputs and outputs of a layer after pooling.
+std::optional<int64_t> head_dimension(const std::string& symbol, const PoolerSpec& pooler) {
+  for (size_t i = 0; i < pooler.head.size(); ++i) {
+    if (symbol == str_cat("head_in_", i)) return pooler.head[i].inputs;
+    if (symbol == str_cat("head_out_", i)) return pooler.head[i].outputs;
+  }
+  return std::nullopt;
+}
+
 int64_t dimension(const std::string& symbol, const ArchSpec& arch, int32_t layer) {
   const AttnSpec& attn = layer_spec(arch, layer).attn;
   const int64_t width = std::get<DenseFfn>(layer_spec(arch, layer).ffn).width;
@@ -35,6 +46,8 @@ int64_t dimension(const std::string& symbol, const ArchSpec& arch, int32_t layer
   if (symbol == "num_heads") return attn.num_heads;
   if (symbol == "ffn") return width;
   if (symbol == "2ffn") return 2 * width;
+  if (symbol == "token_types") return arch.num_token_types;
+  if (const auto size = head_dimension(symbol, arch.pooler); size.has_value()) return *size;
   QUIRE_CHECK(false, "unknown dimension \"", symbol, "\" in a weight rule");
   return 0;
 }
@@ -92,6 +105,15 @@ struct Misfits {
   }
 };
 
+// The first conversions from TensorFlow kept its names for what LayerNorm has (bert-base-uncased).
+std::string current_name(const std::string& name) {
+  for (const auto& [old, now] :
+       {std::pair("LayerNorm.gamma", "LayerNorm.weight"), {"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (name.ends_with(old)) return name.substr(0, name.size() - std::strlen(old)) + now;
+  }
+  return name;
+}
+
 BoundRule* find_rule(BoundRules& bound, const std::string& name, const std::string& optional_prefix) {
   auto found = bound.find(name);
   if (found == bound.end() && !optional_prefix.empty()) found = bound.find(optional_prefix + name);
@@ -107,7 +129,8 @@ BoundRule* find_slot(BoundRules& bound, Slot slot) {
 
 // One table serves both ends of a tied model. Checkpoints may hold it under either name or, saved by torch, both.
 void settle_tied_head(const ArchSpec& arch, const Checkpoint& checkpoint, BoundRules& bound) {
-  BoundRule* head = arch.tie_word_embeddings ? find_slot(bound, Slot::lm_head) : nullptr;
+  const bool is_tied = arch.has_lm_head && arch.tie_word_embeddings;
+  BoundRule* head = is_tied ? find_slot(bound, Slot::lm_head) : nullptr;
   if (head == nullptr) return;
   BoundRule* embedding = find_slot(bound, Slot::embedding);
   if (head->tensor != nullptr && embedding->tensor == nullptr) {
@@ -184,10 +207,11 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
   BoundRules bound = bind_rules(arch);
   Misfits misfits;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    BoundRule* entry = find_rule(bound, tensor.name, arch.weights.optional_prefix);
+    const std::string name = current_name(tensor.name);
+    BoundRule* entry = find_rule(bound, name, arch.weights.optional_prefix);
     if (entry != nullptr && entry->tensor == nullptr) {
       entry->tensor = &tensor;
-    } else if (entry != nullptr || !is_ignored(tensor.name, arch.weights)) {
+    } else if (entry != nullptr || !is_ignored(name, arch.weights)) {
       misfits.unexpected.push_back(tensor.name);
     }
   }

@@ -48,13 +48,29 @@ enum class Slot : uint8_t {
   down,
   down_bias,
   ffn_post_norm,
+  token_type_embedding,
+  embedding_norm,
+  embedding_norm_bias,
+  head_0,  // the layers of a PoolerSpec
+  head_1,
+  head_2,
+  head_3,
+  head_bias_0,
+  head_bias_1,
+  head_bias_2,
+  head_bias_3,
 };
+
+constexpr Slot head_slot(size_t layer) { return static_cast<Slot>(static_cast<size_t>(Slot::head_0) + layer); }
+constexpr Slot head_bias_slot(size_t layer) {
+  return static_cast<Slot>(static_cast<size_t>(Slot::head_bias_0) + layer);
+}
 
 struct WeightRule {
   std::string name;  // "model.layers.{i}.self_attn.q_proj.weight"
   Slot slot = Slot::embedding;
   std::vector<std::string> shape;  // as stored; symbols of weight_loader.cpp: "vocab", "hidden", "q_dim", "kv_dim",
-                                   // "qkv_dim", "head_dim", "ffn", "2ffn", ...
+                                   // "qkv_dim", "head_dim", "ffn", "2ffn", "head_in_0", "head_out_0", ...
   bool transposed = false;         // stored [inputs, outputs] (GPT-2's Conv1D)
   bool optional = false;           // absence is fine (a tied lm_head)
 };

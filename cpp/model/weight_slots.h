@@ -19,6 +19,7 @@ struct WeightSlot {
   int64_t cols = 0;  // 0: a float32 vector of `rows` elements
   bool gated = false;
   bool plus_one = false;
+  bool is_float32 = false;  // whatever the dtype of the model
   PackedWeight* matrix = nullptr;
   float** vector = nullptr;
 

@@ -19,6 +19,10 @@ class SlotList {
   void matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols, bool gated = false) {
     slots_.push_back({.slot = slot, .layer = layer_, .rows = rows, .cols = cols, .gated = gated, .matrix = &weight});
   }
+  void float32_matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols) {
+    matrix(slot, weight, rows, cols);
+    slots_.back().is_float32 = true;
+  }
   void vector(Slot slot, float*& values, int64_t size, bool plus_one = false) {
     slots_.push_back({.slot = slot, .layer = layer_, .rows = size, .plus_one = plus_one, .vector = &values});
   }
@@ -63,8 +67,20 @@ void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weig
   if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
 }
 
+DType dtype_of(const WeightSlot& slot, DType dtype) { return slot.is_float32 ? DType::f32 : dtype; }
+
+void list_pooling_head(const PoolerSpec& pooler, Weights& weights, SlotList& list) {
+  QUIRE_CHECK(pooler.head.size() <= kMaxHeadLayers, pooler.head.size(), " layers after pooling");
+  for (size_t i = 0; i < pooler.head.size(); ++i) {
+    const HeadLayer& layer = pooler.head[i];
+    list.float32_matrix(head_slot(i), weights.pooling_head[i].weight, layer.outputs, layer.inputs);
+    if (layer.bias) list.vector(head_bias_slot(i), weights.pooling_head[i].bias, layer.outputs);
+  }
+}
+
 // What a slot takes, in whole lines.
-size_t packed_bytes(const WeightSlot& slot, DType dtype, const KernelTable& kernels) {
+size_t packed_bytes(const WeightSlot& slot, DType model_dtype, const KernelTable& kernels) {
+  const DType dtype = dtype_of(slot, model_dtype);
   const size_t num_bytes = slot.matrix != nullptr ? kernels.packed_weight_bytes(slot.rows, slot.cols, dtype, slot.gated)
                                                   : static_cast<size_t>(slot.rows) * sizeof(float);
   return (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -82,6 +98,13 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
     list.matrix(Slot::position_embedding, weights.position_embedding, positions.max_positions + positions.offset,
                 arch.hidden);
   }
+  if (arch.num_token_types > 0) {
+    list.matrix(Slot::token_type_embedding, weights.token_type_embedding, arch.num_token_types, arch.hidden);
+  }
+  if (arch.embedding_norm.has_value()) {
+    list.norm(*arch.embedding_norm, Slot::embedding_norm, weights.embedding_norm, Slot::embedding_norm_bias,
+              weights.embedding_norm_bias, arch.hidden);
+  }
   if (arch.embed_dim != arch.hidden) {
     list.matrix(Slot::embed_proj, weights.embed_proj, arch.hidden, arch.embed_dim);
     list.matrix(Slot::out_proj, weights.out_proj, arch.embed_dim, arch.hidden);
@@ -96,6 +119,8 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
     list.norm(*arch.final_norm, Slot::final_norm, weights.final_norm, Slot::final_norm_bias, weights.final_norm_bias,
               arch.hidden);
   }
+  list_pooling_head(arch.pooler, weights, list);
+  if (!arch.has_lm_head) return slots;
   if (!arch.tie_word_embeddings) list.matrix(Slot::lm_head, weights.head, arch.vocab_size, arch.embed_dim);
   if (arch.lm_head_bias) list.vector(Slot::lm_head_bias, weights.head_bias, arch.vocab_size);
   return slots;
@@ -116,13 +141,14 @@ size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kerne
     size_t& offset = ordinal >= 0 ? layer_end : end;
     std::byte* place = base == nullptr ? nullptr : base + offset;
     if (slot.matrix != nullptr) {
-      *slot.matrix = {.data = place, .dtype = dtype, .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
+      *slot.matrix = {
+          .data = place, .dtype = dtype_of(slot, dtype), .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
     } else {
       *slot.vector = reinterpret_cast<float*>(place);
     }
     offset += packed_bytes(slot, dtype, kernels);
   }
-  if (arch.tie_word_embeddings) weights.head = weights.embedding;
+  if (arch.has_lm_head && arch.tie_word_embeddings) weights.head = weights.embedding;
   return end;
 }
 
@@ -147,6 +173,7 @@ size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels, 
     for (const PackedWeight* weight : {&layer.qkv, &layer.o, &layer.up, &layer.down}) consider(*weight);
   }
   for (const PackedWeight* weight : {&weights.embed_proj, &weights.out_proj, &weights.head}) consider(*weight);
+  for (const Weights::HeadWeights& layer : weights.pooling_head) consider(layer.weight);
   return most;
 }
 

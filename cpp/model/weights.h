@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -33,13 +34,20 @@ struct LayerWeights {
 };
 
 struct Weights {
-  PackedWeight embedding;                                   // [vocab, embed_dim]
-  PackedWeight position_embedding;                          // [max_positions + offset, hidden]
-  PackedWeight embed_proj;                                  // [hidden, embed_dim], only when they differ
-  PackedWeight out_proj;                                    // [embed_dim, hidden], likewise
-  float *final_norm = nullptr, *final_norm_bias = nullptr;  // [hidden]
-  PackedWeight head;                                        // [vocab, embed_dim]; the embedding itself when tied
-  float* head_bias = nullptr;                               // [vocab]
+  PackedWeight embedding;                                           // [vocab, embed_dim]
+  PackedWeight position_embedding;                                  // [max_positions + offset, hidden]
+  PackedWeight token_type_embedding;                                // [num_token_types, hidden]
+  float *embedding_norm = nullptr, *embedding_norm_bias = nullptr;  // [hidden]
+  PackedWeight embed_proj;                                          // [hidden, embed_dim], only when they differ
+  PackedWeight out_proj;                                            // [embed_dim, hidden], likewise
+  float *final_norm = nullptr, *final_norm_bias = nullptr;          // [hidden]
+  PackedWeight head;           // [vocab, embed_dim]; the embedding itself when tied
+  float* head_bias = nullptr;  // [vocab]
+  struct HeadWeights {
+    PackedWeight weight;  // [outputs, inputs], float32
+    float* bias = nullptr;
+  };
+  std::array<HeadWeights, kMaxHeadLayers> pooling_head;
   std::vector<LayerWeights> layers;
 };
 

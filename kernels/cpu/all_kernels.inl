@@ -4,6 +4,7 @@
 #include "cpu/vec_math.inl"
 #include "cpu/gemm.inl"
 #include "cpu/norm.inl"
+#include "cpu/mean_rows.inl"
 #include "cpu/embedding.inl"
 #include "cpu/rope.inl"
 #include "cpu/softmax_state.inl"

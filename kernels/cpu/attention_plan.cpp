@@ -23,7 +23,6 @@ void check_attention(const PagedAttentionParams& p, const AttentionShape& shape)
   QUIRE_CHECK(p.dtype == DType::f32 || p.dtype == DType::f16 || p.dtype == DType::bf16);
   QUIRE_CHECK(p.kv.block_size > 0 && p.kv.block_size % kTileTokens == 0, "block_size ", p.kv.block_size);
   QUIRE_CHECK(shape.rows_per_tile >= 1 && p.kv.head_dim <= kMaxHeadDim, "head_dim ", p.kv.head_dim);
-  QUIRE_CHECK(p.causal || p.window <= 0, "a window without causal order is not defined");
   QUIRE_CHECK(p.workspace != nullptr && p.workspace_bytes >= attention_index_bytes(p.num_seqs), p.workspace_bytes);
 }
 

@@ -175,7 +175,8 @@ static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& til
     const int64_t position = tile.first_position + token;
     const int64_t begin = p.window > 0 ? greater(0, position + 1 - p.window) : 0;
     scratch.position[r] = position;
-    scratch.visible[r] = {begin, p.causal ? position + 1 : tile.kv_len};
+    const int64_t ahead = p.causal ? 1 : p.window > 0 ? p.window : tile.kv_len;
+    scratch.visible[r] = {begin, lesser(tile.kv_len, position + ahead)};
     scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
   }
 }

@@ -71,6 +71,8 @@ static inline Vec::F activate(Activation activation, Vec::F x) {
       return gelu_tanh_of(x);
     case Activation::relu:
       return Vec::max(Vec::zero(), x);  // NaN stays
+    case Activation::tanh:
+      return tanh_of(x);
     case Activation::none:
       break;
   }

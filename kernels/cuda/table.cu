@@ -24,6 +24,7 @@ const KernelTable& kernels() {
       .attention_workspace_bytes = attention_workspace_bytes,
       .attention_plan_bytes = attention_plan_bytes,
       .plan_attention = plan_attention,
+      .mean_rows = mean_rows,
       .sample = sample,
       .sampling_workspace_bytes = sampling_workspace_bytes,
       .update_rows = update_rows,

@@ -24,11 +24,11 @@ struct PagedAttentionParams {
   const int32_t* block_tables = nullptr;  // [num_seqs, block_table_stride] page ids
   int64_t block_table_stride = 0;
   float scale = 0.0f;
-  float softcap = 0.0f;                 // > 0: softcap * tanh(score / softcap) (Gemma 2)
-  int32_t window = 0;                   // > 0: a query at p sees keys in (p - window, p]
+  float softcap = 0.0f;  // > 0: softcap * tanh(score / softcap) (Gemma 2)
+  int32_t window = 0;    // > 0: a query at p sees keys in (p - window, p], not causal: (p - window, p + window)
   const float* alibi_slopes = nullptr;  // [num_heads] or null (Press et al. 2022)
   const float* sinks = nullptr;         // [num_heads] logits of a key without a value, or null
-  bool causal = true;                   // false: every query of s sees all kv_lens[s] keys
+  bool causal = true;                   // false: every query of s sees all kv_lens[s] keys, later ones too
   // false: a launch with more queries than sequences may use a faster kernel whose bits are not those of decode steps;
   // then a row's bits depend on how its prompt was cut into launches. Ignored where there is no such kernel.
   bool batch_invariant = true;

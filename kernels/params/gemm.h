@@ -12,7 +12,7 @@
 
 namespace quire {
 
-enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu };
+enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, tanh };
 
 // A [rows, cols] matrix in the layout of the backend that packed it. `rows` are the outputs (n), `cols` the inputs (k).
 // A gated pair (gate and up projection in one) has rows = 2 * width, interleaved as the backend likes; its product is

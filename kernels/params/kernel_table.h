@@ -13,6 +13,7 @@
 #include "params/embedding.h"
 #include "params/fill_dummy.h"
 #include "params/gemm.h"
+#include "params/mean_rows.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
 #include "params/rope.h"
@@ -46,6 +47,9 @@ struct KernelTable {
   // plan, and plan_attention does nothing.
   size_t (*attention_plan_bytes)(int64_t max_tokens, int64_t max_seqs, int32_t num_heads) = nullptr;
   void (*plan_attention)(const PagedAttentionParams&, Stream) = nullptr;
+
+  // pool
+  void (*mean_rows)(const MeanRowsParams&, Stream) = nullptr;
 
   // sample
   void (*sample)(const SamplingParamsBlock&, Stream) = nullptr;

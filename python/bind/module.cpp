@@ -1,6 +1,7 @@
 // The Python module _quire: the public API of libquire, nothing else.
 #include "bind/engine_binding.h"
 #include "bind/errors.h"
+#include "bind/pooling_binding.h"
 
 namespace {
 
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_quire, module) {
   module.doc() = "The C++ core of quire.";
   quire::bind::register_errors();
   quire::bind::bind_outputs(module);
+  quire::bind::bind_pooling(module);
   py::class_<PyEngine>(module, "Engine")
       .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),
            py::arg("weights") = py::none())
@@ -69,6 +71,7 @@ PYBIND11_MODULE(_quire, module) {
   module.def("find_plugin", &quire::find_plugin, py::arg("backend"));
   module.def("describe_plugin", &describe_plugin, py::arg("backend"));
   module.def("supported_architectures", &quire::supported_architectures);
+  module.def("supported_pooling_architectures", &quire::supported_pooling_architectures);
   module.def("version", &quire::version);
   module.def("set_log_callback", &set_log_callback);
 }

@@ -143,6 +143,9 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["max_num_batched_tokens"] = info.max_num_batched_tokens;
   values["num_threads"] = info.num_threads;
   values["eos_token_ids"] = info.eos_token_ids;
+  values["pooling_type"] = info.pooling_type;
+  values["pooling_activation"] = info.pooling_activation;
+  values["num_outputs"] = info.num_outputs;
   values["load_seconds"] = info.load_seconds;
   return values;
 }

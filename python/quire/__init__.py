@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from quire.inputs import PromptType, TextPrompt, TokensPrompt
     from quire.llm import LLM
     from quire.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+    from quire.pooler_config import PoolerConfig
+    from quire.pooling_outputs import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
     from quire.pooling_params import PoolingParams
     from quire.sampling_params import (
         BeamSearchParams,
@@ -39,6 +50,15 @@ _EXPORTS = {
     "StructuredOutputsParams": "sampling_params",
     "RequestOutputKind": "sampling_params",
     "PoolingParams": "pooling_params",
+    "PoolerConfig": "pooler_config",
+    "PoolingOutput": "pooling_outputs",
+    "PoolingRequestOutput": "pooling_outputs",
+    "EmbeddingOutput": "pooling_outputs",
+    "EmbeddingRequestOutput": "pooling_outputs",
+    "ClassificationOutput": "pooling_outputs",
+    "ClassificationRequestOutput": "pooling_outputs",
+    "ScoringOutput": "pooling_outputs",
+    "ScoringRequestOutput": "pooling_outputs",
     "PromptType": "inputs",
     "TextPrompt": "inputs",
     "TokensPrompt": "inputs",
@@ -58,11 +78,18 @@ __all__ = [
     "BeamSearchOutput",
     "BeamSearchParams",
     "BeamSearchSequence",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "GuidedDecodingParams",
     "Logprob",
     "ModelNotFoundError",
+    "PoolerConfig",
+    "PoolingOutput",
     "PoolingParams",
+    "PoolingRequestOutput",
     "PromptType",
     "QuireError",
     "RequestError",
@@ -70,6 +97,8 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "StreamChunk",
     "StructuredOutputsParams",
     "TextPrompt",

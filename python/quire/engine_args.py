@@ -93,10 +93,8 @@ ARGS: dict[str, Arg] = {
     "hf_token": _python(),
     "hf_overrides": _python(),
     "mm_processor_kwargs": _only(None, _TEXT_ONLY, ({},)),
-    "task": _only(
-        "auto", "Only text generation runs here; pooling models come in a later release.", ("generate",), TASKS
-    ),
-    "override_pooler_config": _only(None, "Pooling models come in a later release."),
+    "task": _python("auto", "What the model is loaded for; auto: what its architecture and files say.", TASKS),
+    "override_pooler_config": _python(None, "The older name of pooler_config."),
     "compilation_config": _python(
         None,
         "Its graph settings are used (use_cudagraph, cudagraph_mode, cudagraph_capture_sizes, "
@@ -186,12 +184,14 @@ ARGS: dict[str, Arg] = {
     "additional_config": _only(None, "There is no platform plug-in to read it.", ({},)),
     "disable_log_stats": _no_effect(True, "RequestOutput.metrics is always filled; nothing is logged."),
     # Newer spellings, up to 0.33.
-    "runner": _only("auto", "Only text generation runs here.", ("generate",), ("auto", "generate", "pooling", "draft")),
-    "convert": _only("auto", "Only text generation runs here.", ("none",), ("auto", "none", "embed", "classify")),
+    "runner": _python(
+        "auto", "generate or pooling; the newer way to say task.", ("auto", "generate", "pooling", "draft")
+    ),
+    "convert": _python("auto", "With runner='pooling': embed or classify.", ("auto", "none", "embed", "classify")),
     "allowed_media_domains": _no_effect(None, _TEXT_ONLY),
     "chat_template": _python(),
     "kv_cache_memory_bytes": _engine(),
-    "pooler_config": _only(None, "Pooling models come in a later release."),
+    "pooler_config": _python(None, "A PoolerConfig or a dict: how a pooling model pools, where not as its files say."),
     "structured_outputs_config": _python(None, "A dict: backend, disable_fallback, disable_any_whitespace, ..."),
     "profiler_config": _only(None, _LATER),
     "attention_config": _only(None, "There is one attention implementation a device.", ({},)),
@@ -273,7 +273,7 @@ def _check_known(name: str, value: Any) -> None:
 def _unknown_value(name: str, value: str, known: tuple[str, ...]) -> ValidationError:
     message = {
         "kv_cache_dtype": f"Unknown kv cache dtype: {value}.",
-        "task": f"This model does not support the {value!r} task. Supported tasks: {{'generate'}}.",
+        "task": f"This model does not support the {value!r} task.",
         "guided_decoding_backend": f"Invalid guided_decoding_backend {value!r}, must be one of {list(known)}.",
     }.get(name, f"Invalid {name} {value!r}.")
     return ValidationError(f"{message} Known values: {', '.join(known)}", parameter=name, value=value)

@@ -75,6 +75,7 @@ def engine_view(
     info: dict[str, Any],
     config: dict[str, Any],
     tokenizer: Tokenizer | None,
+    task: str = "generate",
 ) -> EngineView:
     """From the constructor's values, what the core reports, and config.json."""
     hf_config = SimpleNamespace(**{"vocab_size": info["vocab_size"], **config})
@@ -85,8 +86,8 @@ def engine_view(
             dtype=info["dtype"],
             max_model_len=info["max_model_len"],
             architecture=info["architecture"],
-            runner_type="generate",
-            task="generate",
+            runner_type="generate" if task == "generate" else "pooling",
+            task=task,
             hf_config=hf_config,
             seed=options["seed"],
         ),

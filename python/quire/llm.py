@@ -12,11 +12,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from quire import beam_search as beams
 from quire import chat as chats
-from quire import engine_args, gpu_libraries, inputs, model_source, runner, speculative, streaming
+from quire import engine_args, gpu_libraries, inputs, model_source, pooler_config, runner, speculative, streaming, tasks
 from quire._logging import forward_core_log
 from quire.chat_methods import ChatMethods
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
@@ -25,6 +25,7 @@ from quire.errors import ValidationError
 from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt
 from quire.outputs import RequestOutput, StreamChunk, error_output
+from quire.pooling_methods import PoolingMethods
 from quire.progress import Progress
 from quire.requests import (
     Limits,
@@ -40,13 +41,10 @@ from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingP
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
 
-if TYPE_CHECKING:
-    from quire._quire import Engine
-
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
 
-class LLM(ChatMethods, UnavailableMethods):
+class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
     """A language model and its engine. See docs/python.md for every argument."""
 
     DEPRECATE_LEGACY: ClassVar[bool] = True
@@ -95,6 +93,11 @@ class LLM(ChatMethods, UnavailableMethods):
         self._tokenizer = None if skip_tokenizer_init else _load_tokenizer(values, path)
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
+        config = {**config, **overrides}
+        self._task = tasks.resolve_task(values, config, path)
+        pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), self._task, config)
+        if self._task != "generate" and values["enable_chunked_prefill"]:
+            raise ValidationError("Chunked prefill is not supported for pooling models")
         options = engine_args.engine_options(values, model_source.to_json(overrides))
         options.update(
             speculative.engine_options(values["speculative_config"], values["download_dir"], values["hf_token"])
@@ -108,7 +111,11 @@ class LLM(ChatMethods, UnavailableMethods):
         from quire import _quire
 
         gpu_libraries.tell_folders(options["device"])
-        self._engine: Engine = _quire.Engine(str(path), options, weights)
+        self._engine: Any
+        if self._task == "generate":
+            self._engine = _quire.Engine(str(path), options, weights)
+        else:
+            self._engine = _quire.PoolingEngine(str(path), options, pooler, weights)
         info = self._engine.info()
         self._limits = Limits(
             vocab_size=info["vocab_size"],
@@ -126,8 +133,10 @@ class LLM(ChatMethods, UnavailableMethods):
         self.request_counter = itertools.count()
         self.default_sampling_params: SamplingParams | None = None
         self.llm_engine: EngineView = engine_view(
-            str(model), values, options, info, {**config, **overrides}, self._tokenizer
+            str(model), values, options, info, config, self._tokenizer, self._task
         )
+        if self._task != "generate":
+            self._start_pooling(str(model), info, config, path)
 
     # Generation.
 
@@ -152,6 +161,7 @@ class LLM(ChatMethods, UnavailableMethods):
         A prompt is a str, a TextPrompt, a TokensPrompt or a list of token ids. With on_error="return" a bad prompt
         yields an output with `.error` set and finish_reason "error", instead of raising before any work.
         """
+        self._require_generate("generate")
         items = self._items(prompts, prompt_token_ids)
         refuse_call_features(len(items), lora_request, mm_processor_kwargs, prompt_adapter_request)
         params = self._with_guided_options(sampling_params, guided_options_request)
@@ -216,6 +226,7 @@ class LLM(ChatMethods, UnavailableMethods):
 
         With output_kind=DELTA or CUMULATIVE also unfinished outputs come: what is new in a sequence, or all so far.
         """
+        self._require_generate("generate_iter")
         if prompt_token_ids is not None or prompts is None or inputs.is_one_prompt(prompts):
             prompts = self._items(prompts, prompt_token_ids)
         count = len(prompts) if isinstance(prompts, Sequence) else None
@@ -254,6 +265,7 @@ class LLM(ChatMethods, UnavailableMethods):
     ) -> list[beams.BeamSearchOutput]:
         """The most likely continuations that a beam search finds for each prompt (TextPrompt or TokensPrompt)."""
         self._check_open()
+        self._require_generate("beam_search")
         items = beams.as_prompts(prompts)
         refuse_call_features(len(items), lora_request)
         beams.refuse_priority(priority)
@@ -309,6 +321,8 @@ class LLM(ChatMethods, UnavailableMethods):
         self._tokenizer = wrap_tokenizer(tokenizer)
         self._has_vocabulary = False
         self._grammars = self._make_grammars()
+        if self._task != "generate":
+            self._make_text_encoder()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What generate uses when it gets no parameters: those of the model's generation_config.json."""
@@ -321,7 +335,7 @@ class LLM(ChatMethods, UnavailableMethods):
         if device is not None:
             raise NotImplementedError("reset_prefix_cache(device=...) is not supported; there is one cache.")
         self._check_open()
-        return self._engine.reset_prefix_cache()
+        return True if self._task != "generate" else self._engine.reset_prefix_cache()
 
     def stats(self) -> dict[str, float]:
         """Counters of the engine."""
@@ -377,6 +391,7 @@ class LLM(ChatMethods, UnavailableMethods):
         priority: Any = None,
     ) -> list[Request]:
         self._check_open()
+        self._require_generate("generate")
         add_special_tokens, truncate_to = tokenization_options(tokenization_kwargs)
         return prepare(
             prompts,

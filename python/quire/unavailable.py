@@ -1,6 +1,6 @@
 """Methods of vLLM's LLM that this version does not have: each says so by name, never by an AttributeError.
 
-Decides the messages only. Pooling methods say what vLLM says on a generative model.
+Decides the messages only.
 """
 
 from __future__ import annotations
@@ -16,31 +16,6 @@ def _later(method: str, instead: str) -> NoReturn:
 
 class UnavailableMethods:
     """Mixed into LLM."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError(
-            "LLM.encode() is only supported for pooling models. Pooling models come in a later release of quire."
-        )
-
-    def embed(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError(
-            "Embedding API is only enabled for `--task embed`. Pooling models come in a later release of quire."
-        )
-
-    def classify(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError(
-            "Classification API is only enabled for `--task classify`. Pooling models come in a later release of quire."
-        )
-
-    def score(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError(
-            "LLM.score() is only supported for pooling models. Pooling models come in a later release of quire."
-        )
-
-    def reward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError(
-            "LLM.reward() is only supported for pooling models. Pooling models come in a later release of quire."
-        )
 
     def sleep(self, level: int = 1, *args: Any, **kwargs: Any) -> NoReturn:
         _later("sleep", "close() gives all memory back.")

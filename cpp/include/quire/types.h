@@ -245,6 +245,8 @@ struct ModelInfo {
   int64_t num_blocks = 0, block_size = 0, max_num_seqs = 0, max_num_batched_tokens = 0;
   int32_t num_threads = 0;
   std::vector<int32_t> eos_token_ids = {};
+  std::string pooling_type, pooling_activation;  // of a pooling model, with num_outputs columns of an answer
+  int64_t num_outputs = 0;
   double load_seconds = 0.0;
 };
 

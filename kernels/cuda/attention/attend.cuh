@@ -96,7 +96,7 @@ class PieceAttention {
     const int first = piece.tile.first_position + piece.tile.row_begin / group;
     const int last = piece.tile.first_position + last_row / group;
     all_see_from_ = p.window > 0 ? last - p.window + 1 : 0;
-    all_see_to_ = p.causal ? first + 1 : piece.tile.kv_len;
+    all_see_to_ = end_of_keys(p.causal, p.window, first, piece.tile.kv_len);
   }
 
   // Queries as they are, rows without one as zeros; positions and slopes for masks and biases.
@@ -269,7 +269,7 @@ class PieceAttention {
       for (int half = 0; half < 2; ++half) {
         const int position = s_.position[lane_row(m, half)];
         const int begin = p_.window > 0 ? position - p_.window + 1 : 0;
-        const int end = p_.causal ? position + 1 : piece_.tile.kv_len;
+        const int end = end_of_keys(p_.causal, p_.window, position, piece_.tile.kv_len);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int column = key + i / 2 * 8 + lane_column() + i % 2;

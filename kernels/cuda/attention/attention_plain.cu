@@ -10,6 +10,7 @@
 // It is for models that are small or odd, not for speed.
 #include "cuda/attention/attend_launch.h"
 #include "cuda/attention/softmax_state.cuh"
+#include "cuda/attention/visible.cuh"
 #include "cuda/layer/elements.cuh"
 
 namespace quire::cuda {
@@ -47,7 +48,7 @@ __device__ bool find_row(const PagedAttentionParams& p, int token, int head, Pla
   row.kv_head = head / (p.num_heads / p.kv.num_kv_heads);
   row.position = kv_len - p.query_start[low + 1] + token;
   row.begin = p.window > 0 ? max(0, row.position - p.window + 1) : 0;
-  row.end = p.causal ? row.position + 1 : kv_len;
+  row.end = end_of_keys(p.causal, p.window, row.position, kv_len);
   row.table = p.block_tables + low * p.block_table_stride;
   return true;
 }

@@ -11,6 +11,7 @@
 #include "cuda/attention/kv_layout.h"
 #include "cuda/attention/plan.h"
 #include "cuda/attention/tile.cuh"
+#include "cuda/attention/visible.cuh"
 
 namespace quire::cuda {
 
@@ -67,7 +68,7 @@ struct PieceWalker {
     const int first = tile.first_position + tile.row_begin / group;
     const int last = tile.first_position + (tile.row_begin + tile.num_rows - 1) / group;
     piece.low = p.window > 0 ? max(0, first - p.window + 1) : 0;
-    piece.high = p.causal ? last + 1 : tile.kv_len;
+    piece.high = end_of_keys(p.causal, p.window, last, tile.kv_len);
     if (++head == p.num_kv_heads) {
       head = 0;
       ++tile_index;

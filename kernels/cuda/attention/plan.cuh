@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/attention/plan.h"
+#include "cuda/attention/visible.cuh"
 #include "cuda/simt/simt.h"
 
 namespace quire::cuda {
@@ -65,7 +66,7 @@ __device__ inline RowTile make_tile(const PlanArgs& p, int seq, int index) {
   const int first = tile.first_position + tile.row_begin / p.group;
   const int last = tile.first_position + (tile.row_begin + tile.num_rows - 1) / p.group;
   const int low = p.window > 0 ? max(0, first - p.window + 1) : 0;
-  const int high = p.causal ? last + 1 : tile.kv_len;
+  const int high = end_of_keys(p.causal, p.window, last, tile.kv_len);
   tile.split_begin = low / kSplitKeys;
   tile.split_end = max(tile.split_begin + 1, (high + kSplitKeys - 1) / kSplitKeys);
   return tile;

@@ -29,6 +29,8 @@ __device__ __forceinline__ float activate(Activation activation, float x) {
     }
     case Activation::relu:
       return x < 0.0f ? 0.0f : x;  // NaN stays
+    case Activation::tanh:
+      return tanhf(x);
     case Activation::none:
       break;
   }

@@ -5,6 +5,7 @@
 #include "params/copy_blocks.h"
 #include "params/device_rows.h"
 #include "params/fill_dummy.h"
+#include "params/mean_rows.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
 #include "params/rope.h"
@@ -13,6 +14,7 @@
 namespace quire::cuda {
 
 void norm(const NormParams& params, Stream stream);
+void mean_rows(const MeanRowsParams& params, Stream stream);
 void rope_kv_write(const RopeKvWriteParams& params, Stream stream);
 void copy_blocks(const CopyBlocksParams& params, Stream stream);
 void update_rows(const UpdateRowsParams& params, Stream stream);

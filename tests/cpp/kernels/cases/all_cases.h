@@ -6,6 +6,7 @@
 #include "kernels/cases/gemm_cases.h"
 #include "kernels/cases/layer_cases.h"
 #include "kernels/cases/load_cases.h"
+#include "kernels/cases/pool_cases.h"
 #include "kernels/cases/rows_cases.h"
 
 namespace quire::cases {
@@ -20,6 +21,7 @@ inline std::vector<CaseEntry> all_cases() {
   add_copy_cases(cases);
   add_rows_cases(cases);
   add_load_cases(cases);
+  add_pool_cases(cases);
   return cases;
 }
 

@@ -213,7 +213,8 @@ class AttentionCase : public KernelCase {
     const int64_t token = query_start_[s] + i;
     const int32_t position = seq.kv_len - seq.num_queries + i;
     const int32_t begin = spec_.window > 0 ? std::max(0, position - spec_.window + 1) : 0;
-    const int32_t end = spec_.causal ? position + 1 : seq.kv_len;
+    const int32_t ahead = spec_.causal ? 1 : spec_.window > 0 ? spec_.window : seq.kv_len;
+    const int32_t end = std::min(seq.kv_len, position + ahead);
     std::vector<double> scores;
     double max = spec_.has_sinks ? sinks_.get(head) : -1e300;
     for (int32_t j = begin; j < end; ++j) {
@@ -281,6 +282,10 @@ inline void add_attention_options(std::vector<CaseEntry>& cases, const Attention
   spec = base;
   spec.causal = false;
   add_attention(cases, "noncausal", spec);
+  for (const int32_t window : {1, 9, 65}) {
+    spec.window = window;
+    add_attention(cases, str_cat("noncausal_window", window), spec);
+  }
 }
 
 // Head sizes and pages that kernels for tensor cores take, at lengths that an emulation can run: several splits of 256

@@ -31,6 +31,8 @@ inline double activation_reference(Activation activation, double x) {
       return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
     case Activation::relu:
       return x > 0.0 ? x : 0.0;
+    case Activation::tanh:
+      return std::tanh(x);
     case Activation::none:
       break;
   }
@@ -218,8 +220,8 @@ inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
     add_gemm(cases, {.dtype = dtype, .m = 130, .n = 65, .k = 1537, .source_dtype = DType::bf16, .first_rows = 40});
     add_gemm(cases, {.dtype = dtype, .m = 4, .n = 48, .k = 21, .is_transposed = true, .first_rows = 7});
     for (const bool gated : {false, true}) {
-      for (const Activation activation :
-           {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+      for (const Activation activation : {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh,
+                                          Activation::relu, Activation::tanh}) {
         add_gemm(cases, {.dtype = dtype, .m = 7, .n = 37, .k = 24, .gated = gated, .activation = activation});
         add_gemm(cases, {.dtype = dtype,
                          .m = 2,

@@ -1,0 +1,113 @@
+// Implements pooling.h: one engine behind one lock, which is recursive so that callbacks may submit and cancel.
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "api/checkpoints.h"
+#include "base/check.h"
+#include "engine/engine_config.h"
+#include "engine/pooling_engine.h"
+#include "model/arch_registry.h"
+#include "model/sentence_transformers.h"
+#include "quire/pooling.h"
+
+namespace quire {
+
+struct PoolingModel::Impl {
+  Impl(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
+      : description(describe(config, *device)), engine(std::move(config), std::move(device), checkpoint) {}
+
+  // The configuration is resolved, and so checked, before the checkpoint is opened.
+  template <typename OpenCheckpoint>
+  static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
+                                    const PoolerOptions& pooler, const OpenCheckpoint& open) {
+    const auto start = std::chrono::steady_clock::now();
+    std::unique_ptr<Device> device = make_device(options);
+    PoolingConfig config = resolve_pooling_config(model_dir, options, pooler, *device);
+    const std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+    impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return impl;
+  }
+
+  mutable std::recursive_mutex mutex;
+  ModelInfo description;
+  PoolingEngine engine;
+};
+
+PoolingModel::PoolingModel(const std::string& model_dir, const EngineOptions& options, const PoolerOptions& pooler)
+    : impl_(Impl::load(model_dir, options, pooler, [&] { return open_checkpoint(model_dir, options); })) {}
+
+PoolingModel::PoolingModel(const std::string& model_dir, const EngineOptions& options, const PoolerOptions& pooler,
+                           const std::vector<ExternalTensor>& weights)
+    : impl_(Impl::load(model_dir, options, pooler, [&] { return adopt_tensors(weights); })) {}
+
+PoolingModel::~PoolingModel() = default;
+PoolingModel::PoolingModel(PoolingModel&&) noexcept = default;
+PoolingModel& PoolingModel::operator=(PoolingModel&&) noexcept = default;
+
+std::vector<PoolingOutput> PoolingModel::pool(const std::vector<PoolingInput>& texts, const PoolingParams& params) {
+  std::vector<PoolingOutput> outputs(texts.size());
+  size_t num_finished = 0;
+  std::vector<uint64_t> ids;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    // All are checked before any is queued, so that a mistake in one leaves nothing behind.
+    for (size_t i = 0; i < texts.size(); ++i) {
+      try {
+        impl_->engine.validate(texts[i], params);
+      } catch (const InvalidArgument& error) {
+        throw InvalidArgument(str_cat("text ", i, ": ", error.what()));
+      }
+    }
+    for (size_t i = 0; i < texts.size(); ++i) {
+      const auto keep = [&, i](PoolingOutput&& output) {
+        outputs[i] = std::move(output);
+        ++num_finished;
+      };
+      ids.push_back(impl_->engine.submit(texts[i], params, keep));
+    }
+  }
+  try {
+    for (;;) {
+      const std::lock_guard lock(impl_->mutex);
+      if (num_finished == texts.size()) return outputs;
+      impl_->engine.step();
+    }
+  } catch (...) {
+    // The callbacks refer to this frame: none may outlive it.
+    const std::lock_guard lock(impl_->mutex);
+    for (const uint64_t id : ids) impl_->engine.cancel(id);
+    throw;
+  }
+}
+
+uint64_t PoolingModel::submit(PoolingInput text, const PoolingParams& params, PoolingCallback on_output) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.submit(std::move(text), params, std::move(on_output));
+}
+
+bool PoolingModel::step() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.step();
+}
+
+bool PoolingModel::cancel(uint64_t request_id) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.cancel(request_id);
+}
+
+void PoolingModel::check(const PoolingInput& text, const PoolingParams& params) const {
+  impl_->engine.validate(text, params);  // reads the configuration alone
+}
+
+PoolingStats PoolingModel::stats() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.stats();
+}
+
+const ModelInfo& PoolingModel::info() const { return impl_->description; }
+
+std::vector<std::string> supported_pooling_architectures() { return arch_registry().supported_pooling(); }
+
+}  // namespace quire

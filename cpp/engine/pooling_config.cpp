@@ -1,0 +1,131 @@
+// Options to numbers; see pooling_config.h.
+#include "engine/pooling_config.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "engine/engine_config.h"
+#include "engine/pooling_memory.h"
+#include "model/arch_registry.h"
+#include "model/pooler.h"
+
+namespace quire {
+namespace {
+
+// On the host enough rows for matrix products at full speed, few enough that what passes from layer to layer stays in
+// caches; elsewhere enough to fill the device.
+constexpr int64_t kHostBatchedTokens = 1024, kDeviceBatchedTokens = 8192;
+constexpr int32_t kScratchBlockSize = 16;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw InvalidArgument(message);
+}
+
+void apply_sequence_length(const SentenceTransformersConfig& files, ArchSpec& arch) {
+  if (files.max_seq_length <= 0) return;
+  if (arch.max_positions != 0 && arch.max_positions <= files.max_seq_length) return;
+  arch.max_positions = files.max_seq_length;
+  arch.max_positions_key = "max_seq_length";
+}
+
+void size_steps(const Device& device, PoolingConfig& config) {
+  const EngineOptions& options = config.options;
+  require(options.max_num_seqs >= 1, str_cat("max_num_seqs must be at least 1, got ", options.max_num_seqs));
+  require(options.max_num_batched_tokens >= 0,
+          str_cat("max_num_batched_tokens must be positive, got ", options.max_num_batched_tokens));
+  config.max_num_seqs = options.max_num_seqs;
+  const int64_t usual = device.is_asynchronous() ? kDeviceBatchedTokens : kHostBatchedTokens;
+  config.max_num_batched_tokens = options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens : usual;
+  SchedulerOptions& capacity = config.capacity;
+  capacity.block_size = kScratchBlockSize;
+  capacity.max_num_seqs = config.max_num_seqs;
+  capacity.max_model_len = config.model.max_model_len;
+  capacity.max_num_batched_tokens = std::max(config.max_num_batched_tokens, config.model.max_model_len);
+}
+
+std::string mib(int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  return text;
+}
+
+void plan_memory(PoolingConfig& config, const Device& device) {
+  const KernelTable& kernels = device.kernels();
+  Weights weights;
+  config.weight_bytes =
+      static_cast<int64_t>(place_weights(config.model.arch, config.model.dtype, kernels, nullptr, weights));
+  config.arena_bytes = static_cast<int64_t>(measure_pooling_arena(config, kernels, device.num_threads()));
+  PoolingBuffers buffers;
+  config.workspace_bytes =
+      config.arena_bytes + static_cast<int64_t>(place_pooling_buffers(config, nullptr, buffers) +
+                                                gemm_scratch_bytes(weights, kernels, config.options.batch_invariant));
+  const DeviceMemory memory = device.memory();
+  const int64_t needed = config.weight_bytes + config.workspace_bytes;
+  const int64_t limit = device.is_asynchronous() ? memory.available_bytes : memory.total_bytes;
+  require(needed <= limit,
+          str_cat("not enough memory on the device \"", device.name(), "\": weights take ", mib(config.weight_bytes),
+                  ", the workspace ", mib(config.workspace_bytes), ", and ", mib(limit),
+                  " are there. Lower max_model_len (", config.model.max_model_len, ") or max_num_batched_tokens (",
+                  config.max_num_batched_tokens, "), or use dtype=\"bfloat16\"."));
+}
+
+}  // namespace
+
+int64_t num_scratch_blocks(const SchedulerOptions& capacity) {
+  return capacity.max_num_batched_tokens / capacity.block_size + capacity.max_num_seqs;
+}
+
+PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, const EngineOptions& options,
+                                     const PoolerOptions& pooler, const Device& device) {
+  require(std::filesystem::is_directory(model_dir), str_cat("no model directory at ", model_dir.string(),
+                                                            ": expected a folder with config.json and safetensors"));
+  Json json = read_json_file(model_dir / "config.json");
+  require(json.is_object(), str_cat((model_dir / "config.json").string(), " is not a JSON object"));
+  if (!options.config_overrides.empty()) json.update(Json::parse(options.config_overrides));
+  const SentenceTransformersConfig files = read_sentence_transformers(model_dir);
+  ArchSpec arch = arch_registry().build_pooling(json);
+  apply_sequence_length(files, arch);
+  resolve_pooler(json, files, pooler, arch);
+
+  PoolingConfig config;
+  config.options = options;
+  config.pooler = pooler;
+  if (pooler.task == "embed") {
+    for (const SentenceTransformersConfig::Dense& dense : files.dense) config.dense_folders.push_back(dense.folder);
+  }
+  config.model = resolve_model_config(json, std::move(arch), model_dir, options.dtype, options.max_model_len);
+  require(options.cpu_offload_gb <= 0.0 || !device.is_asynchronous(),
+          "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
+  size_steps(device, config);
+  plan_memory(config, device);
+  return config;
+}
+
+ModelInfo describe(const PoolingConfig& config, const Device& device) {
+  const ArchSpec& arch = config.model.arch;
+  ModelInfo info;
+  info.architecture = arch.name;
+  info.dtype = std::string(dtype_name(config.model.dtype));
+  info.device = device.name();
+  info.kernels = device.kernels().name;
+  info.max_model_len = config.model.max_model_len;
+  info.vocab_size = arch.vocab_size;
+  info.num_layers = static_cast<int64_t>(arch.layers.size());
+  info.hidden_size = arch.hidden;
+  info.num_parameters = num_parameters(arch);
+  info.weight_bytes = config.weight_bytes;
+  info.workspace_bytes = config.workspace_bytes;
+  info.block_size = config.capacity.block_size;
+  info.max_num_seqs = config.max_num_seqs;
+  info.max_num_batched_tokens = config.max_num_batched_tokens;
+  info.num_threads = device.num_threads();
+  info.eos_token_ids = config.model.eos_token_ids;
+  info.pooling_type = pooling_type_name(arch.pooler.type);
+  info.pooling_activation = pooling_activation_name(arch.pooler.activation);
+  info.num_outputs = arch.pooler.returned_token_ids.empty()
+                         ? pooled_columns(arch, true)
+                         : static_cast<int64_t>(arch.pooler.returned_token_ids.size());
+  return info;
+}
+
+}  // namespace quire

@@ -1,0 +1,151 @@
+// The step and the life of a text; see pooling_engine.h.
+#include "engine/pooling_engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "engine/pooling_answer.h"
+
+namespace quire {
+namespace {
+
+double epoch_seconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw InvalidArgument(message);
+}
+
+void check_ids(const std::vector<int32_t>& ids, int64_t count, const char* what) {
+  for (const int32_t id : ids) {
+    require(id >= 0 && id < count, str_cat(what, " ", id, " is out of vocabulary (the model has ", count, ")"));
+  }
+}
+
+}  // namespace
+
+PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
+    : config_(std::move(config)),
+      worker_(config_, std::move(device)),
+      queue_(config_.max_num_batched_tokens, config_.max_num_seqs) {
+  worker_.load(checkpoint);
+}
+
+// ---------------------------------------------------------------------------------------------------------- the step
+
+bool PoolingEngine::step() {
+  if (!broken_.empty()) throw DeviceError(broken_);
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<uint64_t> ids = queue_.plan();
+  if (ids.empty()) return false;
+  const PoolingKind kind = requests_.at(ids.front()).kind;
+  try {
+    compute(ids, kind);
+  } catch (const std::exception& error) {
+    put_back(ids);
+    if (!worker_.device().usable()) {
+      broken_ = str_cat("the device failed and this engine can do no more work; make a new one. ", error.what());
+    }
+    throw;
+  }
+  std::vector<Request> finished;
+  for (const uint64_t id : ids) finished.push_back(std::move(requests_.extract(id).mapped()));
+  ++totals_.num_steps;
+  totals_.num_finished += static_cast<int64_t>(ids.size());
+  totals_.prompt_tokens += batch_.num_tokens();
+  totals_.step_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (Request& request : finished) {
+    if (request.callback) request.callback(std::move(request.output));
+  }
+  return true;
+}
+
+// upload, forward, pool, fetch, and the answers.
+void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) {
+  const double begun = epoch_seconds();
+  batch_.clear();
+  for (const uint64_t id : ids) batch_.add(requests_.at(id).text, kind.type, config_.capacity.block_size);
+  batch_.fill_block_tables(config_.capacity.block_size);
+  worker_.upload(batch_);
+  const int64_t num_columns = worker_.run(kind.type, kind.with_head);
+  const std::span<const float> rows = worker_.fetch();
+  const double now = epoch_seconds();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    Request& request = requests_.at(ids[i]);
+    const auto first = static_cast<size_t>(is_token_wise(kind.type) ? batch_.query_start[i] : static_cast<int32_t>(i));
+    const size_t count = is_token_wise(kind.type) ? request.text.token_ids.size() : 1;
+    const auto columns = static_cast<size_t>(num_columns);
+    finish_answer(config_.model.arch.pooler, kind.type, request.params, kind.with_head, request.text.token_ids,
+                  rows.subspan(first * columns, count * columns), num_columns, request.output);
+    request.output.first_scheduled = begun;
+    request.output.finished = now;
+  }
+}
+
+void PoolingEngine::put_back(const std::vector<uint64_t>& ids) {
+  for (const uint64_t id : ids) {
+    const Request& request = requests_.at(id);
+    queue_.add(id, static_cast<int64_t>(request.text.token_ids.size()), request.kind);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------ requests
+
+PoolingKind PoolingEngine::kind_of(const PoolingParams& params) const {
+  const PoolerSpec& pooler = config_.model.arch.pooler;
+  return {.type = params.pooling_type.empty() ? pooler.type : parse_pooling_type(params.pooling_type),
+          .with_head = !params.without_head && !pooler.head.empty()};
+}
+
+void PoolingEngine::validate(const PoolingInput& text, const PoolingParams& params) const {
+  const ArchSpec& arch = config_.model.arch;
+  const auto num_tokens = static_cast<int64_t>(text.token_ids.size());
+  require(num_tokens > 0, "The prompt cannot be empty");
+  require(num_tokens <= config_.model.max_model_len,
+          str_cat("The prompt (length ", num_tokens, ") is longer than the maximum model length of ",
+                  config_.model.max_model_len,
+                  ". Make sure that `max_model_len` is no smaller than the number of text tokens, or truncate it with "
+                  "truncate_prompt_tokens."));
+  check_ids(text.token_ids, arch.vocab_size, "Token id");
+  if (!text.token_type_ids.empty()) {
+    require(text.token_type_ids.size() == text.token_ids.size(),
+            str_cat("token_type_ids has ", text.token_type_ids.size(), " entries for ", num_tokens, " tokens"));
+    check_ids(text.token_type_ids, std::max<int64_t>(1, arch.num_token_types), "Token type id");
+  }
+  require(params.dimensions >= 0, "Dimensions must be greater than 0");
+  const PoolingKind kind = kind_of(params);
+  const int64_t columns = pooled_columns(arch, kind.with_head);
+  require(params.dimensions <= columns, str_cat("Dimensions must be at most ", columns,
+                                                ", the size of the model's vectors, got ", params.dimensions));
+}
+
+uint64_t PoolingEngine::submit(PoolingInput text, const PoolingParams& params, PoolingCallback callback) {
+  validate(text, params);
+  const uint64_t id = next_request_id_++;
+  Request request = {
+      .text = std::move(text), .params = params, .kind = kind_of(params), .callback = std::move(callback)};
+  request.output.request_id = id;
+  request.output.arrival = epoch_seconds();
+  request.output.num_prompt_tokens = static_cast<int64_t>(request.text.token_ids.size());
+  queue_.add(id, request.output.num_prompt_tokens, request.kind);
+  requests_.emplace(id, std::move(request));
+  return id;
+}
+
+bool PoolingEngine::cancel(uint64_t request_id) {
+  if (!queue_.remove(request_id)) return false;
+  Request request = std::move(requests_.extract(request_id).mapped());
+  request.output.is_cancelled = true;
+  if (request.callback) request.callback(std::move(request.output));
+  return true;
+}
+
+PoolingStats PoolingEngine::stats() const {
+  PoolingStats stats = totals_;
+  stats.num_waiting = static_cast<int64_t>(queue_.size());
+  return stats;
+}
+
+}  // namespace quire

@@ -1,0 +1,57 @@
+// Texts in, pooled vectors out: plan -> upload -> forward -> pool -> fetch -> commit.
+//
+// Decides: request ids, when callbacks are told. A step computes whole texts and is done when it returns; nothing of a
+// text stays behind. Does not know: threads (the facade serialises calls), text. The clock is read here alone.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+
+#include "engine/pooling_config.h"
+#include "engine/pooling_queue.h"
+#include "engine/pooling_worker.h"
+
+namespace quire {
+
+class PoolingEngine {
+ public:
+  // Loads the weights: from `checkpoint`, or dummy values when it is null.
+  PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint);
+
+  // Throws InvalidArgument before anything is queued.
+  void validate(const PoolingInput& text, const PoolingParams& params) const;
+  uint64_t submit(PoolingInput text, const PoolingParams& params, PoolingCallback callback);
+  // Its callback is told. False when there is no such request.
+  bool cancel(uint64_t request_id);
+  // One step; false when there was nothing to do. Callbacks are called at its end; they may submit and cancel. A step
+  // that throws loses nothing, unless the device is broken, which each step says.
+  bool step();
+
+  PoolingStats stats() const;
+  const PoolingConfig& config() const { return config_; }
+
+ private:
+  struct Request {
+    PoolingInput text;
+    PoolingParams params;
+    PoolingKind kind;
+    PoolingCallback callback;
+    PoolingOutput output;  // its id and times
+  };
+
+  PoolingKind kind_of(const PoolingParams& params) const;
+  void compute(const std::vector<uint64_t>& ids, PoolingKind kind);
+  void put_back(const std::vector<uint64_t>& ids);
+
+  PoolingConfig config_;
+  PoolingWorker worker_;
+  PoolingQueue queue_;
+  PoolingBatch batch_;
+  std::map<uint64_t, Request> requests_;
+  uint64_t next_request_id_ = 0;
+  std::string broken_;  // what the device said; empty while it works
+  PoolingStats totals_;
+};
+
+}  // namespace quire

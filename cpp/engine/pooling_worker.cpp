@@ -1,0 +1,128 @@
+// The verbs of a pooling step; see pooling_worker.h.
+#include "engine/pooling_worker.h"
+
+#include <algorithm>
+
+#include "model/rope_table.h"
+
+namespace quire {
+
+void PoolingBatch::clear() {
+  for (std::vector<int32_t>* array :
+       {&token_ids, &token_type_ids, &positions, &slot_mapping, &query_start, &kv_lens, &block_tables, &rows}) {
+    array->clear();
+  }
+  query_start.push_back(0);
+  block_table_stride = 0;
+  num_blocks_ = 0;
+}
+
+void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block_size) {
+  const auto num_new = static_cast<int32_t>(text.token_ids.size());
+  const int32_t first_token = query_start.back(), first_slot = num_blocks_ * block_size;
+  token_ids.insert(token_ids.end(), text.token_ids.begin(), text.token_ids.end());
+  if (text.token_type_ids.empty()) {
+    token_type_ids.resize(token_ids.size(), 0);
+  } else {
+    token_type_ids.insert(token_type_ids.end(), text.token_type_ids.begin(), text.token_type_ids.end());
+  }
+  for (int32_t i = 0; i < num_new; ++i) {
+    positions.push_back(i);
+    slot_mapping.push_back(first_slot + i);
+  }
+  query_start.push_back(first_token + num_new);
+  kv_lens.push_back(num_new);
+  rows.push_back(type == PoolingType::last ? first_token + num_new - 1 : first_token);
+  num_blocks_ += (num_new + block_size - 1) / block_size;
+}
+
+void PoolingBatch::fill_block_tables(int32_t block_size) {
+  const auto blocks_of = [&](int32_t length) { return (length + block_size - 1) / block_size; };
+  block_table_stride = blocks_of(*std::ranges::max_element(kv_lens));
+  int32_t next = 0;
+  for (const int32_t length : kv_lens) {
+    const int32_t num_blocks = blocks_of(length);
+    for (int32_t i = 0; i < block_table_stride; ++i) block_tables.push_back(i < num_blocks ? next + i : -1);
+    next += num_blocks;
+  }
+}
+
+PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device)
+    : config_(config),
+      device_(std::move(device)),
+      ops_(device_->kernels(), device_->stream(), arena_),
+      decoder_(config.model.arch, config.model.dtype, weights_, buffers_.rope.layers, device_->num_threads()),
+      pooler_(config.model.arch, weights_, decoder_) {
+  const ModelConfig& model = config.model;
+  const KernelTable& kernels = device_->kernels();
+  ops_.set_batch_invariant(config.options.batch_invariant);
+  weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(config.weight_bytes));
+  workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.workspace_bytes));
+  place_weights(model.arch, model.dtype, kernels, weight_region_->data(), weights_);
+  std::byte* base = workspace_region_->data();
+  base += place_pooling_buffers(config, base, buffers_);
+  if (const size_t used = gemm_workspace_bytes(weights_, kernels, config.options.batch_invariant); used > 0) {
+    const std::vector<std::byte> zeros(used);
+    device_->copy_to_device(base, zeros.data(), used);
+    ops_.set_gemm_workspace(base, used);
+  }
+  base += gemm_scratch_bytes(weights_, kernels, config.options.batch_invariant);
+  const auto arena_bytes = static_cast<size_t>(config.arena_bytes);
+  QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
+              "the workspace plan does not add up");
+  arena_.bind(base, arena_bytes);
+  for (const RopePlacement::Table& table : buffers_.rope.tables) {
+    const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
+    device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
+  }
+}
+
+void PoolingWorker::load(const Checkpoint* checkpoint) {
+  if (checkpoint == nullptr) {
+    load_dummy_weights(config_.model.arch, *device_, weights_);
+  } else {
+    load_weights(config_.model.arch, *checkpoint, *device_, weights_);
+  }
+}
+
+void PoolingWorker::upload(const PoolingBatch& batch) {
+  const auto copy = [&](int32_t* destination, const std::vector<int32_t>& source) {
+    device_->copy_to_device(destination, source.data(), source.size() * sizeof(int32_t));
+  };
+  const BatchBuffers& arrays = buffers_.batch;
+  copy(arrays.token_ids, batch.token_ids);
+  copy(arrays.positions, batch.positions);
+  copy(arrays.slot_mapping, batch.slot_mapping);
+  copy(arrays.query_start, batch.query_start);
+  copy(arrays.kv_lens, batch.kv_lens);
+  copy(arrays.block_tables, batch.block_tables);
+  copy(buffers_.token_type_ids, batch.token_type_ids);
+  copy(buffers_.rows, batch.rows);
+  batch_ = {.num_tokens = batch.num_tokens(),
+            .num_seqs = batch.num_seqs(),
+            .max_kv_len = *std::ranges::max_element(batch.kv_lens),
+            .token_ids = arrays.token_ids,
+            .positions = arrays.positions,
+            .token_type_ids = buffers_.token_type_ids,
+            .slot_mapping = arrays.slot_mapping,
+            .query_start = arrays.query_start,
+            .kv_lens = arrays.kv_lens,
+            .block_tables = arrays.block_tables,
+            .block_table_stride = batch.block_table_stride};
+}
+
+int64_t PoolingWorker::run(PoolingType type, bool with_head) {
+  step_scope_.reset();
+  step_scope_.emplace(arena_);
+  const Tensor hidden = decoder_.forward(batch_, buffers_.scratch, ops_);
+  pooled_ = pooler_.pool(hidden, batch_, type, buffers_.rows, with_head, ops_);
+  return pooled_.size(1);
+}
+
+std::span<const float> PoolingWorker::fetch() {
+  fetched_.resize(static_cast<size_t>(pooled_.num_elements()));
+  device_->copy_to_host(fetched_.data(), pooled_.data, fetched_.size() * sizeof(float));
+  return fetched_;
+}
+
+}  // namespace quire

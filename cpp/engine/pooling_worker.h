@@ -1,0 +1,72 @@
+// Runs the steps of a pooling engine on one device: upload, forward, pool, fetch.
+//
+// Knows addresses; does not know requests. Engine thread only. After load() no verb allocates device memory.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "device/arena.h"
+#include "engine/pooling_memory.h"
+#include "model/decoder.h"
+#include "model/pooler.h"
+#include "model/weight_loader.h"
+
+namespace quire {
+
+// Whole texts, one after the other, flat. A value that is reused from step to step.
+struct PoolingBatch {
+  std::vector<int32_t> token_ids, token_type_ids, positions, slot_mapping;  // one entry a token
+  std::vector<int32_t> query_start;                                         // num_seqs + 1 entries
+  std::vector<int32_t> kv_lens, block_tables, rows;  // rows: the token of each text that is pooled
+  int32_t block_table_stride = 0;
+
+  void clear();
+  // Adds a text; pages are given in order.
+  void add(const PoolingInput& text, PoolingType type, int32_t block_size);
+  // After the last text.
+  void fill_block_tables(int32_t block_size);
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+  int64_t num_seqs() const { return static_cast<int64_t>(kv_lens.size()); }
+
+ private:
+  int32_t num_blocks_ = 0;
+};
+
+class PoolingWorker {
+ public:
+  // `config` is kept by reference. Reserves all regions.
+  PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device);
+  PoolingWorker(const PoolingWorker&) = delete;
+  PoolingWorker& operator=(const PoolingWorker&) = delete;
+
+  // nullptr: dummy weights.
+  void load(const Checkpoint* checkpoint);
+  void upload(const PoolingBatch& batch);
+  // Forward and pool of the uploaded batch; returns the answer's columns.
+  int64_t run(PoolingType type, bool with_head);
+  // Rows of the batch that was run, one after the other; valid until the next run().
+  std::span<const float> fetch();
+
+  const Device& device() const { return *device_; }
+
+ private:
+  const PoolingConfig& config_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Region> weight_region_, workspace_region_;
+  Weights weights_;
+  PoolingBuffers buffers_;
+  Arena arena_;
+  Ops ops_;
+  Decoder decoder_;
+  Pooler pooler_;
+
+  DeviceBatch batch_;
+  std::optional<Arena::Scope> step_scope_;
+  Tensor pooled_;
+  std::vector<float> fetched_;
+};
+
+}  // namespace quire

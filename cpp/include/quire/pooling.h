@@ -1,0 +1,55 @@
+// Pooling models, embedded: embeddings, classifiers, cross-encoders and rewards.
+//
+//   quire::PoolingModel model("models/all-MiniLM-L6-v2");
+//   std::vector<quire::PoolingOutput> outputs = model.pool({{.token_ids = ids}});   // outputs[0].data: 384 floats
+//
+// Token ids in, float32 vectors out. Whole texts are computed, without a KV cache; texts of one step are packed without
+// padding. Threads, errors and callbacks are as in quire.h.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "quire/pooling_types.h"
+#include "quire/types.h"
+#include "quire/version.h"
+
+namespace quire {
+
+class QUIRE_API PoolingModel {
+ public:
+  // A directory with config.json and safetensors, as saved by transformers or sentence-transformers. Of the options,
+  // those of KV cache, sampling and graphs have no effect.
+  explicit PoolingModel(const std::string& model_dir, const EngineOptions& options = {},
+                        const PoolerOptions& pooler = {});
+  // The same with the weights taken from memory, which may be freed afterwards.
+  PoolingModel(const std::string& model_dir, const EngineOptions& options, const PoolerOptions& pooler,
+               const std::vector<ExternalTensor>& weights);
+  ~PoolingModel();
+  PoolingModel(PoolingModel&&) noexcept;
+  PoolingModel& operator=(PoolingModel&&) noexcept;
+
+  // Runs all texts and returns the outputs in their order.
+  std::vector<PoolingOutput> pool(const std::vector<PoolingInput>& texts, const PoolingParams& params = {});
+
+  // Queues a text and returns its id; `on_output` is called once, inside step(), or inside cancel().
+  uint64_t submit(PoolingInput text, const PoolingParams& params = {}, PoolingCallback on_output = {});
+  // Computes one batch of what waits. False when nothing was left to do.
+  bool step();
+  bool cancel(uint64_t request_id);
+  // Throws what submit() would throw, and does nothing else.
+  void check(const PoolingInput& text, const PoolingParams& params) const;
+
+  PoolingStats stats() const;
+  const ModelInfo& info() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// The architectures that can be pooled and cannot generate; all others can be pooled too.
+QUIRE_API std::vector<std::string> supported_pooling_architectures();
+
+}  // namespace quire
