@@ -145,6 +145,7 @@ Tensor Pooler::pool(const Tensor& hidden, const DeviceBatch& batch, PoolingType 
     const Weights::HeadWeights& weights = weights_.pooling_head[i];
     const Tensor next = ops.scratch(DType::f32, pooled.size(0), layer.outputs);
     ops.gemm(pooled, weights.weight, {.bias = weights.bias, .activation = layer.activation}, next);
+    if (layer.norm.has_value()) ops.norm(next, &*layer.norm, {weights.norm, weights.norm_bias}, nullptr, false, next);
     pooled = next;
   }
   return pooled;

@@ -50,7 +50,7 @@ PoolingActivation named_activation(const std::string& name) {
 
 }  // namespace
 
-void add_head_layer(const HeadLayer& layer, const std::string& name, ArchSpec& arch) {
+void add_head_layer(const HeadLayer& layer, const std::string& name, ArchSpec& arch, const std::string& norm_name) {
   const size_t index = arch.pooler.head.size();
   if (index == kMaxHeadLayers) {
     throw NotSupported(str_cat("more than ", kMaxHeadLayers, " layers after pooling (", name, ")"));
@@ -59,6 +59,9 @@ void add_head_layer(const HeadLayer& layer, const std::string& name, ArchSpec& a
   const std::string inputs = str_cat("head_in_", index), outputs = str_cat("head_out_", index);
   arch.weights.rules.push_back({name + ".weight", head_slot(index), {outputs, inputs}});
   if (layer.bias) arch.weights.rules.push_back({name + ".bias", head_bias_slot(index), {outputs}});
+  if (!layer.norm.has_value()) return;
+  arch.weights.rules.push_back({norm_name + ".weight", head_norm_slot(index), {outputs}});
+  if (layer.norm->bias) arch.weights.rules.push_back({norm_name + ".bias", head_norm_bias_slot(index), {outputs}});
 }
 
 int64_t num_labels(const Json& config) {
