@@ -65,12 +65,13 @@ def prepare(
     truncate_to: int | None,
 ) -> list[PoolingRequest]:
     """One request a prompt, with what is wrong with it."""
-    each = list(params) if isinstance(params, (list, tuple)) else None
+    each: list[Any] | None = list(params) if isinstance(params, (list, tuple)) else None
     if each is not None and len(each) != len(prompts):
         raise ValidationError(
             f"The lengths of prompts and params must be the same. Got {len(prompts)} prompts and {len(each)} params."
         )
-    shared = None if each is not None else compile_params(params or PoolingParams(), limits, pooling_task)
+    given: Any = PoolingParams() if params is None else params
+    shared = None if each is not None else compile_params(given, limits, pooling_task)
     requests = []
     for position, prompt in enumerate(prompts):
         request = PoolingRequest(position, truncate_to=truncate_to)
@@ -135,6 +136,7 @@ def checked_truncation(value: Any, max_model_len: int) -> int:
     """truncate_prompt_tokens as a number of tokens; -1 is all that the model reads."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"truncate_prompt_tokens must be an integer, got {type(value).__name__}")
+    value = int(value)
     if value == -1:
         return max_model_len
     if value < 1:
@@ -144,7 +146,7 @@ def checked_truncation(value: Any, max_model_len: int) -> int:
             f"truncate_prompt_tokens value ({value}) is greater than max_model_len ({max_model_len}). Please, select a "
             "smaller truncation size."
         )
-    return int(value)
+    return value
 
 
 def _parse(prompt: Any, request: PoolingRequest) -> None:

@@ -208,9 +208,8 @@ def test_too_little_memory_says_how_much_and_what_to_do(tiny_model: Path) -> Non
         ({"scheduling_policy": "random"}, ValueError, "Invalid scheduling_policy 'random'"),
         ({"kv_cache_dtype": "fp8"}, NotImplementedError, "kv_cache_dtype='fp8'"),
         ({"kv_cache_dtype": "int3"}, ValueError, "Unknown kv cache dtype: int3"),
-        ({"task": "embed"}, NotImplementedError, "task='embed'"),
         ({"task": "dance"}, ValueError, "does not support the 'dance' task"),
-        ({"runner": "pooling"}, NotImplementedError, "runner='pooling'"),
+        ({"runner": "draft"}, NotImplementedError, "runner='draft'"),
         ({"load_format": "gguf"}, NotImplementedError, "load_format='gguf'"),
         ({"load_format": "floppy"}, ValueError, "Invalid load_format 'floppy'"),
         ({"device": "tpu"}, NotImplementedError, "device='tpu'"),
@@ -386,9 +385,6 @@ def test_closed(tiny_model: Path) -> None:
 
 
 def test_methods_of_later_releases(llm: LLM) -> None:
-    for name in ("encode", "embed", "classify", "score", "reward"):
-        with pytest.raises(ValueError, match="Pooling models come in a later release"):
-            getattr(llm, name)("a", "b")
     later = ("sleep", "wake_up", "collective_rpc", "apply_model", "start_profile", "stop_profile")
     arguments: dict[str, tuple[Any, ...]] = {
         "collective_rpc": ("f",),

@@ -1,0 +1,148 @@
+"""Random two-layer checkpoints of pooling models, made by transformers: encoders, classifiers, decoders.
+
+Decides which configurations are compared. Knows nothing of quire. A checkpoint is a function of its case alone; every
+matrix, bias and norm weight matters, so an ignored one shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tiny_checkpoints import LLAMA
+
+LENGTHS = (1, 2, 17, 40, 33)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolingCase:
+    name: str
+    model_class: str
+    config: dict[str, Any]
+    has_token_types: bool = False
+    lengths: tuple[int, ...] = LENGTHS
+
+    @property
+    def seed(self) -> int:
+        return zlib.crc32(self.name.encode())
+
+    def texts(self) -> list[list[int]]:
+        """Token ids, without those that a model treats in a way of its own (padding)."""
+        random = np.random.default_rng(self.seed)
+        low = max(2, (self.config.get("pad_token_id") or 0) + 1)
+        return [random.integers(low, self.config["vocab_size"], length).tolist() for length in self.lengths]
+
+    def token_types(self) -> list[list[int] | None]:
+        """The second half of each text is of type 1, where there are types."""
+        if not self.has_token_types:
+            return [None] * len(self.lengths)
+        return [[int(2 * i >= length) for i in range(length)] for length in self.lengths]
+
+
+BERT = {
+    "vocab_size": 131,
+    "hidden_size": 60,
+    "intermediate_size": 83,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "max_position_embeddings": 48,
+    "layer_norm_eps": 3e-5,
+    "pad_token_id": 0,
+}
+LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+DECODER = {**LLAMA, "pad_token_id": 0}
+QWEN3 = {**DECODER, "head_dim": 16}
+
+
+def cases(
+    prefix: str, model_class: str, base: dict[str, Any], changes: dict[str, Any], types: bool
+) -> list[PoolingCase]:
+    return [PoolingCase(f"{prefix}-{name}", model_class, {**base, **own}, types) for name, own in changes.items()]
+
+
+ENCODERS = [
+    *cases(
+        "bert",
+        "BertModel",
+        BERT,
+        {
+            "plain": {},
+            "gelu-new": {"hidden_act": "gelu_new"},
+            "relu": {"hidden_act": "relu"},
+            "three-types": {"type_vocab_size": 3},
+            "head-dim-64": {"hidden_size": 128, "num_attention_heads": 2},
+        },
+        True,
+    ),
+]
+DECODERS = [
+    PoolingCase("llama-model", "LlamaModel", DECODER),
+    PoolingCase("mistral-window", "MistralModel", {**DECODER, "sliding_window": 7}),
+    PoolingCase("qwen2-model", "Qwen2Model", DECODER),
+    PoolingCase("qwen3-model", "Qwen3Model", QWEN3),
+    PoolingCase("qwen3-for-causal-lm", "Qwen3ForCausalLM", QWEN3),
+]
+CLASSIFIERS = [
+    *cases(
+        "bert-classifier",
+        "BertForSequenceClassification",
+        BERT,
+        {"three": LABELS, "one": {"num_labels": 1}},
+        True,
+    ),
+    PoolingCase("qwen2-classifier", "Qwen2ForSequenceClassification", {**DECODER, **LABELS}),
+    PoolingCase("qwen3-classifier", "Qwen3ForSequenceClassification", {**QWEN3, **LABELS}),
+    PoolingCase("llama-classifier", "LlamaForSequenceClassification", {**DECODER, **LABELS}),
+    PoolingCase("mistral-classifier", "MistralForSequenceClassification", {**DECODER, **LABELS}),
+]
+
+
+def build(case: PoolingCase) -> transformers.PreTrainedModel:
+    """The model in float32, its weights rounded to bfloat16 so that every dtype computes with the same ones."""
+    model_class = getattr(transformers, case.model_class)
+    model = model_class(model_class.config_class(**case.config)).eval()
+    model.set_attn_implementation("eager")
+    generator = torch.Generator().manual_seed(case.seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.dim() == 1:
+            weight.data += 0.3 * noise
+        elif "embed" in name:
+            weight.data = noise
+        else:
+            weight.data = noise * 1.5 / math.sqrt(weight.shape[1])
+        weight.data = weight.data.bfloat16().float()
+    return model
+
+
+def save(case: PoolingCase, folder: Path) -> Path:
+    build(case).save_pretrained(folder)
+    return folder
+
+
+def _inputs(case: PoolingCase) -> list[dict[str, torch.Tensor]]:
+    inputs = []
+    for ids, types in zip(case.texts(), case.token_types(), strict=True):
+        inputs.append({"input_ids": torch.tensor([ids])})
+        if types is not None:
+            inputs[-1]["token_type_ids"] = torch.tensor([types])
+    return inputs
+
+
+def hidden_states(case: PoolingCase) -> list[np.ndarray]:
+    """Those after the last layer and its norm, text by text: nothing is padded."""
+    model = build(case).base_model
+    with torch.no_grad():
+        return [model(**one).last_hidden_state[0].numpy() for one in _inputs(case)]
+
+
+def logits(case: PoolingCase) -> list[np.ndarray]:
+    model = build(case)
+    with torch.no_grad():
+        return [model(**one).logits[0].numpy() for one in _inputs(case)]
