@@ -17,6 +17,14 @@ Json with_renamed_keys(const Json& config, std::initializer_list<std::pair<const
   return renamed;
 }
 
+Json with_defaults(const Json& config, std::initializer_list<std::pair<const char*, Json>> values) {
+  Json filled = config;
+  for (const auto& [key, value] : values) {
+    if (!filled.contains(key)) filled[key] = value;
+  }
+  return filled;
+}
+
 ArchSpec post_norm_encoder(const Json& config) {
   ArchSpec arch;
   arch.hidden = config_size(config, {"hidden_size"});

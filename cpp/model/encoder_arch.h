@@ -17,6 +17,9 @@ namespace quire {
 // `config` with keys under their other names: {{"n_embd", "hidden_size"}}. A key that is not there stays away.
 Json with_renamed_keys(const Json& config, std::initializer_list<std::pair<const char*, const char*>> names);
 
+// `config` with values for keys that it lacks.
+Json with_defaults(const Json& config, std::initializer_list<std::pair<const char*, Json>> values);
+
 // Blocks with a LayerNorm after each half, biases everywhere, an ungated feed-forward; a norm of the embeddings, token
 // types; no positions and no weight rules. Throws InvalidArgument when the heads do not divide the hidden size.
 ArchSpec post_norm_encoder(const Json& config);

@@ -50,9 +50,8 @@ ArchSpec gte(const Json& config) {
   refuse_unless(config, "position_embedding_type", "rope");
   refuse_unless(config, "layer_norm_type", "layer_norm");
   refuse_unless(config, "logn_attention_scale", false);
-  Json keys = config;
   const bool is_native = json_get<std::string>(config, "model_type", "") == "gte";
-  if (!keys.contains("rope_theta")) keys["rope_theta"] = is_native ? 160000.0 : 10000.0;
+  const Json keys = with_defaults(config, {{"rope_theta", is_native ? 160000.0 : 10000.0}, {"type_vocab_size", 1}});
   ArchSpec arch = post_norm_encoder(keys);
   arch.each_layer([&](LayerSpec& layer) {
     layer.attn.rope = gte_rope(keys, layer.attn.head_dim);

@@ -68,9 +68,8 @@ ArchSpec nomic_bert(const Json& config) {
   refuse_other_keys(config, {});
   refuse_variants(config);
   const bool is_original = config.contains("n_embd");
-  Json keys = is_original ? original_keys(config) : config;
-  if (!keys.contains("rope_theta")) keys["rope_theta"] = is_original ? 10000.0 : 1000.0;
-  if (!keys.contains("hidden_act")) keys["hidden_act"] = "silu";
+  const Json keys = with_defaults(is_original ? original_keys(config) : config,
+                                  {{"rope_theta", is_original ? 10000.0 : 1000.0}, {"hidden_act", "silu"}});
   ArchSpec arch = post_norm_encoder(keys);
   const bool qkv_bias = json_get<bool>(config, "qkv_proj_bias", is_original);
   const bool up_bias = json_get<bool>(config, "mlp_fc1_bias", is_original);

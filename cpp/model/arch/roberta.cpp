@@ -78,8 +78,7 @@ void refuse_adapter_tasks(const Json& config) {
 }
 
 void use_rotary_positions(const Json& config, ArchSpec& arch) {
-  Json rope = config;
-  if (!rope.contains("rope_theta")) rope["rope_theta"] = json_get<double>(config, "rotary_emb_base", 20000.0);
+  const Json rope = with_defaults(config, {{"rope_theta", json_get<double>(config, "rotary_emb_base", 20000.0)}});
   arch.each_layer([&](LayerSpec& layer) { layer.attn.rope = parse_rope(rope, layer.attn.head_dim); });
 }
 
@@ -121,7 +120,9 @@ ArchSpec xlm_roberta(const Json& config) {
   return xlm_roberta_any(config, json_get<std::string>(config, "position_embedding_type", "") == "rotary");
 }
 
-ArchSpec jina_v3(const Json& config) { return xlm_roberta_any(config, true); }
+ArchSpec jina_v3(const Json& config) {
+  return xlm_roberta_any(with_defaults(config, {{"type_vocab_size", 1}, {"layer_norm_eps", 1e-5}}), true);
+}
 
 ArchBuilder classifier(ArchBuilder encoder) {
   return [encoder = std::move(encoder)](const Json& config) {
