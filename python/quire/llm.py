@@ -96,6 +96,8 @@ class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
         config = {**config, **overrides}
         self._task = tasks.resolve_task(values, config, path)
         pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), self._task, config)
+        if self._task != "generate" and values["enable_chunked_prefill"]:
+            raise ValidationError("Chunked prefill is not supported for pooling models")
         options = engine_args.engine_options(values, model_source.to_json(overrides))
         weights = model_source.load_bin_weights(path, values["load_format"])
         self._default_values = model_source.default_sampling_values(
@@ -131,7 +133,7 @@ class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
             str(model), values, options, info, config, self._tokenizer, self._task
         )
         if self._task != "generate":
-            self._start_pooling(str(model), info, config, tasks.read_sentence_config(path))
+            self._start_pooling(str(model), info, config, path)
 
     # Generation.
 

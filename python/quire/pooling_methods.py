@@ -7,9 +7,10 @@ Thread-safe, as the LLM is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quire import inputs, pooling_runner, scoring, tasks
+from quire import inputs, pooling_runner, scoring, sentence_files
 from quire.deprecation import token_ids_keyword_is_deprecated
 from quire.errors import ValidationError
 from quire.pooling_outputs import (
@@ -39,7 +40,6 @@ class PoolingMethods:
         _tokenizer: Tokenizer | None
         _pooling_limits: PoolingLimits
         _text_encoder: TextEncoder | None
-        _is_cross_encoder: bool
         request_counter: Any
 
         def _check_open(self) -> None: ...
@@ -59,6 +59,7 @@ class PoolingMethods:
         pooling_task: str | None = None,
         truncate_prompt_tokens: int | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
         on_error: str = "raise",
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """What the model's pooler makes of each prompt, as it is: `.outputs.data` is a tensor.
@@ -71,7 +72,13 @@ class PoolingMethods:
         items = self._items(prompts, prompt_token_ids)
         refuse_call_features(len(items), lora_request, None, prompt_adapter_request)
         return self._pool(
-            items, pooling_params, use_tqdm, pooling_task, truncate_prompt_tokens, tokenization_kwargs, on_error
+            self._with_prompt(items, prompt_name),
+            pooling_params,
+            use_tqdm,
+            pooling_task,
+            truncate_prompt_tokens,
+            tokenization_kwargs,
+            on_error,
         )
 
     def embed(
@@ -85,14 +92,25 @@ class PoolingMethods:
         prompt_adapter_request: Any = None,
         truncate_prompt_tokens: int | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
         on_error: str = "raise",
     ) -> list[EmbeddingRequestOutput]:
-        """One vector a prompt: `.outputs.embedding`."""
+        """One vector a prompt: `.outputs.embedding`.
+
+        `prompt_name` says which of a sentence-transformers model's prompts is put before each text ("query"); without
+        it that is the model's default one, if it has one.
+        """
         self._require_task("embed", "Embedding API is only enabled for `--task embed`")
         items = inputs.as_list(prompts)
         refuse_call_features(len(items), lora_request, None, prompt_adapter_request)
         outputs = self._pool(
-            items, pooling_params, use_tqdm, "embed", truncate_prompt_tokens, tokenization_kwargs, on_error
+            self._with_prompt(items, prompt_name),
+            pooling_params,
+            use_tqdm,
+            "embed",
+            truncate_prompt_tokens,
+            tokenization_kwargs,
+            on_error,
         )
         return [EmbeddingRequestOutput.from_base(output) for output in outputs]
 
@@ -176,18 +194,29 @@ class PoolingMethods:
         if self._task == "score":
             pairs = scoring.pairs_of(first, second)
             return [ScoringRequestOutput.from_base(output) for output in pool(pairs, "score")]
-        outputs = pool([*first, *second], "embed")
+        outputs = pool(self._with_prompt([*first, *second], None), "embed")
         pad = self._tokenizer.special_tokens.get("pad_token") if self._tokenizer is not None else None
         pad_id = self._tokenizer.token_id(pad) if self._tokenizer is not None else None
         return scoring.cosines(outputs[: len(first)], outputs[len(first) :], pad_id)
 
     # Parts of a call.
 
-    def _start_pooling(self, model: str, info: Mapping[str, Any], config: Mapping[str, Any], sentence: Any) -> None:
+    def _start_pooling(self, model: str, info: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
         self._pooling_limits = PoolingLimits(model, self._task, info["vocab_size"], info["max_model_len"], config)
-        self._is_cross_encoder = tasks.is_cross_encoder(list(config.get("architectures") or ()))
-        self._do_lower_case = bool(sentence.get("do_lower_case"))
+        self._do_lower_case = bool(sentence_files.read_sentence_config(path).get("do_lower_case"))
+        self._prompts = sentence_files.read_sentence_prompts(path)
         self._make_text_encoder()
+
+    def _with_prompt(self, items: list[Any], name: str | None) -> list[Any]:
+        """Texts with a prompt of sentence-transformers before them; token ids stay as they are."""
+        if self._task != "embed":
+            if name is not None:
+                raise ValidationError(f"prompt_name={name!r} has a meaning for embedding models alone.")
+            return items
+        prefix = self._prompts.prefix(name)
+        if not prefix:
+            return items
+        return [_prefixed(item, prefix) for item in items]
 
     def _make_text_encoder(self) -> None:
         tokenizer = self._tokenizer
@@ -240,6 +269,14 @@ class PoolingMethods:
             on_error=on_error,
             use_tqdm=use_tqdm,
         )
+
+
+def _prefixed(item: Any, prefix: str) -> Any:
+    if isinstance(item, str):
+        return prefix + item
+    if isinstance(item, Mapping) and item.get("prompt_token_ids") is None and isinstance(item.get("prompt"), str):
+        return {**item, "prompt": prefix + item["prompt"]}
+    return item
 
 
 def _tokenization(options: Mapping[str, Any] | None, truncate: int | None) -> tuple[bool | None, int | None]:

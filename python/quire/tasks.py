@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quire import model_source
+from quire import sentence_files
 from quire.deprecation import warn_deprecated
 from quire.errors import ValidationError
 
@@ -64,36 +64,12 @@ def is_cross_encoder(architectures: list[str]) -> bool:
     return any(name.removesuffix("ForSequenceClassification") in _CROSS_ENCODERS for name in architectures)
 
 
-def has_pooling_module(path: Path) -> bool:
-    """Whether sentence-transformers' modules.json names a Pooling module."""
-    import json
-
-    file = path / "modules.json"
-    if not file.exists():
-        return False
-    try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValidationError(f"{file} is not valid JSON: {error}") from error
-    return isinstance(modules, list) and any(str(module.get("type", "")).endswith("Pooling") for module in modules)
-
-
 def is_matryoshka(config: Mapping[str, Any]) -> bool:
     return bool(config.get("is_matryoshka") or config.get("matryoshka_dimensions"))
 
 
-def matryoshka_dimensions(config: Mapping[str, Any]) -> list[int] | None:
-    dimensions = config.get("matryoshka_dimensions")
-    return [int(size) for size in dimensions] if dimensions else None
-
-
-def read_sentence_config(path: Path) -> dict[str, Any]:
-    """sentence_bert_config.json: max_seq_length, do_lower_case."""
-    return model_source.read_json(path / "sentence_bert_config.json")
-
-
 def _preferred(names: list[str], supported: tuple[str, ...], path: Path) -> str:
-    if has_pooling_module(path):
+    if sentence_files.has_pooling_module(path):
         return "embed"
     if is_cross_encoder(names):
         return "score"

@@ -228,6 +228,7 @@ def test_task(model: str, options: dict[str, Any], task: str, folders: dict[str,
             ValueError,
             "`normalize` must be enabled (set to True) for models that are compatible with Matryoshka Representation.",
         ),
+        ("plain", {"enable_chunked_prefill": True}, ValueError, "Chunked prefill is not supported for pooling models"),
         ("plain", {"max_model_len": 1000}, ValueError, "max_model_len (1000) is greater than"),
         ("plain", {"hf_overrides": {"position_embedding_type": "relative_key"}}, NotImplementedError, "relative_key"),
         ("plain", {"hf_overrides": {"architectures": ["Nothing"]}}, ValueError, "['Nothing'] are not supported"),
@@ -439,6 +440,35 @@ def test_missing_pooling_file(tmp_path: Path) -> None:
     (folder / "1_Pooling" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"1_Pooling.*is the download complete"):
         LLM(str(folder))
+
+
+def test_prompts(tmp_path: Path) -> None:
+    folder = as_sentence_transformer(write_bert(tmp_path / "model"))
+    file = folder / "config_sentence_transformers.json"
+    prompts = {"query": "the cat said: ", "document": ""}
+    file.write_text(json.dumps({"prompts": prompts, "default_prompt_name": None}))
+    with LLM(str(folder)) as llm:
+        plain = llm.embed("the dog ran", use_tqdm=False)[0]
+        spelled = llm.embed("the cat said: the dog ran", use_tqdm=False)[0]
+        assert llm.embed("the dog ran", prompt_name="query", use_tqdm=False)[0].outputs == spelled.outputs
+        assert llm.embed({"prompt": "the dog ran"}, prompt_name="query", use_tqdm=False)[0].outputs == spelled.outputs
+        assert llm.embed("the dog ran", prompt_name="document", use_tqdm=False)[0].outputs == plain.outputs
+        ids = {"prompt_token_ids": plain.prompt_token_ids}
+        assert llm.embed(ids, prompt_name="query", use_tqdm=False)[0].outputs == plain.outputs
+        with pytest.raises(ValueError, match="Prompt name 'title' not found"):
+            llm.embed("a", prompt_name="title")
+    file.write_text(json.dumps({"prompts": prompts, "default_prompt_name": "query"}))
+    with LLM(str(folder)) as llm:
+        assert llm.embed("the dog ran", use_tqdm=False)[0].outputs == spelled.outputs
+        (score,) = llm.score("the dog ran", "the dog ran", use_tqdm=False)
+        assert score.prompt_token_ids[: len(spelled.prompt_token_ids)] == spelled.prompt_token_ids
+        assert llm.embed("the dog ran", prompt_name="document", use_tqdm=False)[0].outputs == plain.outputs
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": False}))
+    with LLM(str(folder)) as llm:
+        with pytest.raises(NotImplementedError, match="include_prompt"):
+            llm.embed("a")
+        assert llm.embed("the dog ran", prompt_name="document", use_tqdm=False)[0].outputs == plain.outputs
 
 
 # Truncation.
