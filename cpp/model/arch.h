@@ -106,6 +106,11 @@ struct PoolerSpec {
   std::vector<HeadLayer> head;
   std::optional<int32_t> step_tag_id;       // PoolingType::step keeps the rows of these tokens; none: all
   std::vector<int32_t> returned_token_ids;  // columns of the answer; empty: all
+  // A classifier that the checkpoint has as rows of its head for text: those of these tokens, or, of two, the second
+  // less the first (is_label_difference): what a softmax of both would make of the second.
+  std::vector<int32_t> label_token_ids;
+  bool is_label_difference = false;
+  bool is_late_interaction = false;  // embeds every token, through the head (ColBERT)
 };
 
 struct ArchSpec {

@@ -36,13 +36,14 @@ ArchSpec post_norm_encoder(const Json& config) {
   layer.place = NormPlace::post;
   layer.norm = {.kind = NormKind::layer, .eps = json_get<float>(config, "layer_norm_eps", 1e-12f), .bias = true};
   const int64_t num_heads = config_size(config, {"num_attention_heads"});
-  if (arch.hidden % num_heads != 0) {
+  const int64_t head_dim = config_size_or(config, {"head_dim"}, 0);
+  if (head_dim == 0 && arch.hidden % num_heads != 0) {
     throw InvalidArgument(
         str_cat("hidden_size (", arch.hidden, ") must be a multiple of num_attention_heads (", num_heads, ")"));
   }
   AttnSpec& attn = layer.attn;
   attn.num_heads = attn.num_kv_heads = static_cast<int32_t>(num_heads);
-  attn.head_dim = static_cast<int32_t>(arch.hidden / num_heads);
+  attn.head_dim = static_cast<int32_t>(head_dim == 0 ? arch.hidden / num_heads : head_dim);
   attn.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attn.head_dim)));
   attn.qkv_bias = attn.o_bias = true;
   attn.causal = false;

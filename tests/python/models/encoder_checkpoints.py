@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny_checkpoints import LLAMA
+from tiny_checkpoints import GPT2, LLAMA
 
 LENGTHS = (1, 2, 17, 40, 33)
 
@@ -145,6 +145,9 @@ DECODERS = [
     PoolingCase("qwen2-model", "Qwen2Model", DECODER),
     PoolingCase("qwen3-model", "Qwen3Model", QWEN3),
     PoolingCase("qwen3-for-causal-lm", "Qwen3ForCausalLM", QWEN3),
+    PoolingCase("gemma2-model", "Gemma2Model", {**DECODER, "head_dim": 14, "sliding_window": 6}),
+    PoolingCase("phi3-model", "Phi3Model", {**DECODER, "original_max_position_embeddings": 96}),
+    PoolingCase("gpt2-model", "GPT2Model", GPT2),
 ]
 CLASSIFIERS = [
     *cases(
