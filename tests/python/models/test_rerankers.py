@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from checkpoints import write_tokenizer  # noqa: E402
-from encoder_checkpoints import BERT, MODERNBERT, QWEN3, ROBERTA, PoolingCase, build, save  # noqa: E402
+from encoder_checkpoints import BERT, DECODER, MODERNBERT, QWEN3, ROBERTA, PoolingCase, build, save  # noqa: E402
 from quire import LLM, PoolingParams  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
@@ -26,7 +26,7 @@ QUERIES = ["The dog liked to play", "red ball"]
 DOCUMENTS = ["in the garden with the children.", "Do not take my ball! But the dog smiled."]
 RERANKER = {
     "architectures": ["Qwen3ForSequenceClassification"],
-    "classifier_from_token": ["dog", "Ġball"],
+    "classifier_from_token": ["Ġdog", "Ġball"],
     "is_original_qwen3_reranker": True,
 }
 TEMPLATE = (
@@ -99,9 +99,9 @@ def test_template_of_a_reranker(tmp_path: Path) -> None:
 
 def test_rows_of_the_head_as_labels(tmp_path: Path) -> None:
     """no_post_processing: the logit of each token is a label's."""
-    folder, case = saved(tmp_path, "LlamaForCausalLM", {**QWEN3, "head_dim": None})
+    folder, case = saved(tmp_path, "LlamaForCausalLM", DECODER)
     tokenizer = tokenizer_of(folder)
-    tokens = ["dog", "Ġball", "Ġgarden"]
+    tokens = ["Ġdog", "Ġball", "Ġgarden"]
     overrides = {
         "architectures": ["LlamaForSequenceClassification"],
         "classifier_from_token": tokens,
@@ -124,12 +124,12 @@ def test_rows_of_the_head_as_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"classifier_from_token": ["dog"]}, ValueError, "needs the two tokens"),
+        ({"classifier_from_token": ["Ġdog"]}, ValueError, "needs the two tokens"),
         ({"classifier_from_token": None}, ValueError, "needs the two tokens"),
-        ({"classifier_from_token": ["dog", "neverseen"]}, ValueError, "'neverseen', which is no token"),
+        ({"classifier_from_token": ["Ġdog", "neverseen"]}, ValueError, "'neverseen', which is no token"),
         ({"is_original_qwen3_reranker": False}, ValueError, 'needs a "method"'),
         ({"method": "sum"}, ValueError, 'got "sum"'),
-        ({"classifier_from_token": "dog", "is_original_qwen3_reranker": False}, TypeError, "must be a list of tokens"),
+        ({"classifier_from_token": "Ġdog", "is_original_qwen3_reranker": False}, TypeError, "must be a list of tokens"),
         ({"classifier_token_ids": [1, 10**6]}, ValueError, "classifier_token_ids has 1000000"),
         ({"classifier_token_ids": [1, 2, 3]}, ValueError, "takes two tokens"),
     ],
@@ -256,7 +256,7 @@ def test_colbert_of_pylate(tmp_path: Path) -> None:
 
 def test_step_tag_of_qwen(tmp_path: Path) -> None:
     """Qwen's process reward models mark steps with token 151651; a vocabulary without it has no mark."""
-    config = {**QWEN3, "head_dim": None, "vocab_size": 151652, "hidden_size": 12, "num_hidden_layers": 1}
+    config = {**DECODER, "vocab_size": 151652, "hidden_size": 12, "num_hidden_layers": 1}
     case = PoolingCase("steps", "Qwen2Model", config)
     folder = save(case, tmp_path)
     head = {"score.0.weight": torch.eye(12), "score.0.bias": torch.ones(12)}
