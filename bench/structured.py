@@ -5,7 +5,8 @@ each, and the figure is the median of the pairs' ratios. Grammars are compiled b
 the arms lie the masks, the sampling of masked rows and the bookkeeping of the grammars. CPU time is that of all threads
 of the process; with --threads 1 none of it is spent in waiting, so it can be compared on a busy machine.
 
-    python bench/structured.py [--model DIR] [--rows 64] [--tokens 64] [--pairs 9] [--threads N] [--load-format dummy]
+    python bench/structured.py [--model DIR] [--rows 64] [--tokens 64] [--pairs 9] [--threads N] [--bounded]
+                                [--load-format dummy]
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from quire import LLM, GuidedDecodingParams, SamplingParams
 PROMPT = "Once upon a time there was a little girl who wrote a list of what she saw:"
 
 
-def schema(i: int) -> str:
-    """Long lists of strings, so that no row ends early; every row's is another grammar."""
-    item = {"type": "string", "minLength": 3, "maxLength": 12 + i}
-    fields = {f"seen_{i}": {"type": "array", "items": item, "minItems": 500}}
-    return json.dumps(
-        {"type": "object", "properties": fields, "required": [f"seen_{i}"], "additionalProperties": False}
-    )
+def schema(i: int, bounded: bool) -> str:
+    """A record that ends in a long list of strings, so that no row ends early; every row's is another grammar.
+
+    Bounded strings are the hard case: the state of the grammar counts characters, so no two masks are alike.
+    """
+    item = {"type": "string", "minLength": 3, "maxLength": 12 + i} if bounded else {"type": "string"}
+    fields = {
+        f"name_{i}": item,
+        "age": {"type": "integer", "minimum": 0, "maximum": 100 + i},
+        "kind": {"enum": ["bird", "fish", f"number {i}"]},
+        "seen": {"type": "array", "items": item, "minItems": 500},
+    }
+    return json.dumps({"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False})
 
 
 def run(llm: LLM, wishes: list[SamplingParams]) -> tuple[float, float, float]:
@@ -51,6 +58,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--load-format", default="auto")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--bounded", action="store_true", help="strings with a largest length, the hard case")
     args = parser.parse_args()
     llm = LLM(
         args.model, max_model_len=512, max_num_seqs=args.rows, load_format=args.load_format, num_threads=args.threads
@@ -59,7 +67,9 @@ def main() -> None:
     free = [SamplingParams(seed=i, **common) for i in range(args.rows)]
     bound = [
         SamplingParams(
-            seed=i, **common, guided_decoding=GuidedDecodingParams(json=schema(i), disable_any_whitespace=True)
+            seed=i,
+            **common,
+            guided_decoding=GuidedDecodingParams(json=schema(i, args.bounded), disable_any_whitespace=True),
         )
         for i in range(args.rows)
     ]

@@ -97,6 +97,23 @@ __attribute__((target("avx512f,avx512bf16"))) void run_dot_bf16() {
   benchmark::DoNotOptimize(total);
 }
 
+__attribute__((target("amx-tile,amx-bf16"))) void run_amx() {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } shapes;
+  asm volatile("" ::"m"(shapes));
+  _tile_loadconfig(&shapes);
+  for (int i = 0; i < kRepeats / 16; ++i) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_release();
+}
+
 __attribute__((target("avx512f"))) void run_fma_512() {
   __m512 sums[kSums];
 #pragma GCC unroll 16
@@ -146,8 +163,9 @@ Limits measure_limits(const std::string& isa, ThreadPool& pool) {
   limits.bytes_per_second = read_bytes_per_second(pool);
 #if defined(__x86_64__)
   const double steps = static_cast<double>(kRepeats) * pool.num_threads();
-  if (isa == "avx512") {
+  if (isa == "avx512" || isa == "amx") {
     limits.bf16_flops = steps * kSums * 64 / best_seconds(pool, [](int64_t) { run_dot_bf16(); });
+    if (isa == "amx") limits.bf16_flops = steps / 16 * 4 * 16384 / best_seconds(pool, [](int64_t) { run_amx(); });
     limits.f32_flops = steps * kSums * 32 / best_seconds(pool, [](int64_t) { run_fma_512(); });
   } else if (isa == "avx2") {
     limits.f32_flops = steps * 12 * 16 / best_seconds(pool, [](int64_t) { run_fma_256(); });

@@ -91,7 +91,7 @@ class Device {
 
 struct HostDeviceOptions {
   int num_threads = 0;  // 0: OMP_NUM_THREADS, else the physical cores
-  std::string isa;      // "", portable, avx2, avx512
+  std::string isa;      // "", portable, avx2, avx512, amx
 };
 
 std::unique_ptr<Device> make_host_device(const HostDeviceOptions& options);

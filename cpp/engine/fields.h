@@ -54,7 +54,7 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("device", options.device, "auto or cpu");
   visit("load_format", options.load_format, "auto, safetensors or dummy");
   visit("config_overrides", options.config_overrides, "a JSON object merged over config.json");
-  visit("cpu_isa", options.cpu_isa, "portable, avx2 or avx512; empty: the best the machine has");
+  visit("cpu_isa", options.cpu_isa, "portable, avx2, avx512 or amx; empty: the best the machine has");
   visit("max_model_len", options.max_model_len, "most tokens of a sequence; 0: the model's own");
   visit("max_num_seqs", options.max_num_seqs, "most sequences in a step");
   visit("max_num_batched_tokens", options.max_num_batched_tokens, "most tokens in a step; 0: chosen");

@@ -12,8 +12,9 @@
 namespace quire {
 namespace {
 
-// Enough rows for matrix products at full speed, few enough that what passes from layer to layer stays in caches.
-constexpr int64_t kDefaultBatchedTokens = 2048;
+// On the host enough rows for matrix products at full speed, few enough that what passes from layer to layer stays in
+// caches; elsewhere enough to fill the device.
+constexpr int64_t kHostBatchedTokens = 1024, kDeviceBatchedTokens = 8192;
 constexpr int32_t kScratchBlockSize = 16;
 
 void require(bool condition, const std::string& message) {
@@ -27,14 +28,14 @@ void apply_sequence_length(const SentenceTransformersConfig& files, ArchSpec& ar
   arch.max_positions_key = "max_seq_length";
 }
 
-void size_steps(PoolingConfig& config) {
+void size_steps(const Device& device, PoolingConfig& config) {
   const EngineOptions& options = config.options;
   require(options.max_num_seqs >= 1, str_cat("max_num_seqs must be at least 1, got ", options.max_num_seqs));
   require(options.max_num_batched_tokens >= 0,
           str_cat("max_num_batched_tokens must be positive, got ", options.max_num_batched_tokens));
   config.max_num_seqs = options.max_num_seqs;
-  config.max_num_batched_tokens =
-      options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens : kDefaultBatchedTokens;
+  const int64_t usual = device.is_asynchronous() ? kDeviceBatchedTokens : kHostBatchedTokens;
+  config.max_num_batched_tokens = options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens : usual;
   SchedulerOptions& capacity = config.capacity;
   capacity.block_size = kScratchBlockSize;
   capacity.max_num_seqs = config.max_num_seqs;
@@ -95,7 +96,7 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
   config.model = resolve_model_config(json, std::move(arch), model_dir, options.dtype, options.max_model_len);
   require(options.cpu_offload_gb <= 0.0 || !device.is_asynchronous(),
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
-  size_steps(config);
+  size_steps(device, config);
   plan_memory(config, device);
   return config;
 }

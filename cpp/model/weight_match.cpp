@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "base/log.h"
 
@@ -63,8 +64,18 @@ bool matches(const std::string& name, const std::string& pattern) {
   return std::from_chars(name.data() + at, end, number).ptr == end;
 }
 
+// The first conversions from TensorFlow kept its names for what LayerNorm has (bert-base-uncased).
+std::string current_name(const std::string& name) {
+  for (const auto& [old, now] :
+       {std::pair("LayerNorm.gamma", "LayerNorm.weight"), {"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (name.ends_with(old)) return name.substr(0, name.size() - std::strlen(old)) + now;
+  }
+  return name;
+}
+
 // The names under which rules may know a tensor.
-std::vector<std::string> rule_names(const std::string& name, const WeightRules& rules) {
+std::vector<std::string> rule_names(const std::string& stored_name, const WeightRules& rules) {
+  const std::string name = current_name(stored_name);
   std::vector<std::string> names = {name};
   if (!rules.optional_prefix.empty()) names.push_back(rules.optional_prefix + name);
   for (const std::string& prefix : rules.dropped_prefixes) {

@@ -243,18 +243,32 @@ static void gemm_block(const GemmParams& g, int64_t row_begin, int64_t row_end, 
   }
 }
 
-static void gemm(const GemmParams& g, Stream stream) {
-  if (g.m <= 0 || g.weight.rows <= 0) return;
+static void check_gemm(const GemmParams& g) {
   QUIRE_CHECK(g.out_dtype == DType::f32 || g.out_dtype == g.weight.dtype);
   QUIRE_CHECK(!g.accumulate || g.out_dtype == DType::f32);
+}
+
+// How many panels a task takes, a multiple of `together` if there are many. A few tasks for each thread even out what
+// else the machine does; neighbouring tasks share their block of rows.
+struct GemmSplit {
+  int64_t group, num_groups;
+};
+
+static GemmSplit split_panels(const GemmParams& g, int64_t num_blocks, int64_t num_threads, int64_t together) {
+  const int64_t panels = num_panels(g.weight);
+  const int64_t wanted = ceil_div(num_threads * 8, num_blocks);
+  const int64_t group = round_up(ceil_div(panels, wanted), panels >= together * wanted ? together : 1);
+  return {group, ceil_div(panels, group)};
+}
+
+static void gemm(const GemmParams& g, Stream stream) {
+  if (g.m <= 0 || g.weight.rows <= 0) return;
+  check_gemm(g);
   const int64_t row_bytes = greater(1, g.weight.cols) * static_cast<int64_t>(dtype_bytes(g.weight.dtype));
   const int64_t tiles_per_block = greater(1, kRowBlockBytes / (row_bytes * Vec::kGemmRows));
   const int64_t num_blocks = ceil_div(g.m, tiles_per_block * Vec::kGemmRows);
+  const auto [group, num_groups] = split_panels(g, num_blocks, num_threads_of(stream), 4);
   const int64_t panels = num_panels(g.weight);
-  // A few tasks for each thread even out what else the machine does; neighbouring tasks share their block of rows.
-  const int64_t wanted_groups = ceil_div(int64_t{num_threads_of(stream)} * 8, num_blocks);
-  const int64_t group = round_up(ceil_div(panels, wanted_groups), panels >= 4 * wanted_groups ? 4 : 1);
-  const int64_t num_groups = ceil_div(panels, group);
   const double bytes = static_cast<double>(row_bytes) * static_cast<double>(g.weight.rows);
   const double estimate_ns = bytes / 40.0 + bytes * static_cast<double>(g.m) / 300.0;
   for_each_task(stream, num_blocks * num_groups, estimate_ns, [&](int64_t task) {

@@ -14,7 +14,8 @@ struct Choice {
 };
 
 // Best first.
-constexpr Choice kChoices[] = {{"avx512", avx512_kernels}, {"avx2", avx2_kernels}, {"portable", portable_kernels}};
+constexpr Choice kChoices[] = {
+    {"amx", amx_kernels}, {"avx512", avx512_kernels}, {"avx2", avx2_kernels}, {"portable", portable_kernels}};
 
 std::string runnable_names() {
   std::string names;

@@ -222,7 +222,7 @@ ARGS: dict[str, Arg] = {
         None, "False: large products on a GPU may use cuBLASLt and Hopper's prefill, whose bits depend on the batch."
     ),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),
-    "cpu_isa": _engine(None, "portable, avx2 or avx512; default: the best the machine has."),
+    "cpu_isa": _engine(None, "portable, avx2, avx512 or amx; default: the best the machine has."),
 }
 
 _INTEGERS = tuple(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_llama, write_tokenizer
+from pooling_models import as_sentence_transformer, write_bert
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -69,3 +70,31 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with LLM(str(folder), seed=0, num_gpu_blocks_override=64) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def pooling_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pooling")
+    return {
+        "embed": as_sentence_transformer(write_bert(root / "embed")),
+        "plain": write_bert(root / "plain"),
+        "score": write_bert(root / "score", 1),
+        "classify": write_bert(root / "classify", 3),
+        "decoder": write_llama(root / "decoder"),
+    }
+
+
+@pytest.fixture(scope="session")
+def embedder(pooling_folders: dict[str, Path]) -> Iterator[object]:
+    from quire import LLM
+
+    with LLM(str(pooling_folders["embed"])) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def scorer(pooling_folders: dict[str, Path]) -> Iterator[object]:
+    from quire import LLM
+
+    with LLM(str(pooling_folders["score"])) as llm:
+        yield llm

@@ -74,7 +74,7 @@ def test_embedded_model_in_its_own_dtype() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
 def test_public_checkpoints(data_folder: Path, tmp_path: Path, name: str, isa: str) -> None:
     case = json.loads((data_folder / "checkpoints" / "reference_numpy.json").read_text())[name]
     folder = convert_llama2c(data_folder / "checkpoints" / PUBLIC[name], tmp_path)

@@ -96,7 +96,7 @@ struct EngineOptions {
   std::string device = "auto";
   std::string load_format = "auto";   // auto, safetensors, dummy
   std::string config_overrides = {};  // a JSON object merged over config.json
-  std::string cpu_isa = {};           // "", portable, avx2, avx512
+  std::string cpu_isa = {};           // "", portable, avx2, avx512, amx
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 256;
   int64_t max_num_batched_tokens = 0;

@@ -95,20 +95,20 @@ SamplingParams greedy(int32_t max_tokens) {
 
 // Every way in which a row of sampling parameters comes to the device.
 std::vector<Wish> many_wishes() {
-  std::vector<Wish> wishes = {{story_prompt(21), greedy(5)}};
+  std::vector<Wish> wishes = {{story_prompt(17), greedy(5)}};
   SamplingParams drawn = {
       .temperature = 0.8f, .top_p = 0.9f, .top_k = 40, .seed = 11, .ignore_eos = true, .max_tokens = 4, .logprobs = 2};
   wishes.push_back({story_prompt(5), drawn});
   drawn.prompt_logprobs = 1;
   drawn.n = 2;
   drawn.logprobs = 0;
-  wishes.push_back({story_prompt(18), drawn});
+  wishes.push_back({story_prompt(10), drawn});
   SamplingParams biased = greedy(4);
   biased.logit_bias = {{700, 3.0f}, {701, 2.5f}};
   biased.allowed_token_ids = {500, 600, 700, 701, 702};
   biased.min_tokens = 2;
   biased.stop_token_ids = {700};
-  wishes.push_back({story_prompt(9), biased});
+  wishes.push_back({story_prompt(6), biased});
   return wishes;
 }
 
@@ -154,6 +154,7 @@ TEST_P(EngineOnSimtTypes, BitsDoNotDependOnTheBatch) {
 }
 
 // Of the prompt's tokens: the CPU's values, and the same bits in chunks, among others and after the prefix was cached.
+// Bits are compared in bfloat16 alone, whose products the emulation does four times as fast.
 TEST_P(EngineOnSimtTypes, PromptLogprobs) {
   Wish wish = {story_prompt(21), greedy(2)};
   wish.params.prompt_logprobs = 2;
@@ -170,6 +171,7 @@ TEST_P(EngineOnSimtTypes, PromptLogprobs) {
       EXPECT_NEAR(got[0].prompt_logprobs[j], expected[0].prompt_logprobs[j], tolerance) << j;
     }
   }
+  if (GetParam() == std::string("float32")) return;
   EXPECT_EQ(generate(*engine, {wish})[0], got[0]) << "prefix in the cache";
   simt::set_order(simt::Order::reverse, 1);
   EngineOptions chunked = options_of(GetParam());
@@ -317,8 +319,8 @@ TEST_F(EngineOnSimt, HooksGiveTheTokensOfTheCpuAndTouchNobodyElse) {
   processed.logits_processors.push_back([](auto, auto output, std::span<float> logits) {
     for (size_t id = output.size() % 2; id < logits.size(); id += 2) logits[id] = -1e4f;
   });
-  const Wish free = {story_prompt(9), greedy(6)};
-  const std::vector<Wish> wishes = {{story_prompt(12), masked}, free, {story_prompt(7), processed}};
+  const Wish free = {story_prompt(5), greedy(6)};
+  const std::vector<Wish> wishes = {{story_prompt(6), masked}, free, {story_prompt(5), processed}};
   EngineOptions on_cpu = options_of();
   on_cpu.device = "cpu";
   const auto expected = generate(on_cpu, wishes);

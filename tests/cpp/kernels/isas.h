@@ -12,7 +12,8 @@ namespace quire {
 
 inline std::vector<const KernelTable*> runnable_tables() {
   std::vector<const KernelTable*> tables;
-  for (const KernelTable* table : {cpu::portable_kernels(), cpu::avx2_kernels(), cpu::avx512_kernels()}) {
+  for (const KernelTable* table :
+       {cpu::portable_kernels(), cpu::avx2_kernels(), cpu::avx512_kernels(), cpu::amx_kernels()}) {
     if (table != nullptr) tables.push_back(table);
   }
   return tables;

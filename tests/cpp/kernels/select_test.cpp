@@ -67,6 +67,9 @@ TEST_F(Select, WhatTheMachineCannotRunIsRefused) {
   if (cpu::avx512_kernels() == nullptr) {
     EXPECT_NE(refusal("avx512").find("cannot run"), std::string::npos);
   }
+  if (cpu::amx_kernels() == nullptr) {
+    EXPECT_NE(refusal("amx").find("cannot run"), std::string::npos);
+  }
 }
 
 TEST_F(Select, TablesAreComplete) {

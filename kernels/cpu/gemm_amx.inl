@@ -1,0 +1,179 @@
+// The bf16 product on AMX tiles: the panels of gemm.inl, whose pairs of k lie as TDPBF16PS wants them, 32 k at a time.
+//
+// Every output element is one running sum over steps of 32 k, whatever the number of rows and their place in a tile.
+// The order within a step is the instruction's, another one than VDPBF16PS's, so this backend takes tiles for a single
+// row, too. Other element types go through gemm.inl. Tiles 0 to 3 hold sums, 4 and 5 rows of a, 6 and 7 the halves of a
+// panel.
+
+constexpr int kTileRows = 16;
+constexpr int kTileK = 32;
+constexpr int64_t kPanelStepElements = kTileK * kPanelColumns;
+constexpr int64_t kPanelRowBytes = 2 * kPanelColumns * sizeof(Bf16);  // a pair of k, all columns
+constexpr int64_t kTileRowBlockBytes = 768 << 10;                     // of a, beside panels, in the second-level cache
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// `low` and `high` rows of a in tiles 4 and 5; high = 0: two panels of the same rows.
+static void shape_tiles(int low, int high) {
+  TileShapes shapes;
+  const int sums_high = high == 0 ? low : high;
+  const int rows[8] = {low, low, sums_high, sums_high, low, sums_high, kTileRows, kTileRows};
+  for (int i = 0; i < 8; ++i) {
+    shapes.rows[i] = static_cast<uint8_t>(rows[i]);
+    shapes.row_bytes[i] = 64;
+  }
+  asm volatile("" ::: "memory");  // the intrinsics do not say what they read
+  _tile_loadconfig(&shapes);
+}
+
+static inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Two tiles of rows with one panel; strides in bytes.
+static inline void add_rows_step(const Bf16* low, const Bf16* high, int64_t a_stride, const Bf16* b) {
+  _tile_loadd(4, low, a_stride);
+  _tile_loadd(6, b, kPanelRowBytes);
+  _tile_loadd(7, b + kPanelColumns, kPanelRowBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(5, high, a_stride);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// One tile of rows with one panel, or with two.
+template <bool kTwo>
+static inline void add_panels_step(const Bf16* a, int64_t a_stride, const Bf16* b, const Bf16* next) {
+  _tile_loadd(4, a, a_stride);
+  _tile_loadd(6, b, kPanelRowBytes);
+  _tile_loadd(7, b + kPanelColumns, kPanelRowBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kTwo) {
+    _tile_loadd(6, next, kPanelRowBytes);
+    _tile_loadd(7, next + kPanelColumns, kPanelRowBytes);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+}
+
+// The last k of a product that are less than a step, padded with zeros.
+struct LastStep {
+  alignas(64) Bf16 a[2 * kTileRows * kTileK];
+  alignas(64) Bf16 b[2 * kPanelStepElements];
+
+  LastStep(const Bf16* rows, int64_t a_stride, int num_rows, const Bf16* panel, int64_t panel_stride, int num_panels,
+           int64_t count) {
+    memset(this, 0, sizeof(*this));
+    for (int r = 0; r < num_rows; ++r) memcpy(a + r * kTileK, rows + r * a_stride, static_cast<size_t>(count) * 2);
+    const size_t bytes = static_cast<size_t>(round_up(count, 2)) * kPanelColumns * sizeof(Bf16);
+    for (int p = 0; p < num_panels; ++p) memcpy(b + p * kPanelStepElements, panel + p * panel_stride, bytes);
+    asm volatile("" ::: "memory");
+  }
+};
+
+// Rows [row, row + rows), 17 to 32 of them, with one panel.
+static void product_of_rows(const GemmParams& g, int64_t row, int rows, int64_t panel) {
+  const int64_t k = g.weight.cols, whole = k / kTileK * kTileK, stride = g.a_stride * 2;
+  const Bf16* low = static_cast<const Bf16*>(g.a) + row * g.a_stride;
+  const Bf16* high = low + kTileRows * g.a_stride;
+  const int64_t panel_stride = panel_elements(k, DType::bf16);
+  const Bf16* b = static_cast<const Bf16*>(g.weight.data) + panel * panel_stride;
+  zero_sums();
+  for (int64_t i = 0; i < whole; i += kTileK, b += kPanelStepElements) {
+    add_rows_step(low + i, high + i, stride, b);
+  }
+  if (whole < k) {
+    const LastStep last(low + whole, g.a_stride, rows, b, panel_stride, 1, k - whole);
+    add_rows_step(last.a, last.a + kTileRows * kTileK, kTileK * 2, last.b);
+  }
+  alignas(64) float sums[2 * kTileRows * kPanelColumns];
+  constexpr int64_t kSumsStride = kPanelColumns * sizeof(float);
+  _tile_stored(0, sums, kSumsStride);
+  _tile_stored(1, sums + 16, kSumsStride);
+  _tile_stored(2, sums + kTileRows * kPanelColumns, kSumsStride);
+  _tile_stored(3, sums + kTileRows * kPanelColumns + 16, kSumsStride);
+  finish<Bf16>(g, sums, rows, row, panel);
+}
+
+// Rows [row, row + rows), at most 16, with one panel or two.
+template <bool kTwo>
+static void product_of_panels(const GemmParams& g, int64_t row, int rows, int64_t panel) {
+  const int64_t k = g.weight.cols, whole = k / kTileK * kTileK, stride = g.a_stride * 2;
+  const Bf16* a = static_cast<const Bf16*>(g.a) + row * g.a_stride;
+  const int64_t panel_stride = panel_elements(k, DType::bf16);
+  const Bf16* b = static_cast<const Bf16*>(g.weight.data) + panel * panel_stride;
+  // As in gemm.inl: the last bytes of a panel prefetch what comes next instead.
+  constexpr int64_t kAhead = 4 * kPanelStepElements;
+  int64_t distance = kAhead;
+  zero_sums();
+  for (int64_t i = 0; i < whole; i += kTileK, b += kPanelStepElements) {
+    if (i == whole - 4 * kTileK) distance += kTwo ? panel_stride : 0;
+    prefetch_step<kTwo ? 2 : 1>(b, panel_stride, distance, kPanelStepElements);
+    add_panels_step<kTwo>(a + i, stride, b, b + panel_stride);
+  }
+  if (whole < k) {
+    const LastStep last(a + whole, g.a_stride, rows, b, panel_stride, kTwo ? 2 : 1, k - whole);
+    add_panels_step<kTwo>(last.a, kTileK * 2, last.b, last.b + kPanelStepElements);
+  }
+  alignas(64) float sums[2 * kTileRows * kPanelColumns];
+  constexpr int64_t kSumsStride = kPanelColumns * sizeof(float);
+  _tile_stored(0, sums, kSumsStride);
+  _tile_stored(1, sums + 16, kSumsStride);
+  finish<Bf16>(g, sums, rows, row, panel);
+  if constexpr (kTwo) {
+    float* next = sums + kTileRows * kPanelColumns;
+    _tile_stored(2, next, kSumsStride);
+    _tile_stored(3, next + 16, kSumsStride);
+    finish<Bf16>(g, next, rows, row, panel + 1);
+  }
+}
+
+// Whole pairs of row tiles first, then what is left, so that tiles are shaped at most twice.
+static void gemm_block_amx(const GemmParams& g, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                           int64_t panel_end) {
+  const int64_t whole = (row_end - row_begin) / (2 * kTileRows) * (2 * kTileRows);
+  const int left = static_cast<int>(row_end - row_begin - whole);
+  if (whole > 0) {
+    shape_tiles(kTileRows, kTileRows);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      for (int64_t i = 0; i < whole; i += 2 * kTileRows) product_of_rows(g, row_begin + i, 2 * kTileRows, panel);
+    }
+  }
+  const int64_t row = row_begin + whole;
+  if (left > kTileRows) {
+    shape_tiles(kTileRows, left - kTileRows);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) product_of_rows(g, row, left, panel);
+  } else if (left > 0) {
+    shape_tiles(left, 0);
+    int64_t panel = panel_begin;
+    for (; panel + 2 <= panel_end; panel += 2) product_of_panels<true>(g, row, left, panel);
+    if (panel < panel_end) product_of_panels<false>(g, row, left, panel);
+  }
+  _tile_release();  // a thread that holds tiles is slower to switch
+}
+
+static void gemm_amx(const GemmParams& g, Stream stream) {
+  if (g.weight.dtype != DType::bf16) return gemm(g, stream);
+  if (g.m <= 0 || g.weight.rows <= 0) return;
+  check_gemm(g);
+  constexpr int64_t kRows = 2 * kTileRows;
+  const int64_t row_bytes = greater(1, g.weight.cols) * 2;
+  const int64_t rows_per_block = greater(1, kTileRowBlockBytes / (row_bytes * kRows)) * kRows;
+  const int64_t num_blocks = ceil_div(g.m, rows_per_block);
+  const GemmSplit split = split_panels(g, num_blocks, num_threads_of(stream), 2);
+  const double bytes = static_cast<double>(row_bytes) * static_cast<double>(g.weight.rows);
+  const double estimate_ns = bytes / 40.0 + bytes * static_cast<double>(g.m) / 1500.0;
+  for_each_task(stream, num_blocks * split.num_groups, estimate_ns, [&](int64_t task) {
+    const int64_t row = task / split.num_groups * rows_per_block, first = task % split.num_groups * split.group;
+    gemm_block_amx(g, row, lesser(g.m, row + rows_per_block), first, lesser(num_panels(g.weight), first + split.group));
+  });
+}

@@ -1,0 +1,63 @@
+// Pooling on the CUDA device in emulation: vectors close to the CPU's, and the same bits whatever the batch.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "device/cuda/cuda_device.h"
+#include "engine/pooling_engine.h"
+
+namespace quire {
+namespace {
+
+const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
+
+std::unique_ptr<PoolingEngine> make_engine(const std::string& device_name, const std::string& dtype,
+                                           const PoolerOptions& pooler) {
+  const EngineOptions options = {
+      .dtype = dtype, .device = device_name, .max_model_len = 64, .max_num_seqs = 6, .max_num_batched_tokens = 64};
+  std::unique_ptr<Device> device = device_name == "cpu" ? make_host_device({.num_threads = 2}) : make_cuda_device(0);
+  PoolingConfig config = resolve_pooling_config(kDemo, options, pooler, *device);
+  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
+  return std::make_unique<PoolingEngine>(std::move(config), std::move(device), checkpoint.get());
+}
+
+PoolingInput text_of(int32_t length, int32_t salt) {
+  PoolingInput text;
+  for (int32_t i = 0; i < length; ++i) text.token_ids.push_back(300 + (i * 37 + salt * 101) % 1500);
+  return text;
+}
+
+std::vector<std::vector<float>> run(PoolingEngine& engine, const std::vector<PoolingInput>& texts) {
+  std::vector<std::vector<float>> vectors(texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    engine.submit(texts[i], {}, [&vectors, i](PoolingOutput&& output) { vectors[i] = std::move(output.data); });
+  }
+  while (engine.step()) {
+  }
+  return vectors;
+}
+
+class PoolingSimt : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(PoolingSimt, CloseToTheCpuAndTheSameBitsAlone) {
+  const PoolerOptions pooler = {.pooling_type = GetParam()};
+  const std::vector<PoolingInput> texts = {text_of(1, 1), text_of(17, 2), text_of(30, 3)};
+  const auto gpu = make_engine("cuda", "float32", pooler), cpu = make_engine("cpu", "float32", pooler);
+  const std::vector<std::vector<float>> got = run(*gpu, texts), want = run(*cpu, texts);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    ASSERT_EQ(got[i].size(), want[i].size());
+    ASSERT_FALSE(got[i].empty());
+    for (size_t c = 0; c < got[i].size(); ++c) ASSERT_NEAR(got[i][c], want[i][c], 1e-4) << "text " << i;
+  }
+  EXPECT_EQ(run(*gpu, {texts[1]}).front(), got[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(, PoolingSimt, testing::Values("LAST", "MEAN", "ALL"));
+
+}  // namespace
+}  // namespace quire
