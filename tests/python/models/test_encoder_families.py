@@ -213,7 +213,7 @@ def test_published_gte_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_adapters", [False, True])
-def test_published_jina_v3(has_adapters: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_published_jina_v3(has_adapters: bool, tmp_path: Path) -> None:
     """Beside adapters the weights have longer names; what they compute is the model without a task."""
     case = CASES["jina-v3-plain"]
 
