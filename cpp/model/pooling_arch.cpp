@@ -56,9 +56,8 @@ void add_token_labels(const Json& config, ArchSpec& arch) {
   const size_t num_tokens = arch.pooler.label_token_ids.size();
   if (num_tokens == 0) {
     throw InvalidArgument(
-        "classifier_from_token needs the tokenizer of the model, which turns its tokens into ids; without one, give "
-        "the "
-        "ids as \"classifier_token_ids\"");
+        "classifier_from_token needs the tokenizer of the model, which turns its tokens into ids; without one, the ids "
+        "go under \"classifier_token_ids\"");
   }
   if (arch.pooler.is_label_difference && num_tokens != 2) {
     throw InvalidArgument(
