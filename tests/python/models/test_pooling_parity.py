@@ -121,7 +121,7 @@ def test_classify(name: str, checkpoints) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["bert-plain", "qwen3-model"])
+@pytest.mark.parametrize("name", ["bert-plain", "roberta-plain", "modernbert-biases", "gte-plain", "qwen3-model"])
 def test_low_precision(name: str, dtype: str, checkpoints) -> None:
     """quire's error must not exceed what transformers' own run in that dtype shows."""
     case = MODELS[name]
@@ -204,8 +204,9 @@ def test_reward_of_a_plain_decoder_is_its_hidden_states(checkpoints) -> None:
         assert difference(got, hidden_states(case)) <= TOLERANCE
 
 
-def test_batches_change_no_bit(checkpoints) -> None:
-    case = MODELS["bert-head-dim-64"]
+@pytest.mark.parametrize("name", ["bert-head-dim-64", "modernbert-plain"])
+def test_batches_change_no_bit(name: str, checkpoints) -> None:
+    case = MODELS[name]
     with LLM(checkpoints(case), task="embed", skip_tokenizer_init=True) as llm:
         together = pooled(llm, case)
         for prompt, one in zip(prompts(case), together, strict=True):
