@@ -9,6 +9,7 @@
 #include "engine/pooling_engine.h"
 #include "model/arch_registry.h"
 #include "model/sentence_transformers.h"
+#include "model/token_labels.h"
 #include "quire/pooling.h"
 
 namespace quire {
@@ -24,7 +25,8 @@ struct PoolingModel::Impl {
     const auto start = std::chrono::steady_clock::now();
     std::unique_ptr<Device> device = make_device(options);
     PoolingConfig config = resolve_pooling_config(model_dir, options, pooler, *device);
-    const std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
+    std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
+    checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
     auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
     impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return impl;

@@ -121,6 +121,7 @@ ModelInfo describe(const PoolingConfig& config, const Device& device) {
   info.num_threads = device.num_threads();
   info.eos_token_ids = config.model.eos_token_ids;
   info.pooling_type = pooling_type_name(arch.pooler.type);
+  info.num_token_types = arch.num_token_types;
   info.pooling_activation = pooling_activation_name(arch.pooler.activation);
   info.num_outputs = arch.pooler.returned_token_ids.empty()
                          ? pooled_columns(arch, true)

@@ -70,13 +70,17 @@ struct AttnSpec {
 struct DenseFfn {
   int64_t width = 0;
   Activation activation = Activation::silu;
-  bool gated = true;  // activation(gate(x)) * up(x), else activation(up(x))
-  bool bias = false;  // of gate, up and down
+  bool gated = true;            // activation(gate(x)) * up(x), else activation(up(x))
+  bool bias = false;            // of gate, up and down
+  bool only_down_bias = false;  // of down alone
+
+  bool has_down_bias() const { return bias || only_down_bias; }
 };
 
 struct LayerSpec {
   NormPlace place = NormPlace::pre;
   NormSpec norm;
+  bool attn_norm = true;  // false: attention reads the stream as it is (ModernBERT's first layer; place is pre)
   AttnSpec attn;
   std::variant<DenseFfn> ffn;
 };
@@ -91,6 +95,7 @@ struct HeadLayer {
   int64_t inputs = 0, outputs = 0;
   bool bias = true;
   Activation activation = Activation::none;
+  std::optional<NormSpec> norm;  // of what the activation gives
 };
 constexpr size_t kMaxHeadLayers = 4;
 
@@ -101,6 +106,11 @@ struct PoolerSpec {
   std::vector<HeadLayer> head;
   std::optional<int32_t> step_tag_id;       // PoolingType::step keeps the rows of these tokens; none: all
   std::vector<int32_t> returned_token_ids;  // columns of the answer; empty: all
+  // A classifier that the checkpoint has as rows of its head for text: those of these tokens, or, of two, the second
+  // less the first (is_label_difference): what a softmax of both would make of the second.
+  std::vector<int32_t> label_token_ids;
+  bool is_label_difference = false;
+  bool is_late_interaction = false;  // embeds every token, through the head (ColBERT)
 };
 
 struct ArchSpec {
@@ -121,7 +131,8 @@ struct ArchSpec {
   PoolerSpec pooler;
   float logits_scale = 1.0f;
   float logits_softcap = 0.0f;
-  int64_t max_positions = 0;      // 0: nothing in the configuration limits the context
+  // 0: nothing in the configuration limits the context. A builder may set a limit that the common keys do not tell.
+  int64_t max_positions = 0;
   std::string max_positions_key;  // the config.json key max_positions came from, for messages
   WeightRules weights;
 

@@ -103,10 +103,10 @@ void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
   const Ops& ops = step.ops;
   const LayerSpec& spec = arch_.layers[index];
   const LayerWeights& weights = weights_.layers[index];
-  const auto half = [&](const NormWeights& before, const float* after, const auto& body) {
+  const auto half = [&](bool has_norm, const NormWeights& before, const float* after, const auto& body) {
     const Arena::Scope scope(ops.arena());
     const Tensor input = ops.scratch(dtype_, x.size(0), arch_.hidden);
-    const bool norm_first = spec.place != NormPlace::post;
+    const bool norm_first = has_norm && spec.place != NormPlace::post;
     ops.norm(x, norm_first ? &spec.norm : nullptr, before, nullptr, false, input);
     if (spec.place == NormPlace::sandwich) {
       const Tensor branch = ops.scratch(DType::f32, x.size(0), arch_.hidden);
@@ -118,9 +118,9 @@ void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
     if (spec.place == NormPlace::post) ops.norm(x, &spec.norm, before, nullptr, false, x);
   };
   half(
-      {weights.attn_norm, weights.attn_norm_bias}, weights.attn_post_norm,
+      spec.attn_norm, {weights.attn_norm, weights.attn_norm_bias}, weights.attn_post_norm,
       [&](const Tensor& input, bool accumulate, const Tensor& out) { attention(index, input, accumulate, out, step); });
-  half({weights.ffn_norm, weights.ffn_norm_bias}, weights.ffn_post_norm,
+  half(true, {weights.ffn_norm, weights.ffn_norm_bias}, weights.ffn_post_norm,
        [&](const Tensor& input, bool accumulate, const Tensor& out) {
          feed_forward(index, input, accumulate, out, ops);
        });

@@ -24,13 +24,19 @@ void drop_head(ArchSpec& arch) {
   }
   std::erase_if(arch.weights.rules, is_head);
   arch.pooler.head.clear();
+  arch.pooler.label_token_ids.clear();
 }
 
 bool is_decoder(const ArchSpec& arch) { return arch.layers.front().attn.causal; }
 
 void embed_by(const SentenceTransformersConfig& files, ArchSpec& arch) {
-  if (!arch.pooler.head.empty()) drop_head(arch);
-  if (is_token_wise(arch.pooler.type)) arch.pooler.type = PoolingType::last;
+  const bool is_late = arch.pooler.is_late_interaction || files.is_late_interaction;
+  if (!arch.pooler.is_late_interaction && !arch.pooler.head.empty()) drop_head(arch);
+  if (is_late) {
+    arch.pooler.type = PoolingType::all;
+  } else if (is_token_wise(arch.pooler.type)) {
+    arch.pooler.type = PoolingType::last;
+  }
   arch.pooler.activation = PoolingActivation::normalize;
   if (files.pooling.has_value()) {
     arch.pooler.type = *files.pooling;
@@ -55,13 +61,11 @@ void apply_task(const Json& config, const SentenceTransformersConfig& files, con
     embed_by(files, arch);
   } else if (task == "classify" || task == "score") {
     // Any decoder may have been saved with a classifier.
-    if (arch.pooler.head.empty() && !is_decoder(arch)) refuse();
-    if (arch.pooler.head.empty()) {
-      add_head_layer({.inputs = arch.hidden, .outputs = num_labels(config), .bias = false}, "score", arch);
-      arch.pooler.type = PoolingType::last;
-    }
+    if (arch.pooler.is_late_interaction || (arch.pooler.head.empty() && !is_decoder(arch))) refuse();
+    if (arch.pooler.head.empty()) add_score_head(config, arch);
     arch.pooler.activation = task == "score" ? score_activation(config) : classifier_activation(config);
   } else if (task == "reward") {
+    if (arch.pooler.is_late_interaction) refuse();
     if (!arch.pooler.head.empty()) return;  // as its architecture has it
     if (!is_decoder(arch)) refuse();
     arch.pooler.type = PoolingType::all;
@@ -116,7 +120,7 @@ void resolve_pooler(const Json& config, const SentenceTransformersConfig& files,
     if (*options.softmax && !has_probabilities) pooler.activation = PoolingActivation::softmax;
     if (!*options.softmax && has_probabilities) pooler.activation = PoolingActivation::none;
   }
-  pooler.step_tag_id = options.step_tag_id;
+  if (options.step_tag_id.has_value()) pooler.step_tag_id = options.step_tag_id;
   pooler.returned_token_ids = options.returned_token_ids;
   const int64_t columns = pooled_columns(arch, true);
   for (const int32_t column : pooler.returned_token_ids) {
@@ -145,6 +149,7 @@ Tensor Pooler::pool(const Tensor& hidden, const DeviceBatch& batch, PoolingType 
     const Weights::HeadWeights& weights = weights_.pooling_head[i];
     const Tensor next = ops.scratch(DType::f32, pooled.size(0), layer.outputs);
     ops.gemm(pooled, weights.weight, {.bias = weights.bias, .activation = layer.activation}, next);
+    if (layer.norm.has_value()) ops.norm(next, &*layer.norm, {weights.norm, weights.norm_bias}, nullptr, false, next);
     pooled = next;
   }
   return pooled;

@@ -16,8 +16,12 @@ namespace quire {
 void make_pooling(const Json& config, ArchSpec& arch);
 
 // Adds a layer behind those that the pooler has. `name` is that of the module: "<name>.weight" and, with a bias,
-// "<name>.bias".
-void add_head_layer(const HeadLayer& layer, const std::string& name, ArchSpec& arch);
+// "<name>.bias"; `norm_name` that of its norm.
+void add_head_layer(const HeadLayer& layer, const std::string& name, ArchSpec& arch, const std::string& norm_name = "");
+
+// Behind the last token: a classifier "score", or rows of the head for text (classifier_from_token, whose ids are under
+// classifier_token_ids), which with_token_labels() finds.
+void add_score_head(const Json& config, ArchSpec& arch);
 
 // num_labels, or as many as id2label names; 2 when config.json says nothing, as in transformers.
 int64_t num_labels(const Json& config);

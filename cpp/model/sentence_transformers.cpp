@@ -74,6 +74,7 @@ void read_module(const fs::path& model_dir, const Json& module, SentenceTransfor
   const auto type = json_get<std::string>(module, "type", "");
   const auto folder = json_get<std::string>(module, "path", "");
   const std::string name = type.substr(type.rfind('.') + 1);
+  if (type.starts_with("pylate.")) result.is_late_interaction = true;
   const std::string where = (model_dir / folder / "config.json").string();
   if (name == "Transformer") {
     if (folder.empty() || fs::equivalent(model_dir / folder, model_dir)) return;
@@ -86,6 +87,9 @@ void read_module(const fs::path& model_dir, const Json& module, SentenceTransfor
     result.normalizes = true;
   } else if (name == "Dense") {
     const Json config = read_module_config(model_dir, folder, "Dense");
+    if (json_get<bool>(config, "use_residual", false)) {
+      throw NotSupported(str_cat(where, " has use_residual, which is not supported"));
+    }
     result.dense.push_back({folder,
                             {.inputs = json_require<int64_t>(config, "in_features"),
                              .outputs = json_require<int64_t>(config, "out_features"),

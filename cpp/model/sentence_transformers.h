@@ -21,6 +21,7 @@ struct SentenceTransformersConfig {
 
   std::optional<PoolingType> pooling;  // none: there is no modules.json, or no Pooling in it
   bool normalizes = false;
+  bool is_late_interaction = false;  // modules of PyLate: every token has a vector
   std::vector<Dense> dense;
   int64_t max_seq_length = 0;  // 0: not said
 };

@@ -64,10 +64,36 @@ bool matches(const std::string& name, const std::string& pattern) {
   return std::from_chars(name.data() + at, end, number).ptr == end;
 }
 
+// The first conversions from TensorFlow kept its names for what LayerNorm has (bert-base-uncased).
+std::string current_name(const std::string& name) {
+  for (const auto& [old, now] :
+       {std::pair("LayerNorm.gamma", "LayerNorm.weight"), {"LayerNorm.beta", "LayerNorm.bias"}}) {
+    if (name.ends_with(old)) return name.substr(0, name.size() - std::strlen(old)) + now;
+  }
+  return name;
+}
+
+// The names under which rules may know a tensor.
+std::vector<std::string> rule_names(const std::string& stored_name, const WeightRules& rules) {
+  const std::string name = current_name(stored_name);
+  std::vector<std::string> names = {name};
+  if (!rules.optional_prefix.empty()) names.push_back(rules.optional_prefix + name);
+  for (const std::string& prefix : rules.dropped_prefixes) {
+    if (name.starts_with(prefix)) names.push_back(name.substr(prefix.size()));
+  }
+  return names;
+}
+
 bool is_ignored(const std::string& name, const WeightRules& rules) {
+  const std::vector<std::string> names = rule_names(name, rules);
   return std::ranges::any_of(rules.ignored, [&](const std::string& pattern) {
-    return matches(name, pattern) || matches(rules.optional_prefix + name, pattern);
+    return std::ranges::any_of(names, [&](const std::string& one) { return matches(one, pattern); });
   });
+}
+
+// A layer may lack what the others have.
+bool layer_has(const LayerSpec& layer, Slot slot) {
+  return layer.attn_norm || (slot != Slot::attn_norm && slot != Slot::attn_norm_bias);
 }
 
 bool is_float(DType dtype) {
@@ -105,19 +131,42 @@ struct Misfits {
   }
 };
 
-// The first conversions from TensorFlow kept its names for what LayerNorm has (bert-base-uncased).
-std::string current_name(const std::string& name) {
-  for (const auto& [old, now] :
-       {std::pair("LayerNorm.gamma", "LayerNorm.weight"), {"LayerNorm.beta", "LayerNorm.bias"}}) {
-    if (name.ends_with(old)) return name.substr(0, name.size() - std::strlen(old)) + now;
+BoundRule* find_rule(BoundRules& bound, const std::string& name, const WeightRules& rules) {
+  for (const std::string& one : rule_names(name, rules)) {
+    if (const auto found = bound.find(one); found != bound.end()) return &found->second;
   }
-  return name;
+  return nullptr;
 }
 
-BoundRule* find_rule(BoundRules& bound, const std::string& name, const std::string& optional_prefix) {
-  auto found = bound.find(name);
-  if (found == bound.end() && !optional_prefix.empty()) found = bound.find(optional_prefix + name);
-  return found == bound.end() ? nullptr : &found->second;
+void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, BoundRules& bound) {
+  for (const WeightRule& rule : rules) {
+    const bool per_layer = rule.name.find("{i}") != std::string::npos;
+    const int32_t num_copies = per_layer ? static_cast<int32_t>(arch.layers.size()) : 1;
+    for (int32_t i = 0; i < num_copies; ++i) {
+      BoundRule entry{.rule = &rule, .layer = per_layer ? i : -1};
+      if (!layer_has(layer_spec(arch, entry.layer), rule.slot)) continue;
+      for (const std::string& symbol : rule.shape) entry.shape.push_back(dimension(symbol, arch, entry.layer));
+      const bool inserted = bound.emplace(expand(rule.name, i), std::move(entry)).second;
+      QUIRE_CHECK(inserted, "two weight rules for ", expand(rule.name, i));
+    }
+  }
+}
+
+// The set of rules with the most names of the checkpoint; the first of equals.
+size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint) {
+  size_t best = 0;
+  ptrdiff_t most = -1;
+  for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
+    BoundRules bound;
+    bind(arch.weights.spellings[i], arch, bound);
+    const ptrdiff_t count = std::ranges::count_if(checkpoint.tensors(), [&](const CheckpointTensor& tensor) {
+      return find_rule(bound, tensor.name, arch.weights) != nullptr;
+    });
+    if (count <= most) continue;
+    most = count;
+    best = i;
+  }
+  return best;
 }
 
 BoundRule* find_slot(BoundRules& bound, Slot slot) {
@@ -156,6 +205,7 @@ std::vector<Piece> feed_forward_pieces(Slot slot, const DenseFfn& ffn, Slot targ
   };
   if (slot == Slot::gate || slot == Slot::gate_bias) return {half(false, 0)};
   if (slot == Slot::up || slot == Slot::up_bias) return {half(true, 0)};
+  if (slot == Slot::up_gate) return {half(true, 0), half(false, ffn.width)};
   return {half(false, 0), half(true, ffn.width)};
 }
 
@@ -178,6 +228,7 @@ std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int
     case Slot::gate:
     case Slot::up:
     case Slot::gate_up:
+    case Slot::up_gate:
       return feed_forward_pieces(slot, ffn, Slot::gate_up);
     case Slot::gate_bias:
     case Slot::up_bias:
@@ -188,30 +239,21 @@ std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int
   }
 }
 
-BoundRules bind_rules(const ArchSpec& arch) {
+BoundRules bind_rules(const ArchSpec& arch, size_t spelling) {
   BoundRules bound;
-  for (const WeightRule& rule : arch.weights.rules) {
-    const bool per_layer = rule.name.find("{i}") != std::string::npos;
-    const int32_t num_copies = per_layer ? static_cast<int32_t>(arch.layers.size()) : 1;
-    for (int32_t i = 0; i < num_copies; ++i) {
-      BoundRule entry{.rule = &rule, .layer = per_layer ? i : -1};
-      for (const std::string& symbol : rule.shape) entry.shape.push_back(dimension(symbol, arch, entry.layer));
-      const bool inserted = bound.emplace(expand(rule.name, i), std::move(entry)).second;
-      QUIRE_CHECK(inserted, "two weight rules for ", expand(rule.name, i));
-    }
-  }
+  bind(arch.weights.rules, arch, bound);
+  if (!arch.weights.spellings.empty()) bind(arch.weights.spellings.at(spelling), arch, bound);
   return bound;
 }
 
 std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& checkpoint) {
-  BoundRules bound = bind_rules(arch);
+  BoundRules bound = bind_rules(arch, best_spelling(arch, checkpoint));
   Misfits misfits;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    const std::string name = current_name(tensor.name);
-    BoundRule* entry = find_rule(bound, name, arch.weights.optional_prefix);
+    BoundRule* entry = find_rule(bound, tensor.name, arch.weights);
     if (entry != nullptr && entry->tensor == nullptr) {
       entry->tensor = &tensor;
-    } else if (entry != nullptr || !is_ignored(name, arch.weights)) {
+    } else if (entry != nullptr || !is_ignored(tensor.name, arch.weights)) {
       misfits.unexpected.push_back(tensor.name);
     }
   }

@@ -33,7 +33,8 @@ struct Piece {
 
 // By name: what a checkpoint of `arch` must or may hold, without tensors.
 using BoundRules = std::map<std::string, BoundRule>;
-BoundRules bind_rules(const ArchSpec& arch);
+// `spelling`: which of those that the architecture has.
+BoundRules bind_rules(const ArchSpec& arch, size_t spelling = 0);
 
 // The rules that a tensor was found for, in the order of the checkpoint's tensors, which is that of their pages.
 // Throws InvalidArgument that lists ALL missing, unexpected and misshaped tensors (both shapes) at once.

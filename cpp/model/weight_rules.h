@@ -42,6 +42,7 @@ enum class Slot : uint8_t {
   gate,
   up,
   gate_up,
+  up_gate,  // the same, stored the other way round
   gate_bias,
   up_bias,
   gate_up_bias,
@@ -59,11 +60,25 @@ enum class Slot : uint8_t {
   head_bias_1,
   head_bias_2,
   head_bias_3,
+  head_norm_0,
+  head_norm_1,
+  head_norm_2,
+  head_norm_3,
+  head_norm_bias_0,
+  head_norm_bias_1,
+  head_norm_bias_2,
+  head_norm_bias_3,
 };
 
 constexpr Slot head_slot(size_t layer) { return static_cast<Slot>(static_cast<size_t>(Slot::head_0) + layer); }
 constexpr Slot head_bias_slot(size_t layer) {
   return static_cast<Slot>(static_cast<size_t>(Slot::head_bias_0) + layer);
+}
+constexpr Slot head_norm_slot(size_t layer) {
+  return static_cast<Slot>(static_cast<size_t>(Slot::head_norm_0) + layer);
+}
+constexpr Slot head_norm_bias_slot(size_t layer) {
+  return static_cast<Slot>(static_cast<size_t>(Slot::head_norm_bias_0) + layer);
 }
 
 struct WeightRule {
@@ -80,10 +95,16 @@ struct WeightRules {
   std::vector<std::string>
       ignored;  // names or "{i}" patterns that may be there and are not needed (rotary inv_freq, causal masks)
   std::string optional_prefix;  // "model." / "transformer.": checkpoints saved from the bare model lack it
+  std::vector<std::string> dropped_prefixes;  // the other way round: rules lack them, checkpoints may have them
+  // Other rules that belong to these, one set for each way in which a family's weights are named and fused: those of
+  // the set that most names of a checkpoint fit. Empty: `rules` are all.
+  std::vector<std::vector<WeightRule>> spellings;
 
   WeightRules& operator+=(const WeightRules& other) {
     rules.insert(rules.end(), other.rules.begin(), other.rules.end());
     ignored.insert(ignored.end(), other.ignored.begin(), other.ignored.end());
+    dropped_prefixes.insert(dropped_prefixes.end(), other.dropped_prefixes.begin(), other.dropped_prefixes.end());
+    spellings.insert(spellings.end(), other.spellings.begin(), other.spellings.end());
     if (optional_prefix.empty()) optional_prefix = other.optional_prefix;
     return *this;
   }

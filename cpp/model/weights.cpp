@@ -41,7 +41,9 @@ class SlotList {
 
 void list_attention(const LayerSpec& spec, int64_t hidden, LayerWeights& weights, SlotList& list) {
   const AttnSpec& attn = spec.attn;
-  list.norm(spec.norm, Slot::attn_norm, weights.attn_norm, Slot::attn_norm_bias, weights.attn_norm_bias, hidden);
+  if (spec.attn_norm) {
+    list.norm(spec.norm, Slot::attn_norm, weights.attn_norm, Slot::attn_norm_bias, weights.attn_norm_bias, hidden);
+  }
   list.matrix(Slot::qkv, weights.qkv, attn.qkv_dim(), hidden);
   if (attn.qkv_bias) list.vector(Slot::qkv_bias, weights.qkv_bias, attn.qkv_dim());
   if (attn.qk_norm.has_value()) {
@@ -63,7 +65,7 @@ void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weig
   list.matrix(Slot::gate_up, weights.up, inner, hidden, ffn.gated);
   if (ffn.bias) list.vector(Slot::gate_up_bias, weights.up_bias, inner);
   list.matrix(Slot::down, weights.down, hidden, ffn.width);
-  if (ffn.bias) list.vector(Slot::down_bias, weights.down_bias, hidden);
+  if (ffn.has_down_bias()) list.vector(Slot::down_bias, weights.down_bias, hidden);
   if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
 }
 
@@ -74,7 +76,10 @@ void list_pooling_head(const PoolerSpec& pooler, Weights& weights, SlotList& lis
   for (size_t i = 0; i < pooler.head.size(); ++i) {
     const HeadLayer& layer = pooler.head[i];
     list.float32_matrix(head_slot(i), weights.pooling_head[i].weight, layer.outputs, layer.inputs);
-    if (layer.bias) list.vector(head_bias_slot(i), weights.pooling_head[i].bias, layer.outputs);
+    Weights::HeadWeights& head = weights.pooling_head[i];
+    if (layer.bias) list.vector(head_bias_slot(i), head.bias, layer.outputs);
+    if (!layer.norm.has_value()) continue;
+    list.norm(*layer.norm, head_norm_slot(i), head.norm, head_norm_bias_slot(i), head.norm_bias, layer.outputs);
   }
 }
 

@@ -46,6 +46,7 @@ struct Weights {
   struct HeadWeights {
     PackedWeight weight;  // [outputs, inputs], float32
     float* bias = nullptr;
+    float *norm = nullptr, *norm_bias = nullptr;
   };
   std::array<HeadWeights, kMaxHeadLayers> pooling_head;
   std::vector<LayerWeights> layers;

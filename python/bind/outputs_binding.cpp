@@ -146,6 +146,7 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["pooling_type"] = info.pooling_type;
   values["pooling_activation"] = info.pooling_activation;
   values["num_outputs"] = info.num_outputs;
+  values["num_token_types"] = info.num_token_types;
   values["load_seconds"] = info.load_seconds;
   return values;
 }

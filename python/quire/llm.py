@@ -16,7 +16,18 @@ from typing import Any, ClassVar
 
 from quire import beam_search as beams
 from quire import chat as chats
-from quire import engine_args, gpu_libraries, inputs, model_source, pooler_config, runner, speculative, streaming, tasks
+from quire import (
+    engine_args,
+    gpu_libraries,
+    inputs,
+    model_source,
+    pooler_config,
+    reranking,
+    runner,
+    speculative,
+    streaming,
+    tasks,
+)
 from quire._logging import forward_core_log
 from quire.chat_methods import ChatMethods
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
@@ -93,6 +104,7 @@ class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
         self._tokenizer = None if skip_tokenizer_init else _load_tokenizer(values, path)
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
+        overrides |= reranking.label_ids({**config, **overrides}, self._tokenizer)
         config = {**config, **overrides}
         self._task = tasks.resolve_task(values, config, path)
         pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), self._task, config)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quire import inputs, pooling_runner, scoring, sentence_files
+from quire import inputs, pooling_runner, reranking, scoring, sentence_files
 from quire.deprecation import token_ids_keyword_is_deprecated
 from quire.errors import ValidationError
 from quire.pooling_outputs import (
@@ -175,13 +175,18 @@ class PoolingMethods:
     ) -> list[ScoringRequestOutput]:
         """How well the texts of each pair go together: `.outputs.score`. One text on the left stands against all.
 
-        A cross-encoder reads both texts at once; with an embedding model it is the cosine of their vectors.
+        A cross-encoder reads both texts at once, a decoder with a classifier one after the other, or as `chat_template`
+        puts its messages "query" and "document". With an embedding model it is the cosine of their vectors, with one
+        that embeds every token the sum of the best of each token on the left (ColBERT's MaxSim).
         """
         self._require_pooling("score")
-        if self._task not in ("embed", "score"):
-            raise ValidationError("Score API is only enabled for `--task embed or --task score`")
-        if chat_template is not None:
-            raise NotImplementedError("score(chat_template=...) is not supported by this version of quire.")
+        ranks = self._task == "score" or (self._task == "classify" and self._num_outputs == 1)
+        if self._task != "embed" and not ranks:
+            raise ValidationError(
+                "Score API is only enabled for `--task embed or --task score` (or `--task classify` with one label)"
+            )
+        if chat_template is not None and (self._task == "embed" or self._reads_pairs):
+            raise ValidationError("score(chat_template=...) is for decoders with a classifier; this model is none.")
         first, second = (scoring.as_texts(given, self._tokenizer) for given in (text_1, text_2))
         scoring.check_lengths(len(first), len(second))
         refuse_call_features(None, lora_request, None, prompt_adapter_request)
@@ -191,18 +196,25 @@ class PoolingMethods:
                 prompts, pooling_params, use_tqdm, task, truncate_prompt_tokens, tokenization_kwargs, on_error
             )
 
-        if self._task == "score":
+        if ranks:
             pairs = scoring.pairs_of(first, second)
-            return [ScoringRequestOutput.from_base(output) for output in pool(pairs, "score")]
-        outputs = pool(self._with_prompt([*first, *second], None), "embed")
+            prompts = reranking.as_prompts(pairs, not self._reads_pairs, chat_template, self._tokenizer)
+            return [ScoringRequestOutput.from_base(output) for output in pool(prompts, self._task)]
+        by_token = self._embeds_tokens
+        outputs = pool(self._with_prompt([*first, *second], None), "token_embed" if by_token else "embed")
         pad = self._tokenizer.special_tokens.get("pad_token") if self._tokenizer is not None else None
         pad_id = self._tokenizer.token_id(pad) if self._tokenizer is not None else None
-        return scoring.cosines(outputs[: len(first)], outputs[len(first) :], pad_id)
+        likeness = scoring.max_sim if by_token else scoring.cosine
+        return scoring.compared(outputs[: len(first)], outputs[len(first) :], pad_id, likeness)
 
     # Parts of a call.
 
     def _start_pooling(self, model: str, info: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
         self._pooling_limits = PoolingLimits(model, self._task, info["vocab_size"], info["max_model_len"], config)
+        self._num_outputs: int = info["num_outputs"]
+        self._embeds_tokens = self._task == "embed" and info["pooling_type"] == "ALL"
+        self._reads_pairs = reranking.reads_pairs(config)
+        self._has_token_types = info["num_token_types"] > 1
         self._do_lower_case = bool(sentence_files.read_sentence_config(path).get("do_lower_case"))
         self._prompts = sentence_files.read_sentence_prompts(path)
         self._make_text_encoder()
@@ -220,7 +232,9 @@ class PoolingMethods:
 
     def _make_text_encoder(self) -> None:
         tokenizer = self._tokenizer
-        self._text_encoder = None if tokenizer is None else TextEncoder(tokenizer, self._do_lower_case)
+        self._text_encoder = (
+            None if tokenizer is None else TextEncoder(tokenizer, self._do_lower_case, self._has_token_types)
+        )
 
     def _require_pooling(self, method: str) -> None:
         if self._task == "generate":

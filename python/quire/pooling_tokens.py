@@ -29,9 +29,10 @@ class Encoded:
 class TextEncoder:
     """Encodes for one model. The tokenizer of the LLM is left as it is: truncation is a setting of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, do_lower_case: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, do_lower_case: bool, has_token_types: bool = True) -> None:
         self._tokenizer = tokenizer
         self._do_lower_case = do_lower_case
+        self._has_token_types = has_token_types  # false: a tokenizer that tells the texts of a pair apart tells nobody
         self._json = tokenizer.fast_json()
         self._fast: dict[int, tokenizers.Tokenizer] = {}
         self._lock = threading.Lock()
@@ -45,11 +46,12 @@ class TextEncoder:
         fast = self._truncating(max_length)
         encode = getattr(fast, "encode_batch_fast", fast.encode_batch)  # leaves out offsets
         return [
-            Encoded(
-                one.ids, one.type_ids if isinstance(text, tuple) and any(one.type_ids) else None, bool(one.overflowing)
-            )
+            Encoded(one.ids, self._types(text, one.type_ids), bool(one.overflowing))
             for text, one in zip(texts, encode(list(texts), add_special_tokens=add_special_tokens), strict=True)
         ]
+
+    def _types(self, text: Text, types: list[int]) -> list[int] | None:
+        return types if self._has_token_types and isinstance(text, tuple) and any(types) else None
 
     def _check_length(self, texts: Sequence[Text], max_length: int, add_special_tokens: bool) -> None:
         if not add_special_tokens or not texts:
@@ -89,4 +91,4 @@ class TextEncoder:
         cut = hf(first, second, truncation=True, max_length=max_length, **options)
         types = [int(one) for one in cut.get("token_type_ids") or ()]
         ids = [int(one) for one in cut["input_ids"]]
-        return Encoded(ids, types if any(types) else None, len(whole["input_ids"]) > len(ids))
+        return Encoded(ids, self._types(text, types), len(whole["input_ids"]) > len(ids))

@@ -1,11 +1,11 @@
-"""score: pairs of texts, by a cross-encoder or by the angle between two embeddings.
+"""score: pairs of texts, by a cross-encoder, by the angle between two embeddings or token by token.
 
-Decides which pairs there are, and the cosine. Knows no engine: embedding and classifying are handed in.
+Decides which pairs there are, and how embeddings are compared. Knows no engine: embedding and classifying come in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quire.errors import ValidationError
@@ -67,12 +67,26 @@ def pairs_of(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
     ]
 
 
-def cosines(
+def cosine(u: Any, v: Any) -> float:
+    import numpy as np
+
+    # torch.nn.CosineSimilarity's bound, against division by zero.
+    norm = max(float(np.sqrt((u @ u) * (v @ v))), 1e-8)
+    return float((u @ v) / norm)
+
+
+def max_sim(u: Any, v: Any) -> float:
+    """ColBERT's: of each token on the left the likeness to its nearest on the right, summed."""
+    return float((u @ v.T).max(axis=1).sum())
+
+
+def compared(
     first: Sequence[PoolingRequestOutput[PoolingOutput]],
     second: Sequence[PoolingRequestOutput[PoolingOutput]],
     pad_token_id: int | None,
+    likeness: Callable[[Any, Any], float],
 ) -> list[ScoringRequestOutput]:
-    """The cosine of each pair of embeddings; one on the left stands against all on the right."""
+    """The likeness of each pair of embeddings; one on the left stands against all on the right."""
     import numpy as np
 
     if len(first) == 1:
@@ -84,9 +98,7 @@ def cosines(
         outputs = None
         if error is None:
             u, v = (one.outputs.array().astype(np.float64) for one in (a, b))
-            # torch.nn.CosineSimilarity's bound, against division by zero.
-            norm = max(float(np.sqrt((u @ u) * (v @ v))), 1e-8)
-            outputs = ScoringOutput(float(np.float32((u @ v) / norm)))
+            outputs = ScoringOutput(float(np.float32(likeness(u, v))))
         ids = [*a.prompt_token_ids, *padding, *b.prompt_token_ids]
         scores.append(ScoringRequestOutput(f"{a.request_id}_{b.request_id}", outputs, ids, True, error=error))  # type: ignore[arg-type]
     return scores

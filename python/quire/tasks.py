@@ -26,7 +26,20 @@ _SUFFIXES = (
     ("RewardModel", "reward"),
 )
 # Encoders whose classifier reads a pair of texts.
-_CROSS_ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert", "DistilBert", "MPNet", "New", "GteNew", "NomicBert")
+_CROSS_ENCODERS = (
+    "Bert",
+    "Camembert",
+    "DistilBert",
+    "Gte",
+    "GteNew",
+    "JinaEmbeddingsV3",
+    "ModernBert",
+    "MPNet",
+    "New",
+    "NomicBert",
+    "Roberta",
+    "XLMRoberta",
+)
 
 
 def resolve_task(values: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> str:

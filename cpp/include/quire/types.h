@@ -247,6 +247,7 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids = {};
   std::string pooling_type, pooling_activation;  // of a pooling model, with num_outputs columns of an answer
   int64_t num_outputs = 0;
+  int64_t num_token_types = 0;  // that a token of a pooling model may have; 0: it has none
   double load_seconds = 0.0;
 };
 

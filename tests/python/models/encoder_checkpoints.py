@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny_checkpoints import LLAMA
+from tiny_checkpoints import GPT2, LLAMA
 
 LENGTHS = (1, 2, 17, 40, 33)
 
@@ -55,6 +55,38 @@ BERT = {
     "layer_norm_eps": 3e-5,
     "pad_token_id": 0,
 }
+ROBERTA = {**BERT, "pad_token_id": 1}
+DISTILBERT = {
+    "vocab_size": 131,
+    "dim": 60,
+    "hidden_dim": 83,
+    "n_layers": 2,
+    "n_heads": 5,
+    "max_position_embeddings": 48,
+    "pad_token_id": 0,
+}
+MODERNBERT = {
+    "vocab_size": 131,
+    "hidden_size": 60,
+    "intermediate_size": 83,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "max_position_embeddings": 64,
+    "local_attention": 14,
+    "norm_eps": 3e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+MODERNBERT_BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
+GTE = {**BERT, "type_vocab_size": 2}
+THETAS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}
 LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 DECODER = {**LLAMA, "pad_token_id": 0}
 QWEN3 = {**DECODER, "head_dim": 16}
@@ -80,6 +112,32 @@ ENCODERS = [
         },
         True,
     ),
+    *cases("roberta", "RobertaModel", ROBERTA, {"plain": {}, "pad-5": {"pad_token_id": 5}}, True),
+    *cases("xlm-roberta", "XLMRobertaModel", ROBERTA, {"one-type": {"type_vocab_size": 1}}, False),
+    *cases("camembert", "CamembertModel", ROBERTA, {"plain": {"type_vocab_size": 1}}, False),
+    *cases(
+        "distilbert",
+        "DistilBertModel",
+        DISTILBERT,
+        {"plain": {}, "relu": {"activation": "relu"}, "sinusoidal": {"sinusoidal_pos_embds": True}},
+        False,
+    ),
+    *cases(
+        "modernbert",
+        "ModernBertModel",
+        MODERNBERT,
+        {
+            "plain": {},
+            "biases": MODERNBERT_BIASES,
+            "layer-types": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+            "thetas": {"rope_parameters": THETAS, "hidden_activation": "silu"},
+        },
+        False,
+    ),
+    *cases("nomic-bert", "NomicBertModel", BERT, {"plain": {"hidden_act": "silu"}, "theta": THETA}, True),
+    *cases("gte", "GteModel", GTE, {"plain": {}, "theta": THETA}, True),
+    *cases("gte", "GteModel", BERT, {"no-types": {"type_vocab_size": 0}}, False),
+    *cases("jina-v3", "JinaEmbeddingsV3Model", ROBERTA, {"plain": {"type_vocab_size": 1}, "theta": THETA}, False),
 ]
 DECODERS = [
     PoolingCase("llama-model", "LlamaModel", DECODER),
@@ -87,6 +145,9 @@ DECODERS = [
     PoolingCase("qwen2-model", "Qwen2Model", DECODER),
     PoolingCase("qwen3-model", "Qwen3Model", QWEN3),
     PoolingCase("qwen3-for-causal-lm", "Qwen3ForCausalLM", QWEN3),
+    PoolingCase("gemma2-model", "Gemma2Model", {**DECODER, "head_dim": 14, "sliding_window": 6}),
+    PoolingCase("phi3-model", "Phi3Model", {**DECODER, "original_max_position_embeddings": 96}),
+    PoolingCase("gpt2-model", "GPT2Model", GPT2),
 ]
 CLASSIFIERS = [
     *cases(
@@ -96,6 +157,24 @@ CLASSIFIERS = [
         {"three": LABELS, "one": {"num_labels": 1}},
         True,
     ),
+    *cases("roberta-classifier", "RobertaForSequenceClassification", ROBERTA, {"three": LABELS}, True),
+    *cases("xlm-roberta-classifier", "XLMRobertaForSequenceClassification", ROBERTA, {"one": {"num_labels": 1}}, True),
+    *cases("camembert-classifier", "CamembertForSequenceClassification", ROBERTA, {"three": LABELS}, True),
+    *cases("distilbert-classifier", "DistilBertForSequenceClassification", DISTILBERT, {"three": LABELS}, False),
+    *cases(
+        "modernbert-classifier",
+        "ModernBertForSequenceClassification",
+        {**MODERNBERT, **LABELS},
+        {
+            "cls": {},
+            "mean": {"classifier_pooling": "mean"},
+            "biases": {**MODERNBERT_BIASES, "classifier_bias": True, "classifier_activation": "silu"},
+        },
+        False,
+    ),
+    *cases("nomic-bert-classifier", "NomicBertForSequenceClassification", BERT, {"three": LABELS}, True),
+    *cases("gte-classifier", "GteForSequenceClassification", GTE, {"three": LABELS, "one": {"num_labels": 1}}, True),
+    *cases("jina-v3-classifier", "JinaEmbeddingsV3ForSequenceClassification", ROBERTA, {"three": LABELS}, False),
     PoolingCase("qwen2-classifier", "Qwen2ForSequenceClassification", {**DECODER, **LABELS}),
     PoolingCase("qwen3-classifier", "Qwen3ForSequenceClassification", {**QWEN3, **LABELS}),
     PoolingCase("llama-classifier", "LlamaForSequenceClassification", {**DECODER, **LABELS}),

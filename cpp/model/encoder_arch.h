@@ -1,0 +1,50 @@
+// What the encoders of arch/ share: blocks that read in both directions, and the names that several of them have.
+//
+// Decides: defaults of missing keys (those of BERT's configuration class), how classifiers of encoders are made. Does
+// not know: any family. Load time.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/json.h"
+#include "model/arch.h"
+
+namespace quire {
+
+// `config` with keys under their other names: {{"n_embd", "hidden_size"}}. A key that is not there stays away.
+Json with_renamed_keys(const Json& config, std::initializer_list<std::pair<const char*, const char*>> names);
+
+// `config` with values for keys that it lacks.
+Json with_defaults(const Json& config, std::initializer_list<std::pair<const char*, Json>> values);
+
+// Blocks with a LayerNorm after each half, biases everywhere, an ungated feed-forward; a norm of the embeddings, token
+// types; no positions and no weight rules. Throws InvalidArgument when the heads do not divide the hidden size.
+ArchSpec post_norm_encoder(const Json& config);
+
+// A module's weight and bias. Without a bias `bias` is `weight` again.
+std::vector<WeightRule> linear_rules(const std::string& module, Slot weight, const std::vector<std::string>& shape,
+                                     Slot bias);
+std::vector<WeightRule> norm_rules(const std::string& module, Slot weight, Slot bias);
+void append(std::vector<WeightRule> more, std::vector<WeightRule>& rules);
+
+// "embeddings.word_embeddings" and the tables and the norm beside it that the spec has; `norm` is the norm's module.
+std::vector<WeightRule> bert_embedding_rules(const ArchSpec& arch, const std::string& norm);
+// BERT's blocks, "encoder.layer.{i}.attention.self.query".
+std::vector<WeightRule> bert_layer_rules();
+// Those of the encoders with rotary embedding as transformers itself has them, "layers.{i}.self_attn.q_proj", with the
+// biases that the spec has. An ungated feed-forward is fc1 and fc2.
+std::vector<WeightRule> rotary_layer_rules(const ArchSpec& arch);
+// Names of heads that a checkpoint may have and nothing here computes: the pooler of BERT, heads for masked tokens.
+void ignore_encoder_heads(WeightRules& weights);
+
+// One vector from the first token, normalized.
+void pool_first_token(ArchSpec& arch);
+// Behind the first token: tanh(dense(x)), then the labels.
+void add_tanh_classifier(const Json& config, const std::string& dense, const std::string& labels, ArchSpec& arch);
+// Labels of every token.
+void add_token_classifier(const Json& config, const std::string& labels, ArchSpec& arch);
+
+}  // namespace quire
