@@ -96,6 +96,8 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
   config.model = resolve_model_config(json, std::move(arch), model_dir, options.dtype, options.max_model_len);
   require(options.cpu_offload_gb <= 0.0 || !device.is_asynchronous(),
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
+  require(options.speculative_method.empty(),
+          str_cat("speculative_method \"", options.speculative_method, "\" is for generation, not for pooling models"));
   size_steps(device, config);
   plan_memory(config, device);
   return config;

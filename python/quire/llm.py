@@ -110,6 +110,8 @@ class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
         pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), self._task, config)
         if self._task != "generate" and values["enable_chunked_prefill"]:
             raise ValidationError("Chunked prefill is not supported for pooling models")
+        if self._task != "generate" and values["speculative_config"]:
+            raise ValidationError(f"speculative_config is for generation; this model runs the task {self._task!r}")
         options = engine_args.engine_options(values, model_source.to_json(overrides))
         options.update(
             speculative.engine_options(values["speculative_config"], values["download_dir"], values["hf_token"])

@@ -96,6 +96,12 @@ def test_task(model: str, options: dict[str, Any], task: str, pooling_folders: d
             "`normalize` must be enabled (set to True) for models that are compatible with Matryoshka Representation.",
         ),
         ("plain", {"enable_chunked_prefill": True}, ValueError, "Chunked prefill is not supported for pooling models"),
+        (
+            "plain",
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            ValueError,
+            "speculative_config is for generation; this model runs the task 'embed'",
+        ),
         ("plain", {"max_model_len": 1000}, ValueError, "max_model_len (1000) is greater than"),
         ("plain", {"hf_overrides": {"position_embedding_type": "relative_key"}}, NotImplementedError, "relative_key"),
         ("plain", {"hf_overrides": {"architectures": ["Nothing"]}}, ValueError, "['Nothing'] are not supported"),
