@@ -56,6 +56,8 @@ struct SamplingPrimitives {
   // Replaces NaN by -infinity and returns the lowest index of the largest element.
   int32_t (*clean_argmax)(float* x, int32_t n);
   int32_t (*argmax)(const float* x, int32_t n);
+  // -infinity where bit i % 32 of mask[i / 32] is 0.
+  void (*apply_mask)(float* x, int32_t n, const uint32_t* mask);
   void (*divide)(float* x, int32_t n, float divisor);
   float (*sum_exp)(const float* x, int32_t n, float max);  // sum of exp(x - max)
   int32_t (*count_at_least)(const float* x, int32_t n, float bound);

@@ -78,7 +78,7 @@ class RowSampler {
   bool edit_logits() {
     const bool has_penalty =
         row_.repetition_penalty != 1.0f || row_.frequency_penalty != 0.0f || row_.presence_penalty != 0.0f;
-    if (row_.allowed_mask != nullptr) apply_mask();
+    if (row_.allowed_mask != nullptr) primitives_.apply_mask(x_, n_, row_.allowed_mask);
     if (row_.num_allowed_ids > 0) {
       std::memcpy(slot_.values, x_, static_cast<size_t>(n_) * sizeof(float));
       std::fill(x_, x_ + n_, kMinusInfinity);
@@ -89,17 +89,6 @@ class RowSampler {
     for (int32_t i = 0; has_penalty && i < row_.num_counts; ++i) penalise(row_.counts[i]);
     return row_.allowed_mask != nullptr || row_.num_allowed_ids > 0 || row_.num_banned_ids > 0 || row_.num_biases > 0 ||
            (has_penalty && row_.num_counts > 0);
-  }
-
-  void apply_mask() {
-    for (int32_t begin = 0; begin < n_; begin += 32) {
-      const uint32_t word = row_.allowed_mask[begin / 32];
-      if (word == ~0u) continue;
-      const int32_t end = std::min(begin + 32, n_);
-      for (int32_t id = begin; id < end; ++id) {
-        if ((word >> (id - begin) & 1) == 0) x_[id] = kMinusInfinity;
-      }
-    }
   }
 
   bool is_masked(int32_t id) const {

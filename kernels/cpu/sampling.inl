@@ -61,6 +61,20 @@ static int32_t argmax_of(std::conditional_t<kClean, float, const float>* x, int3
 static int32_t clean_argmax(float* x, int32_t n) { return argmax_of<true>(x, n); }
 static int32_t argmax(const float* x, int32_t n) { return argmax_of<false>(x, n); }
 
+// Without branches, so that the compiler takes vectors for it.
+static void apply_mask(float* x, int32_t n, const uint32_t* mask) {
+  for (int32_t begin = 0; begin < n; begin += 32) {
+    const uint32_t word = mask[begin / 32];
+    if (word == ~0u) continue;
+    float* own = x + begin;
+    if (n - begin >= 32) {
+      for (uint32_t j = 0; j < 32; ++j) own[j] = (word >> j & 1) != 0 ? own[j] : -__builtin_inff();
+    } else {
+      for (int32_t j = 0; j < n - begin; ++j) own[j] = (word >> j & 1) != 0 ? own[j] : -__builtin_inff();
+    }
+  }
+}
+
 static void divide(float* x, int32_t n, float divisor) {
   for (int32_t i = 0; i < n; i += Vec::kWidth) {
     store_up_to(x + i, Vec::div(load_up_to(x + i, n - i), Vec::set1(divisor)), n - i);
@@ -209,7 +223,7 @@ static int32_t gumbel_argmax(const float* x, int32_t n, float bound, int32_t las
   return best_id;
 }
 
-static constexpr SamplingPrimitives kSamplingPrimitives = {clean_argmax,   argmax,  divide,  sum_exp,
-                                                           count_at_least, run_max, collect, gumbel_argmax};
+static constexpr SamplingPrimitives kSamplingPrimitives = {clean_argmax,   argmax,  apply_mask, divide,       sum_exp,
+                                                           count_at_least, run_max, collect,    gumbel_argmax};
 
 static void sample(const SamplingParamsBlock& block, Stream stream) { sample_rows(block, kSamplingPrimitives, stream); }
