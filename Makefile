@@ -47,7 +47,7 @@ build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	cmake -G Ninja -S . -B build/$* -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \
 	  -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
 	cmake --build build/$* -j $(JOBS) --target $(SANITIZED:%=test_%)
-	ctest --test-dir build/$* -j $(JOBS) --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))$$'
+	ctest --test-dir build/$* -j $(JOBS) --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))(_features)?$$'
 	touch $@
 
 kernels: $(VENV)/.ready-dev

@@ -165,7 +165,8 @@ TEST_F(SpeculationOnSimt, OutOfMemoryAtEachAllocationInTurn) {
   const cudart_emu::Live before = cudart_emu::live();
   set_log_sink([](LogLevel, const std::string&) {});
   int num_failed_starts = 0, num_failed_requests = 0, num_survived = 0;
-  for (int64_t n = 1, reached = 1; reached; ++n) {
+  // Behind the start every third: engine_simt_test.cpp has those of plain requests, which are most of them.
+  for (int64_t n = 1, reached = 1, started = 0; reached; n += started ? 3 : 1) {
     SCOPED_TRACE(str_cat("allocation ", n, " failed"));
     cudart_emu::fail_allocation_after(n);
     std::unique_ptr<Engine> engine;
@@ -174,6 +175,7 @@ TEST_F(SpeculationOnSimt, OutOfMemoryAtEachAllocationInTurn) {
     } catch (const OutOfMemory&) {
       ++num_failed_starts;
     }
+    started = engine != nullptr ? 1 : 0;
     if (engine != nullptr) {
       const auto got = generate(*engine, wishes);
       EXPECT_EQ(got[0], expected[0]);
@@ -192,7 +194,7 @@ TEST_F(SpeculationOnSimt, OutOfMemoryAtEachAllocationInTurn) {
   }
   set_log_sink({});
   EXPECT_GT(num_failed_starts, 8);
-  EXPECT_GT(num_failed_requests, 3);
+  EXPECT_GT(num_failed_requests, 1);
   EXPECT_GT(num_survived, 0);
 }
 
