@@ -1,0 +1,77 @@
+"""quire embed and quire score: what they read and write, and that bad input is named before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quire import LLM
+from test_cli import quire
+
+TEXTS = ["The dog found a ball.", "The sun is hot.", "Once upon a time"]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(TEXTS) + "\n")
+    return path
+
+
+def test_embed(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
+    with LLM(str(tiny_model), task="embed") as llm:
+        expected = [output.outputs.embedding for output in llm.embed(TEXTS, use_tqdm=False)]
+    rows = [json.loads(line) for line in quire("embed", tiny_model, text_file).splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["embedding"] for row in rows] == expected
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text(json.dumps(TEXTS[0]) + "\n" + "".join(json.dumps({"body": text}) + "\n" for text in TEXTS[1:]))
+    assert quire("embed", tiny_model, lines, "--field", "body", "--output", tmp_path / "out.npy") == ""
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.array(expected, np.float32))
+    (line,) = quire("embed", tiny_model, stdin=TEXTS[1]).splitlines()
+    assert json.loads(line) == rows[1]
+
+
+def test_score_ranks(tiny_model: Path, text_file: Path) -> None:
+    with LLM(str(tiny_model), task="embed") as llm:
+        scores = [output.outputs.score for output in llm.score("A dog", TEXTS, use_tqdm=False)]
+    order = sorted(range(3), key=lambda i: -scores[i])
+    shown = quire("score", tiny_model, text_file, "--query", "A dog").splitlines()
+    assert shown == [f"{scores[i]:8.4f}  {TEXTS[i]}" for i in order]
+    rows = [
+        json.loads(line)
+        for line in quire("score", tiny_model, text_file, "--query", "A dog", "--json", "--top", 2).splitlines()
+    ]
+    assert rows == [{"query": "A dog", "document": TEXTS[i], "score": scores[i]} for i in order[:2]]
+
+
+def test_score_of_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"query": text, "document": TEXTS[0]}) + "\n" for text in TEXTS))
+    quire("score", tiny_model, pairs, "--output", tmp_path / "scores.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["query"] for row in rows] == TEXTS
+    assert rows[0]["score"] == pytest.approx(1) and rows[1]["score"] < 1
+
+
+def test_bad_input_is_named_before_a_model_is_loaded(tmp_path: Path, text_file: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n\n{"text": 3}\n')
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{\n")
+    taken = tmp_path / "taken.npy"
+    taken.write_text("mine")
+    for arguments, part in (
+        (("embed", "/no/model", bad), "bad.jsonl, line 3: wanted a string"),
+        (("embed", "/no/model", broken), "broken.jsonl, line 1: not JSON"),
+        (("embed", "/no/model", tmp_path / "missing.txt"), "missing.txt"),
+        (("embed", "/no/model", text_file, "--output", taken), "taken.npy exists"),
+        (("score", "/no/model", bad), "bad.jsonl, line 1: wanted an object with strings as 'query' and 'document'"),
+    ):
+        message = quire(*arguments, fails=True)
+        assert message.startswith("quire: ") and part in message, message
+    assert taken.read_text() == "mine"
+    assert "There are no texts" in quire("embed", "/no/model", stdin="\n\n", fails=True)
+    assert "--query" in quire("score", "/no/model", text_file, "--top", 2, fails=True)
