@@ -327,9 +327,7 @@ def show(record: dict[str, Any]) -> None:
         if best is not None:
             ratios = [
                 theirs / ours
-                for ours, theirs in zip(
-                    record["runs"][name]["seconds"], record["runs"][best]["seconds"], strict=True
-                )
+                for ours, theirs in zip(record["runs"][name]["seconds"], record["runs"][best]["seconds"], strict=True)
             ]
             line += f"  {statistics.median(ratios):5.2f} of {best}"
         print(line)
