@@ -106,7 +106,8 @@ def score(
 
 def _lines(files: list[Path] | None) -> Iterator[tuple[str, bool, str]]:
     """Where a line stands, whether it is JSON, and the line; empty ones are left out."""
-    for path in files or [None]:
+    sources: list[Path | None] = [*files] if files else [None]
+    for path in sources:
         source = "standard input" if path is None else str(path)
         whole = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
         for number, line in enumerate(whole.splitlines(), 1):
@@ -139,10 +140,10 @@ def _pairs(files: list[Path] | None) -> list[tuple[str, str]]:
     found = []
     for place, _, line in _lines(files):
         value = _parsed(place, line)
-        texts = [value.get(key) for key in ("query", "document")] if isinstance(value, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
+        query, document = (value.get("query"), value.get("document")) if isinstance(value, dict) else (None, None)
+        if not isinstance(query, str) or not isinstance(document, str):
             raise ValueError(f"{place}: wanted an object with strings as 'query' and 'document', got {line[:80]}")
-        found.append((texts[0], texts[1]))
+        found.append((query, document))
     if not found:
         raise ValueError("There are no pairs in the input.")
     return found
