@@ -91,7 +91,7 @@ def score(
         documents = [document for _, document in pairs]
         first: Any = query if query is not None else [question for question, _ in pairs]
         outputs = llm.score(first, documents, use_tqdm=sys.stderr.isatty())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"query": question, "document": document, "score": result.outputs.score}
         for (question, document), result in zip(pairs, outputs, strict=True)
     ]
