@@ -51,11 +51,12 @@ from quire.requests import (
 from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
+from quire.vllm_internals import InternalMethods
 
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
 
-class LLM(ChatMethods, PoolingMethods, UnavailableMethods):
+class LLM(ChatMethods, PoolingMethods, InternalMethods, UnavailableMethods):
     """A language model and its engine. See docs/python.md for every argument."""
 
     DEPRECATE_LEGACY: ClassVar[bool] = True

@@ -228,3 +228,28 @@ MODULES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("module", MODULES)
 def test_names_are_where_vllm_has_them(module: str) -> None:
     assert all(callable(name) for name in MODULES[module]())
+
+
+# 2.10: methods with an underscore that programs call.
+
+
+def test_requests_queued_by_the_methods_with_an_underscore(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4)
+    expected = llm.generate(["Once upon", "The dog"], params, use_tqdm=False)
+    names = [llm._add_request("Once upon", params), llm._add_request([5, 6, 7], params)]
+    first, second = llm._run_engine(use_tqdm=False)
+    assert [first.request_id, second.request_id] == names
+    assert first.outputs[0].token_ids == expected[0].outputs[0].token_ids and second.prompt_token_ids == [5, 6, 7]
+    llm._validate_and_add_requests(["Once upon", "The dog"], params, guided_options=None)
+    texts = [output.outputs[0].text for output in llm._run_engine(use_tqdm=False)]
+    assert texts == [output.outputs[0].text for output in expected]
+    guided = {"guided_choice": ["a cat", "a dog"]}
+    llm._validate_and_add_requests("She saw", SamplingParams(max_tokens=20), guided_options=guided)
+    (output,) = llm._run_engine(use_tqdm=False)
+    assert output.outputs[0].text in guided["guided_choice"]
+    for call in (llm._add_request, llm._validate_and_add_requests):
+        with pytest.raises(ValueError, match="LoRA is not enabled"):
+            call("x", params, lora_request="lora")
+    with pytest.raises(ValueError, match="empty"):
+        llm._validate_and_add_requests([[5], []], params)
+    assert llm._run_engine(use_tqdm=False) == []
