@@ -244,7 +244,8 @@ def test_requests_queued_by_the_methods_with_an_underscore(llm: LLM) -> None:
     texts = [output.outputs[0].text for output in llm._run_engine(use_tqdm=False)]
     assert texts == [output.outputs[0].text for output in expected]
     guided = {"guided_choice": ["a cat", "a dog"]}
-    llm._validate_and_add_requests("She saw", SamplingParams(max_tokens=20), guided_options=guided)
+    with pytest.warns(DeprecationWarning, match="guided_decoding"):
+        llm._validate_and_add_requests("She saw", SamplingParams(max_tokens=20), guided_options=guided)
     (output,) = llm._run_engine(use_tqdm=False)
     assert output.outputs[0].text in guided["guided_choice"]
     for call in (llm._add_request, llm._validate_and_add_requests):
