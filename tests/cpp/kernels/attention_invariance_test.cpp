@@ -105,7 +105,8 @@ TEST_P(AttentionInvariance, SplitsOfLongContexts) {
   check(spec, 2200, {1100, 700});
 }
 
-INSTANTIATE_TEST_SUITE_P(, AttentionInvariance, testing::ValuesIn(runnable_tables()), table_name);
+INSTANTIATE_TEST_SUITE_P(, AttentionInvariance, testing::ValuesIn(tables_with_own(&KernelTable::paged_attention)),
+                         table_name);
 
 }  // namespace
 }  // namespace quire

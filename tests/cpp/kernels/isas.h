@@ -19,6 +19,17 @@ inline std::vector<const KernelTable*> runnable_tables() {
   return tables;
 }
 
+// Those without the tables that have a kernel in common with another one: AMX is AVX-512 but for its product.
+inline std::vector<const KernelTable*> tables_with_own(auto KernelTable::* kernel) {
+  std::vector<const KernelTable*> tables;
+  for (const KernelTable* table : runnable_tables()) {
+    bool is_known = false;
+    for (const KernelTable* other : tables) is_known = is_known || other->*kernel == table->*kernel;
+    if (!is_known) tables.push_back(table);
+  }
+  return tables;
+}
+
 inline std::string table_name(const testing::TestParamInfo<const KernelTable*>& instance) {
   return instance.param->name;
 }

@@ -33,7 +33,7 @@ TEST_P(SamplingDistribution, IsThatOfTheParameters) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(, SamplingDistribution, testing::ValuesIn(runnable_tables()), table_name);
+INSTANTIATE_TEST_SUITE_P(, SamplingDistribution, testing::ValuesIn(tables_with_own(&KernelTable::sample)), table_name);
 
 }  // namespace
 }  // namespace quire

@@ -475,7 +475,7 @@ TEST_P(Sampling, RowsDoNotDependOnTheirBatch) {
               one.token_ids[i]);
 }
 
-INSTANTIATE_TEST_SUITE_P(, Sampling, testing::ValuesIn(runnable_tables()), table_name);
+INSTANTIATE_TEST_SUITE_P(, Sampling, testing::ValuesIn(tables_with_own(&KernelTable::sample)), table_name);
 
 }  // namespace
 }  // namespace quire
