@@ -34,6 +34,17 @@ def test_embed(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     assert json.loads(line) == rows[1]
 
 
+def test_only_line_feeds_end_a_line(tiny_model: Path, tmp_path: Path) -> None:
+    """JSON leaves U+2028 and U+0085 in strings as they are, and `embed` writes them so."""
+    text = "The dog\u2028found\x85a ball."
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    quire("embed", tiny_model, lines, "--output", tmp_path / "out.jsonl")
+    quire("embed", tiny_model, tmp_path / "out.jsonl", "--output", tmp_path / "again.jsonl")
+    (row,) = (tmp_path / "again.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
+    assert json.loads(row)["text"] == text
+
+
 def test_score_ranks(tiny_model: Path, text_file: Path) -> None:
     with LLM(str(tiny_model), task="embed") as llm:
         scores = [output.outputs.score for output in llm.score("A dog", TEXTS, use_tqdm=False)]
@@ -75,3 +86,15 @@ def test_bad_input_is_named_before_a_model_is_loaded(tmp_path: Path, text_file: 
     assert taken.read_text() == "mine"
     assert "There are no texts" in quire("embed", "/no/model", stdin="\n\n", fails=True)
     assert "--query" in quire("score", "/no/model", text_file, "--top", 2, fails=True)
+
+
+def test_info_says_that_it_plans_generation(pooling_folders: dict[str, Path], tiny_model: Path) -> None:
+    for arguments, task in (
+        ((pooling_folders["embed"],), "embed"),
+        ((pooling_folders["score"],), "score"),
+        ((tiny_model, "--set", "task=classify"), "classify"),
+    ):
+        message = quire("info", *arguments, fails=True)
+        assert message.startswith("quire: ") and message.count("\n") == 1, message
+        assert f"is for the task '{task}'" in message and "LLM(...).info()" in message
+    assert "LlamaForCausalLM" in quire("info", tiny_model, "--set", "task=generate")

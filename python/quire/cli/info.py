@@ -47,12 +47,18 @@ def info(
 
 def plan_of(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The core's plan for a model with these arguments of LLM."""
-    from quire import _quire, engine_args, gpu_libraries, model_source
+    from quire import _quire, engine_args, gpu_libraries, model_source, tasks
 
     values = engine_args.resolve({"model": model, **arguments})
     path = model_source.resolve_model(model, values["revision"], values["download_dir"], values["hf_token"])
-    model_source.read_config(path)
+    config = model_source.read_config(path)
     overrides = model_source.config_overrides(path, values["hf_overrides"], values["trust_remote_code"])
+    task = tasks.resolve_task(values, {**config, **overrides}, path)
+    if task != "generate":
+        raise NotImplementedError(
+            f"quire info plans the memory of models that generate; {model} is for the task {task!r}. "
+            "LLM(...).info() says what it takes once it is loaded."
+        )
     engine_options = engine_args.engine_options(values, model_source.to_json(overrides))
     gpu_libraries.tell_folders(engine_options["device"])
     return _quire.plan_model(str(path), engine_options)

@@ -110,7 +110,7 @@ def _lines(files: list[Path] | None) -> Iterator[tuple[str, bool, str]]:
     for path in sources:
         source = "standard input" if path is None else str(path)
         whole = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole.split("\n"), 1):
             if line.strip():
                 yield f"{source}, line {number}", path is not None and path.suffix == ".jsonl", line
 
