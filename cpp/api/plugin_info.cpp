@@ -15,7 +15,7 @@ PluginInfo describe_plugin(const std::string& backend) {
     const DevicePlugin& plugin = load_plugin(backend);
     info.file = plugin_path(plugin);
     info.num_devices = plugin.num_devices();
-    info.libraries = plugin.library_lines();
+    info.libraries = plugin.describe_libraries();
   } catch (const std::exception& error) {
     info.problem = error.what();
   }

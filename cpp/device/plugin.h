@@ -35,7 +35,7 @@ struct DevicePlugin {
   // Folders with libraries that the plugin may open at run time; told once, before any device is made.
   void (*set_library_folders)(const std::vector<std::string>& folders) = nullptr;
   // One line for users a library: which one it is, or what was tried. Looks for them.
-  std::vector<std::string> (*library_lines)() = nullptr;
+  std::vector<std::string> (*describe_libraries)() = nullptr;
 };
 
 constexpr const char* kPluginEntry = "quire_device_plugin";

@@ -30,10 +30,10 @@ def tell_folders(device: str) -> None:
     from quire import _quire
 
     if _quire.find_plugin("cuda"):
-        _quire.set_library_folders(library_folders())
+        _quire.set_library_folders(folders_of_libraries())
 
 
-def library_folders() -> list[str]:
+def folders_of_libraries() -> list[str]:
     """The folders that hold cuBLASLt or NCCL, the best first."""
     folders: list[str] = []
     for name, (files, variable) in _LIBRARIES.items():

@@ -61,7 +61,7 @@ def test_wheels_are_taken_newest_first_and_pathfinder_loads_nothing(
     new = put(no_wheels / "nvidia" / "cu13" / "lib" / "libcublasLt.so.13")
     nccl = put(no_wheels / "nvidia" / "nccl" / "lib" / "libnccl.so.2")
     put(no_wheels / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9")
-    assert gpu_libraries.library_folders() == [new, old, nccl]
+    assert gpu_libraries.folders_of_libraries() == [new, old, nccl]
     assert asked == []
 
 
@@ -69,7 +69,7 @@ def test_the_working_directory_is_no_place_for_wheels(no_wheels: Path, monkeypat
     put(no_wheels.parent / "nvidia" / "nccl" / "lib" / "libnccl.so.2")
     monkeypatch.chdir(no_wheels.parent)
     pathfinder(monkeypatch, {})
-    assert gpu_libraries.library_folders() == []
+    assert gpu_libraries.folders_of_libraries() == []
 
 
 def test_pathfinder_finds_what_no_wheel_has(
@@ -77,12 +77,12 @@ def test_pathfinder_finds_what_no_wheel_has(
 ) -> None:
     nccl = put(no_wheels / "nvidia" / "nccl" / "lib" / "libnccl.so.2")
     asked = pathfinder(monkeypatch, {"cublasLt": "/conda/lib/libcublasLt.so.12"})
-    assert gpu_libraries.library_folders() == ["/conda/lib", nccl] and asked == ["cublasLt"]
+    assert gpu_libraries.folders_of_libraries() == ["/conda/lib", nccl] and asked == ["cublasLt"]
 
     (no_wheels / "nvidia" / "nccl" / "lib" / "libnccl.so.2").unlink()
     asked = pathfinder(monkeypatch, {"cublasLt": None})
     with caplog.at_level(logging.DEBUG, logger="quire"):
-        assert gpu_libraries.library_folders() == []
+        assert gpu_libraries.folders_of_libraries() == []
     assert asked == ["cublasLt", "nccl"]
     assert "cuda.pathfinder finds no nccl: RuntimeError: no nccl here" in caplog.text
 
@@ -92,7 +92,7 @@ def test_pathfinder_is_not_asked_for_a_library_that_a_variable_names(
 ) -> None:
     asked = pathfinder(monkeypatch, {"cublasLt": "/a/libcublasLt.so.13", "nccl": "/b/libnccl.so.2"})
     monkeypatch.setenv("QUIRE_CUBLASLT", "/mine")
-    assert gpu_libraries.library_folders() == ["/b"] and asked == ["nccl"]
+    assert gpu_libraries.folders_of_libraries() == ["/b"] and asked == ["nccl"]
 
 
 def test_without_pathfinder_there_is_no_error(
@@ -100,7 +100,7 @@ def test_without_pathfinder_there_is_no_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     with caplog.at_level(logging.DEBUG, logger="quire"):
-        assert gpu_libraries.library_folders() == []
+        assert gpu_libraries.folders_of_libraries() == []
     assert "cuda.pathfinder finds no cublasLt: ModuleNotFoundError" in caplog.text
 
 

@@ -33,13 +33,13 @@ void set_folders(const std::vector<std::string>& folders) {
   cuda::set_library_folders({.libraries = folders, .wheels = site_packages()});
 }
 
-std::vector<std::string> library_lines() { return {cuda::cublaslt_status(), cuda::nccl_status()}; }
+std::vector<std::string> describe_libraries() { return {cuda::cublaslt_status(), cuda::nccl_status()}; }
 
 constexpr DevicePlugin kPlugin = {.version = QUIRE_BUILD_VERSION,
                                   .num_devices = num_devices,
                                   .make_device = make_cuda_device,
                                   .set_library_folders = set_folders,
-                                  .library_lines = library_lines};
+                                  .describe_libraries = describe_libraries};
 
 }  // namespace
 }  // namespace quire

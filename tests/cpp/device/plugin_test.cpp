@@ -86,9 +86,9 @@ TEST_F(Plugins, AreToldWhereLibrariesAre) {
   set_plugin_library_folders({"/first", "/second"});
   const DevicePlugin& listener = load_plugin("listener");
   set_plugin_library_folders({});
-  EXPECT_EQ(listener.library_lines(), (std::vector<std::string>{"/first", "/second"}));
+  EXPECT_EQ(listener.describe_libraries(), (std::vector<std::string>{"/first", "/second"}));
   EXPECT_EQ(plugin_path(listener), QUIRE_TESTING_DIR "/libquire_listener.so");
-  EXPECT_EQ(load_plugin("simt").library_lines(),
+  EXPECT_EQ(load_plugin("simt").describe_libraries(),
             (std::vector<std::string>{"no cuBLASLt: the kernels are emulated, there is no GPU",
                                       "no NCCL: the kernels are emulated, there is no GPU"}));
 }

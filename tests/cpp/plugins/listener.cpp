@@ -18,13 +18,13 @@ std::unique_ptr<quire::Device> make_device(int index) {
 
 void set_library_folders(const std::vector<std::string>& told) { folders() = told; }
 
-std::vector<std::string> library_lines() { return folders(); }
+std::vector<std::string> describe_libraries() { return folders(); }
 
 constexpr quire::DevicePlugin kPlugin = {.version = QUIRE_BUILD_VERSION,
                                          .num_devices = num_devices,
                                          .make_device = make_device,
                                          .set_library_folders = set_library_folders,
-                                         .library_lines = library_lines};
+                                         .describe_libraries = describe_libraries};
 
 }  // namespace
 
