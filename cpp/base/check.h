@@ -17,6 +17,11 @@ class InvalidArgument : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// Throws InvalidArgument unless the condition holds.
+inline void require(bool condition, const std::string& message) {
+  if (!condition) throw InvalidArgument(message);
+}
+
 // A feature this build or stage does not have; the message names it and what to use instead. Python:
 // NotImplementedError.
 class NotSupported : public std::runtime_error {

@@ -7,7 +7,6 @@
 
 #include "base/check.h"
 #include "engine/placer.h"
-#include "model/rope_table.h"
 
 namespace quire {
 namespace {
@@ -23,7 +22,6 @@ size_t staging_capacity(const SchedulerOptions& step, int32_t num_drafts) {
 struct Workspace {
   int32_t* drafts = nullptr;
   std::byte* gemm = nullptr;
-  size_t gemm_bytes = 0;
 };
 
 size_t place(const ModelConfig& model, int32_t num_drafts, const SchedulerOptions& scheduler, const Weights& weights,
@@ -32,8 +30,7 @@ size_t place(const ModelConfig& model, int32_t num_drafts, const SchedulerOption
   const size_t rope_bytes = place_rope_tables(model, base, rope);
   Placer placer(base != nullptr ? base + rope_bytes : nullptr);
   places.drafts = placer.take<int32_t>(num_drafts * scheduler.max_num_seqs);
-  places.gemm_bytes = gemm_workspace_bytes(weights, kernels, batch_invariant);
-  places.gemm = placer.take<std::byte>(static_cast<int64_t>(places.gemm_bytes));
+  places.gemm = placer.take<std::byte>(static_cast<int64_t>(gemm_workspace_bytes(weights, kernels, batch_invariant)));
   return rope_bytes + placer.used();
 }
 
@@ -80,23 +77,12 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   workspace_region_ = device.allocate(RegionTag::workspace, place_all(nullptr));
   place_all(workspace_region_->data());
   drafts_ = places.drafts;
-  if (places.gemm_bytes > 0) {
-    const std::vector<std::byte> zeros(places.gemm_bytes);
-    device.copy_to_device(places.gemm, zeros.data(), zeros.size());
-    ops_.set_gemm_workspace(places.gemm, places.gemm_bytes);
-  }
-  for (const RopePlacement::Table& table : rope_.tables) {
-    const std::vector<float> values = rope_cos_sin(*table.spec, model_.max_model_len, model_.max_model_len);
-    device.copy_to_device(table.data, values.data(), values.size() * sizeof(float));
-  }
+  bind_gemm_scratch(weights_, batch_invariant, places.gemm, device_, ops_);
+  fill_rope_tables(model_, rope_, device_);
 }
 
 void DraftModel::load(const Checkpoint* checkpoint) {
-  if (checkpoint == nullptr) {
-    load_dummy_weights(model_.arch, device_, weights_);
-  } else {
-    load_weights(model_.arch, *checkpoint, device_, weights_);
-  }
+  load_weights_or_dummy(model_.arch, checkpoint, device_, weights_);
 }
 
 void DraftModel::run(Batch& batch, const SamplingBatch& sampling) {

@@ -5,15 +5,12 @@
 #include <chrono>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/hash.h"
 #include "engine/validation.h"
 
 namespace quire {
 namespace {
-
-double epoch_seconds() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 // Adds the time of its scope.
 class Stopwatch {

@@ -18,19 +18,6 @@ namespace {
 // Enough rows for the matrix products to run at full speed, few enough that decodes do not wait long behind a prompt.
 constexpr int64_t kDefaultBatchedTokens = 2048;
 
-void require(bool condition, const std::string& message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
-Json load_config(const std::filesystem::path& model_dir, const EngineOptions& options) {
-  require(std::filesystem::is_directory(model_dir), str_cat("no model directory at ", model_dir.string(),
-                                                            ": expected a folder with config.json and safetensors"));
-  Json config = read_json_file(model_dir / "config.json");
-  require(config.is_object(), str_cat((model_dir / "config.json").string(), " is not a JSON object"));
-  if (!options.config_overrides.empty()) config.update(Json::parse(options.config_overrides));
-  return config;
-}
-
 void check_options(const EngineOptions& options, const Device& device) {
   require(options.max_num_seqs >= 1, str_cat("max_num_seqs must be at least 1, got ", options.max_num_seqs));
   require(options.max_num_batched_tokens >= 0,
@@ -100,7 +87,8 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   require(options.scheduling_policy == "fcfs" || options.scheduling_policy == "priority",
           str_cat("Invalid scheduling_policy \"", options.scheduling_policy, "\". Known values: fcfs, priority"));
   config.by_priority = options.scheduling_policy == "priority";
-  config.model = resolve_model_config(load_config(model_dir, options), model_dir, options.dtype, options.max_model_len);
+  config.model = resolve_model_config(read_model_config(model_dir, options.config_overrides), model_dir, options.dtype,
+                                      options.max_model_len);
   if (!options.eos_token_ids.empty()) config.model.eos_token_ids = options.eos_token_ids;
   config.scheduler = scheduler_options(config.model, options);
   config.scheduler.device_rows = device.is_asynchronous();
@@ -120,18 +108,25 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
   return open_device(options.device, {.num_threads = options.num_threads, .isa = options.cpu_isa});
 }
 
-ModelInfo describe(const EngineConfig& config, const Device& device) {
-  const ArchSpec& arch = config.model.arch;
+ModelInfo describe_model(const ModelConfig& model, const Device& device) {
+  const ArchSpec& arch = model.arch;
   ModelInfo description;
   description.architecture = arch.name;
-  description.dtype = std::string(dtype_name(config.model.dtype));
+  description.dtype = std::string(dtype_name(model.dtype));
   description.device = device.name();
   description.kernels = device.kernels().name;
-  description.max_model_len = config.model.max_model_len;
+  description.max_model_len = model.max_model_len;
   description.vocab_size = arch.vocab_size;
   description.num_layers = static_cast<int64_t>(arch.layers.size());
   description.hidden_size = arch.hidden;
   description.num_parameters = num_parameters(arch);
+  description.num_threads = device.num_threads();
+  description.eos_token_ids = model.eos_token_ids;
+  return description;
+}
+
+ModelInfo describe(const EngineConfig& config, const Device& device) {
+  ModelInfo description = describe_model(config.model, device);
   description.weight_bytes = config.memory.weight_bytes + config.memory.draft.weight_bytes;
   description.offloaded_weight_bytes = static_cast<int64_t>(config.memory.offload.host_bytes());
   description.workspace_bytes = config.memory.workspace_bytes + config.memory.draft.workspace_bytes;
@@ -141,8 +136,6 @@ ModelInfo describe(const EngineConfig& config, const Device& device) {
   description.block_size = config.scheduler.block_size;
   description.max_num_seqs = config.scheduler.max_num_seqs;
   description.max_num_batched_tokens = config.scheduler.max_num_batched_tokens;
-  description.num_threads = device.num_threads();
-  description.eos_token_ids = config.model.eos_token_ids;
   return description;
 }
 

@@ -17,10 +17,6 @@ namespace {
 constexpr int64_t kHostBatchedTokens = 1024, kDeviceBatchedTokens = 8192;
 constexpr int32_t kScratchBlockSize = 16;
 
-void require(bool condition, const std::string& message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
 void apply_sequence_length(const SentenceTransformersConfig& files, ArchSpec& arch) {
   if (files.max_seq_length <= 0) return;
   if (arch.max_positions != 0 && arch.max_positions <= files.max_seq_length) return;
@@ -77,11 +73,7 @@ int64_t num_scratch_blocks(const SchedulerOptions& capacity) {
 
 PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                      const PoolerOptions& pooler, const Device& device) {
-  require(std::filesystem::is_directory(model_dir), str_cat("no model directory at ", model_dir.string(),
-                                                            ": expected a folder with config.json and safetensors"));
-  Json json = read_json_file(model_dir / "config.json");
-  require(json.is_object(), str_cat((model_dir / "config.json").string(), " is not a JSON object"));
-  if (!options.config_overrides.empty()) json.update(Json::parse(options.config_overrides));
+  const Json json = read_model_config(model_dir, options.config_overrides);
   const SentenceTransformersConfig files = read_sentence_transformers(model_dir);
   ArchSpec arch = arch_registry().build_pooling(json);
   apply_sequence_length(files, arch);
@@ -105,23 +97,12 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
 
 ModelInfo describe(const PoolingConfig& config, const Device& device) {
   const ArchSpec& arch = config.model.arch;
-  ModelInfo info;
-  info.architecture = arch.name;
-  info.dtype = std::string(dtype_name(config.model.dtype));
-  info.device = device.name();
-  info.kernels = device.kernels().name;
-  info.max_model_len = config.model.max_model_len;
-  info.vocab_size = arch.vocab_size;
-  info.num_layers = static_cast<int64_t>(arch.layers.size());
-  info.hidden_size = arch.hidden;
-  info.num_parameters = num_parameters(arch);
+  ModelInfo info = describe_model(config.model, device);
   info.weight_bytes = config.weight_bytes;
   info.workspace_bytes = config.workspace_bytes;
   info.block_size = config.capacity.block_size;
   info.max_num_seqs = config.max_num_seqs;
   info.max_num_batched_tokens = config.max_num_batched_tokens;
-  info.num_threads = device.num_threads();
-  info.eos_token_ids = config.model.eos_token_ids;
   info.pooling_type = pooling_type_name(arch.pooler.type);
   info.num_token_types = arch.num_token_types;
   info.pooling_activation = pooling_activation_name(arch.pooler.activation);

@@ -5,18 +5,11 @@
 #include <chrono>
 #include <utility>
 
+#include "base/clock.h"
 #include "engine/pooling_answer.h"
 
 namespace quire {
 namespace {
-
-double epoch_seconds() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw InvalidArgument(message);
-}
 
 void check_ids(const std::vector<int32_t>& ids, int64_t count, const char* what) {
   for (const int32_t id : ids) {

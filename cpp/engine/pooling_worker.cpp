@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "model/rope_table.h"
-
 namespace quire {
 
 void PoolingBatch::clear() {
@@ -61,28 +59,17 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
   place_weights(model.arch, model.dtype, kernels, weight_region_->data(), weights_);
   std::byte* base = workspace_region_->data();
   base += place_pooling_buffers(config, base, buffers_);
-  if (const size_t used = gemm_workspace_bytes(weights_, kernels, config.options.batch_invariant); used > 0) {
-    const std::vector<std::byte> zeros(used);
-    device_->copy_to_device(base, zeros.data(), used);
-    ops_.set_gemm_workspace(base, used);
-  }
+  bind_gemm_scratch(weights_, config.options.batch_invariant, base, *device_, ops_);
   base += gemm_scratch_bytes(weights_, kernels, config.options.batch_invariant);
   const auto arena_bytes = static_cast<size_t>(config.arena_bytes);
   QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
   arena_.bind(base, arena_bytes);
-  for (const RopePlacement::Table& table : buffers_.rope.tables) {
-    const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
-    device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
-  }
+  fill_rope_tables(model, buffers_.rope, *device_);
 }
 
 void PoolingWorker::load(const Checkpoint* checkpoint) {
-  if (checkpoint == nullptr) {
-    load_dummy_weights(config_.model.arch, *device_, weights_);
-  } else {
-    load_weights(config_.model.arch, *checkpoint, *device_, weights_);
-  }
+  load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_);
 }
 
 void PoolingWorker::upload(const PoolingBatch& batch) {

@@ -13,10 +13,6 @@ constexpr int32_t kMaxDrafts = 1024;
 constexpr int32_t kDefaultLookup = 5;                     // vLLM's
 constexpr int64_t kMaxLogits = (int64_t{256} << 20) / 4;  // float32
 
-void require(bool condition, const std::string& message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
 void resolve_lookup(const EngineOptions& options, SpeculationConfig& config) {
   config.lookup_min = options.prompt_lookup_min;
   config.lookup_max = options.prompt_lookup_max;

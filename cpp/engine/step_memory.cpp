@@ -59,6 +59,21 @@ size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels, bo
   return placer.used();
 }
 
+void fill_rope_tables(const ModelConfig& model, const RopePlacement& rope, Device& device) {
+  for (const RopePlacement::Table& table : rope.tables) {
+    const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
+    device.copy_to_device(table.data, values.data(), values.size() * sizeof(float));
+  }
+}
+
+void bind_gemm_scratch(const Weights& weights, bool batch_invariant, std::byte* base, Device& device, Ops& ops) {
+  const size_t num_bytes = gemm_workspace_bytes(weights, device.kernels(), batch_invariant);
+  if (num_bytes == 0) return;
+  const std::vector<std::byte> zeros(num_bytes);
+  device.copy_to_device(base, zeros.data(), num_bytes);
+  ops.set_gemm_workspace(base, num_bytes);
+}
+
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
                      int num_threads) {
   Weights weights;

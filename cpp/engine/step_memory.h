@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "device/device.h"
 #include "engine/scheduler.h"
 #include "model/decoder.h"
 #include "model/model_config.h"
@@ -48,6 +49,10 @@ size_t place_rope_tables(const ModelConfig& model, std::byte* base, RopePlacemen
 
 // What products share sums through (KernelTable::gemm_workspace_bytes), in whole lines.
 size_t gemm_scratch_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant);
+
+// Once the places are there: the values of the tables, and the scratch, zeroed, as that of `ops`.
+void fill_rope_tables(const ModelConfig& model, const RopePlacement& rope, Device& device);
+void bind_gemm_scratch(const Weights& weights, bool batch_invariant, std::byte* base, Device& device, Ops& ops);
 
 // Scratch of the worst-case step, found by a dry run of forward, logits and sampling.
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,

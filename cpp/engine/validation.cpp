@@ -20,10 +20,6 @@ std::string number(float value) {
   return text;
 }
 
-void require(bool condition, const std::string& message) {
-  if (!condition) throw InvalidArgument(message);
-}
-
 void check_penalty(const char* name, float value) {
   require(value >= -2.0f && value <= 2.0f, str_cat(name, " must be in [-2, 2], got ", number(value), "."));
 }

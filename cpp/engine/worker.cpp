@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "base/log.h"
-#include "model/rope_table.h"
 
 namespace quire {
 
@@ -59,15 +58,12 @@ void Worker::place_workspace() {
     sampling_upload_.emplace(*device_);
     batch_staging_.emplace(*device_, size_t{64} << 10);
   }
-  place_gemm_scratch(base);
+  bind_gemm_scratch(weights_, config_.options.batch_invariant, base, *device_, ops_);
   base += gemm_scratch_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
   QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
   arena_.bind(base, arena_bytes);
-  for (const RopePlacement::Table& table : rope_.tables) {
-    const std::vector<float> values = rope_cos_sin(*table.spec, model.max_model_len, model.max_model_len);
-    device_->copy_to_device(table.data, values.data(), values.size() * sizeof(float));
-  }
+  fill_rope_tables(model, rope_, *device_);
 }
 
 void Worker::describe_pages() {
@@ -86,14 +82,6 @@ void Worker::describe_pages() {
   copies_ = device_->allocate_host(static_cast<size_t>(config_.scheduler.max_num_seqs) * sizeof(BlockCopy));
 }
 
-void Worker::place_gemm_scratch(std::byte* base) {
-  const size_t num_bytes = gemm_workspace_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
-  if (num_bytes == 0) return;
-  const std::vector<std::byte> zeros(num_bytes);
-  device_->copy_to_device(base, zeros.data(), num_bytes);
-  ops_.set_gemm_workspace(base, num_bytes);
-}
-
 void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint) {
   if (draft_model_ != nullptr) draft_model_->load(draft_checkpoint);
   if (const OffloadPlan& plan = config_.memory.offload; !plan.empty()) {
@@ -101,11 +89,7 @@ void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoi
     decoder_.set_layer_source(offloaded_.get());
   }
   const LoadOptions options = {.offload = offloaded_.get()};
-  if (checkpoint == nullptr) {
-    load_dummy_weights(config_.model.arch, *device_, weights_, options);
-  } else {
-    load_weights(config_.model.arch, *checkpoint, *device_, weights_, options);
-  }
+  load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_, options);
 }
 
 void Worker::upload(const Batch& batch) {

@@ -76,7 +76,6 @@ class Worker {
   double capture_seconds() const { return capture_seconds_; }
 
  private:
-  void place_gemm_scratch(std::byte* base);
   void place_workspace();
   void describe_pages();
   // The launches of a step, from its rows where it has them to the tokens of its rows.

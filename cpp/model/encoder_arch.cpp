@@ -161,15 +161,23 @@ void pool_first_token(ArchSpec& arch) {
   arch.pooler = {.type = PoolingType::cls, .activation = PoolingActivation::normalize};
 }
 
-void add_tanh_classifier(const Json& config, const std::string& dense, const std::string& labels, ArchSpec& arch) {
-  arch.pooler = {.type = PoolingType::cls, .activation = classifier_activation(config)};
-  add_head_layer({.inputs = arch.hidden, .outputs = arch.hidden, .activation = Activation::tanh}, dense, arch);
-  add_head_layer({.inputs = arch.hidden, .outputs = num_labels(config)}, labels, arch);
+ArchBuilder with_tanh_classifier(ArchBuilder encoder, const std::string& dense, const std::string& labels) {
+  return [encoder = std::move(encoder), dense, labels](const Json& config) {
+    ArchSpec arch = encoder(config);
+    arch.pooler = {.type = PoolingType::cls, .activation = classifier_activation(config)};
+    add_head_layer({.inputs = arch.hidden, .outputs = arch.hidden, .activation = Activation::tanh}, dense, arch);
+    add_head_layer({.inputs = arch.hidden, .outputs = num_labels(config)}, labels, arch);
+    return arch;
+  };
 }
 
-void add_token_classifier(const Json& config, const std::string& labels, ArchSpec& arch) {
-  arch.pooler = {.type = PoolingType::all, .activation = classifier_activation(config)};
-  add_head_layer({.inputs = arch.hidden, .outputs = num_labels(config)}, labels, arch);
+ArchBuilder with_token_classifier(ArchBuilder encoder) {
+  return [encoder = std::move(encoder)](const Json& config) {
+    ArchSpec arch = encoder(config);
+    arch.pooler = {.type = PoolingType::all, .activation = classifier_activation(config)};
+    add_head_layer({.inputs = arch.hidden, .outputs = num_labels(config)}, "classifier", arch);
+    return arch;
+  };
 }
 
 }  // namespace quire

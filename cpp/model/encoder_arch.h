@@ -11,6 +11,7 @@
 
 #include "base/json.h"
 #include "model/arch.h"
+#include "model/arch_registry.h"
 
 namespace quire {
 
@@ -42,9 +43,9 @@ void ignore_encoder_heads(WeightRules& weights);
 
 // One vector from the first token, normalized.
 void pool_first_token(ArchSpec& arch);
-// Behind the first token: tanh(dense(x)), then the labels.
-void add_tanh_classifier(const Json& config, const std::string& dense, const std::string& labels, ArchSpec& arch);
-// Labels of every token.
-void add_token_classifier(const Json& config, const std::string& labels, ArchSpec& arch);
+// `encoder` with a head behind the first token: tanh(dense(x)), then the labels; with the names of both modules.
+ArchBuilder with_tanh_classifier(ArchBuilder encoder, const std::string& dense, const std::string& labels);
+// `encoder` with labels of every token, "classifier".
+ArchBuilder with_token_classifier(ArchBuilder encoder);
 
 }  // namespace quire

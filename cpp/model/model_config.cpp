@@ -83,6 +83,15 @@ void append_eos_ids(const Json& config, int64_t vocab_size, std::vector<int32_t>
 
 }  // namespace
 
+Json read_model_config(const std::filesystem::path& model_dir, const std::string& overrides) {
+  require(std::filesystem::is_directory(model_dir), str_cat("no model directory at ", model_dir.string(),
+                                                            ": expected a folder with config.json and safetensors"));
+  Json config = read_json_file(model_dir / "config.json");
+  require(config.is_object(), str_cat((model_dir / "config.json").string(), " is not a JSON object"));
+  if (!overrides.empty()) config.update(Json::parse(overrides));
+  return config;
+}
+
 ModelConfig resolve_model_config(const Json& config, const std::filesystem::path& model_dir, const std::string& dtype,
                                  int64_t max_model_len) {
   return resolve_model_config(config, arch_registry().build(config), model_dir, dtype, max_model_len);

@@ -19,6 +19,10 @@ struct ModelConfig {
   Json config;
 };
 
+// config.json of a model's folder, `overrides` (a JSON object, or nothing) merged over it. Throws InvalidArgument: no
+// such folder, not a JSON object.
+Json read_model_config(const std::filesystem::path& model_dir, const std::string& overrides);
+
 // `dtype` is "auto" or a name; max_model_len 0 means the model's own. `config` comes from config.json (with overrides
 // merged). Throws InvalidArgument with the messages of vLLM: unknown architecture, unknown dtype, max_model_len over
 // the model's (unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 or QUIRE_ALLOW_LONG_MAX_MODEL_LEN=1).

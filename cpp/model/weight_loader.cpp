@@ -166,4 +166,13 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
   device.synchronize();
 }
 
+void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, Device& device, Weights& weights,
+                           const LoadOptions& options) {
+  if (checkpoint == nullptr) {
+    load_dummy_weights(arch, device, weights, options);
+  } else {
+    load_weights(arch, *checkpoint, device, weights, options);
+  }
+}
+
 }  // namespace quire

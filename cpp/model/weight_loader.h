@@ -54,5 +54,8 @@ void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& de
 // load_format="dummy": every matrix and norm uniform in [-1e-3, 1e-3], a fixed seed per slot, the same for every device
 // and, before rounding, for every dtype. Nothing is copied from the host.
 void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, const LoadOptions& options = {});
+// Dummy values where there is no checkpoint.
+void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, Device& device, Weights& weights,
+                           const LoadOptions& options = {});
 
 }  // namespace quire

@@ -21,26 +21,15 @@ ArchSpec bert_encoder(const Json& config) {
   return arch;
 }
 
-ArchSpec bert_classifier(const Json& config) {
-  ArchSpec arch = bert_encoder(config);
-  add_tanh_classifier(config, "pooler.dense", "classifier", arch);
-  return arch;
-}
-
-ArchSpec bert_token_classifier(const Json& config) {
-  ArchSpec arch = bert_encoder(config);
-  add_token_classifier(config, "classifier", arch);
-  return arch;
-}
-
 }  // namespace
 
 void register_bert(ArchRegistry& registry) {
   registry.add_pooling("BertModel", bert_encoder);
   registry.add_pooling("BertForMaskedLM", bert_encoder);
   registry.add_pooling("BertForPreTraining", bert_encoder);
-  registry.add_pooling("BertForSequenceClassification", bert_classifier);
-  registry.add_pooling("BertForTokenClassification", bert_token_classifier);
+  registry.add_pooling("BertForSequenceClassification",
+                       with_tanh_classifier(bert_encoder, "pooler.dense", "classifier"));
+  registry.add_pooling("BertForTokenClassification", with_token_classifier(bert_encoder));
 }
 
 }  // namespace quire

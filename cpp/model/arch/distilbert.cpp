@@ -54,19 +54,13 @@ ArchSpec distilbert_classifier(const Json& config) {
   return arch;
 }
 
-ArchSpec distilbert_token_classifier(const Json& config) {
-  ArchSpec arch = distilbert(config);
-  add_token_classifier(config, "classifier", arch);
-  return arch;
-}
-
 }  // namespace
 
 void register_distilbert(ArchRegistry& registry) {
   registry.add_pooling("DistilBertModel", distilbert);
   registry.add_pooling("DistilBertForMaskedLM", distilbert);
   registry.add_pooling("DistilBertForSequenceClassification", distilbert_classifier);
-  registry.add_pooling("DistilBertForTokenClassification", distilbert_token_classifier);
+  registry.add_pooling("DistilBertForTokenClassification", with_token_classifier(distilbert));
 }
 
 }  // namespace quire

@@ -72,26 +72,14 @@ ArchSpec gte(const Json& config) {
   return arch;
 }
 
-ArchSpec gte_classifier(const Json& config) {
-  ArchSpec arch = gte(config);
-  add_tanh_classifier(config, "pooler.dense", "classifier", arch);
-  return arch;
-}
-
-ArchSpec gte_token_classifier(const Json& config) {
-  ArchSpec arch = gte(config);
-  add_token_classifier(config, "classifier", arch);
-  return arch;
-}
-
 }  // namespace
 
 void register_gte(ArchRegistry& registry) {
   for (const std::string family : {"New", "Gte", "GteNew"}) {
     registry.add_pooling(family + "Model", gte);
     registry.add_pooling(family + "ForMaskedLM", gte);
-    registry.add_pooling(family + "ForSequenceClassification", gte_classifier);
-    registry.add_pooling(family + "ForTokenClassification", gte_token_classifier);
+    registry.add_pooling(family + "ForSequenceClassification", with_tanh_classifier(gte, "pooler.dense", "classifier"));
+    registry.add_pooling(family + "ForTokenClassification", with_token_classifier(gte));
   }
 }
 

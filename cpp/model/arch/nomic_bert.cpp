@@ -101,19 +101,14 @@ ArchSpec nomic_bert(const Json& config) {
   return arch;
 }
 
-ArchSpec nomic_bert_classifier(const Json& config) {
-  ArchSpec arch = nomic_bert(config);
-  add_tanh_classifier(config, "pooler.dense", "classifier", arch);
-  return arch;
-}
-
 }  // namespace
 
 void register_nomic_bert(ArchRegistry& registry) {
   registry.add_pooling("NomicBertModel", nomic_bert);
   registry.add_pooling("NomicBertForMaskedLM", nomic_bert);
   registry.add_pooling("NomicBertForPreTraining", nomic_bert);
-  registry.add_pooling("NomicBertForSequenceClassification", nomic_bert_classifier);
+  registry.add_pooling("NomicBertForSequenceClassification",
+                       with_tanh_classifier(nomic_bert, "pooler.dense", "classifier"));
 }
 
 }  // namespace quire

@@ -124,22 +124,6 @@ ArchSpec jina_v3(const Json& config) {
   return xlm_roberta_any(with_defaults(config, {{"type_vocab_size", 1}, {"layer_norm_eps", 1e-5}}), true);
 }
 
-ArchBuilder classifier(ArchBuilder encoder) {
-  return [encoder = std::move(encoder)](const Json& config) {
-    ArchSpec arch = encoder(config);
-    add_tanh_classifier(config, "classifier.dense", "classifier.out_proj", arch);
-    return arch;
-  };
-}
-
-ArchBuilder token_classifier(ArchBuilder encoder) {
-  return [encoder = std::move(encoder)](const Json& config) {
-    ArchSpec arch = encoder(config);
-    add_token_classifier(config, "classifier", arch);
-    return arch;
-  };
-}
-
 }  // namespace
 
 void register_roberta(ArchRegistry& registry) {
@@ -149,8 +133,9 @@ void register_roberta(ArchRegistry& registry) {
     const std::string family = name;
     registry.add_pooling(family + "Model", encoder);
     registry.add_pooling(family + "ForMaskedLM", encoder);
-    registry.add_pooling(family + "ForSequenceClassification", classifier(encoder));
-    registry.add_pooling(family + "ForTokenClassification", token_classifier(encoder));
+    registry.add_pooling(family + "ForSequenceClassification",
+                         with_tanh_classifier(encoder, "classifier.dense", "classifier.out_proj"));
+    registry.add_pooling(family + "ForTokenClassification", with_token_classifier(encoder));
   }
 }
 
