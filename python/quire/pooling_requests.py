@@ -12,7 +12,8 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from quire import tasks
-from quire.errors import RequestError, RequestTypeError, ValidationError
+from quire.checked_prompts import CheckedPrompt, check_vocabulary
+from quire.errors import ValidationError
 from quire.inputs import is_token_ids, parse_prompt
 from quire.pooling_params import PoolingParams, verify_dimensions
 
@@ -31,19 +32,14 @@ class Pair(NamedTuple):
 
 
 @dataclass
-class PoolingRequest:
+class PoolingRequest(CheckedPrompt):
     """One prompt: text or a pair of texts to tokenise, or token ids; or the error that takes its place."""
 
-    position: int
     text: str | Pair | None = None
     token_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] | None = None
     params: dict[str, Any] = field(default_factory=dict)
     truncate_to: int | None = None
-    error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        self.error = self.error or error.with_traceback(None)
 
 
 @dataclass(frozen=True)
@@ -177,35 +173,10 @@ def _parse(prompt: Any, request: PoolingRequest) -> None:
 def check_token_ids(request: PoolingRequest, limits: PoolingLimits) -> None:
     """After tokenisation: what the model cannot read."""
     ids = request.token_ids
-    if not ids:
-        raise ValidationError("The decoder prompt cannot be empty")
-    largest, smallest = max(ids), min(ids)
-    if largest >= limits.vocab_size or smallest < 0:
-        bad = largest if largest >= limits.vocab_size else smallest
-        raise ValidationError(f"Token id {bad} is out of vocabulary (the model has {limits.vocab_size} tokens)")
+    check_vocabulary(ids, limits.vocab_size)
     if len(ids) > limits.max_model_len:
         raise ValidationError(
             f"The decoder prompt (length {len(ids)}) is longer than the maximum model length of "
             f"{limits.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text tokens, or "
             "cut it with truncate_prompt_tokens."
         )
-
-
-def raise_first(requests: Sequence[PoolingRequest], num_prompts: int) -> None:
-    """The first error among them, with the positions of all."""
-    bad = [request for request in requests if request.error is not None]
-    if not bad:
-        return
-    error = bad[0].error
-    assert error is not None
-    message = str(error)
-    if num_prompts > 1:
-        others = ", ".join(str(request.position) for request in bad[1:11])
-        more = f" and {len(bad) - 11} more" if len(bad) > 11 else ""
-        message += f" (prompt {bad[0].position}" + (f"; prompts {others}{more} are bad too)" if others else ")")
-    indices = tuple(request.position for request in bad)
-    if isinstance(error, NotImplementedError):
-        raise NotImplementedError(message)
-    if isinstance(error, TypeError):
-        raise RequestTypeError(message, indices)
-    raise RequestError(message, indices)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quire._logging import logger
+from quire.checked_prompts import raise_first
 from quire.errors import ValidationError
 from quire.pooling_outputs import PoolingOutput, PoolingRequestOutput
-from quire.pooling_requests import PoolingLimits, PoolingRequest, check_token_ids, raise_first
+from quire.pooling_requests import PoolingLimits, PoolingRequest, check_token_ids
 from quire.pooling_tokens import TextEncoder
 from quire.progress import Progress
 
@@ -126,7 +127,7 @@ def run(
     """The outputs of all requests, in their order. With on_error="raise" the first bad one ends the call."""
     raises = on_error == "raise"
     if raises:
-        raise_first(requests, len(requests))
+        raise_first(requests, numbered=len(requests) > 1)
     truncated: list[int] = []
 
     def tokenise(part: list[PoolingRequest]) -> None:
@@ -139,7 +140,7 @@ def run(
         while not slices.is_done or len(raw) < len(ids):
             for part in slices.ready(wait=len(raw) == len(ids)):
                 if raises:
-                    raise_first(part, len(requests))
+                    raise_first(part, numbered=len(requests) > 1)
                 part = [request for request in part if request.error is None]
                 if part:
                     ids.update(zip(call.submit(part), (request.position for request in part), strict=True))

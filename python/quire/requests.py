@@ -13,9 +13,10 @@ from itertools import repeat
 from numbers import Integral
 from typing import Any
 
+from quire.checked_prompts import CheckedPrompt, check_vocabulary, raise_first
 from quire.deprecation import warn_deprecated
 from quire.detokenizer import TextOptions
-from quire.errors import RequestError, RequestTypeError, ValidationError
+from quire.errors import ValidationError
 from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt, parse_prompt
 from quire.logits_processors import compile_processors, reads_params
@@ -68,19 +69,13 @@ class CompiledParams:
 
 
 @dataclass
-class Request:
+class Request(CheckedPrompt):
     """A valid request, or the error that takes its place."""
 
-    position: int
     text: str | None = None
     token_ids: list[int] = field(default_factory=list)
     params: CompiledParams | None = None
     priority: int = 0
-    error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Keeps the first error, without its frames: they refer to the requests, and to the LLM above them."""
-        self.error = self.error or error.with_traceback(None)
 
 
 def prepare(
@@ -121,7 +116,7 @@ def prepare(
             except ValueError as error:
                 request.fail(error)
     if on_error == "raise":
-        _raise_first(requests)
+        raise_first(requests, numbered=len(requests) > 1 or first_position > 0)
     return requests
 
 
@@ -187,40 +182,13 @@ def _tokenize_all(
 
 
 def check_token_ids(token_ids: Sequence[int], limits: Limits) -> None:
-    if not token_ids:
-        raise ValidationError("The decoder prompt cannot be empty")
-    largest, smallest = max(token_ids), min(token_ids)
-    if largest >= limits.vocab_size or smallest < 0:
-        bad = largest if largest >= limits.vocab_size else smallest
-        raise ValidationError(f"Token id {bad} is out of vocabulary (the model has {limits.vocab_size} tokens)")
+    check_vocabulary(token_ids, limits.vocab_size)
     if len(token_ids) >= limits.max_model_len:
         raise ValidationError(
             f"The decoder prompt (length {len(token_ids)}) is longer than the maximum model length of "
             f"{limits.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text tokens. "
             "At least one token must be left to generate."
         )
-
-
-def _raise_first(requests: list[Request]) -> None:
-    bad = [request for request in requests if request.error is not None]
-    if not bad:
-        return
-    error = bad[0].error
-    assert error is not None
-    message = str(error)
-    if len(requests) > 1 or bad[0].position > 0:
-        message += f" (prompt {bad[0].position}"
-        others = [str(request.position) for request in bad[1:]]
-        if others:
-            more = f" and {len(others) - 10} more" if len(others) > 10 else ""
-            message += f"; prompts {', '.join(others[:10])}{more} are bad too"
-        message += ")"
-    indices = tuple(request.position for request in bad)
-    if isinstance(error, (NotImplementedError, ImportError)):
-        raise type(error)(message)
-    if isinstance(error, TypeError):
-        raise RequestTypeError(message, indices)
-    raise RequestError(message, indices)
 
 
 def compile_params(
