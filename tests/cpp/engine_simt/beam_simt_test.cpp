@@ -10,13 +10,11 @@
 
 #include "base/log.h"
 #include "cuda/simt/cudart_emu/cudart_emu.h"
-#include "device/cuda/cuda_device.h"
-#include "engine/engine.h"
+#include "engine_simt/demo_engine.h"
 
 namespace quire {
 namespace {
 
-const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
 // Forks copy the first block until it becomes full; then it is shared.
 constexpr int32_t kPromptLength = 13;
 const BeamSearchParams kSearch = {.beam_width = 3, .max_tokens = 6, .ignore_eos = true};
@@ -30,19 +28,6 @@ EngineOptions exact_options() {
   EngineOptions options = options_of();
   options.dtype = "bfloat16";
   return options;
-}
-
-std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
-  std::unique_ptr<Device> device = options.device == "cpu" ? make_host_device({.num_threads = 2}) : make_cuda_device(0);
-  EngineConfig config = resolve_engine_config(kDemo, options, *device);
-  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
-  return std::make_unique<Engine>(std::move(config), std::move(device), checkpoint.get());
-}
-
-std::vector<int32_t> story_prompt(int32_t length, int32_t salt = 0) {
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < length; ++i) ids.push_back(300 + (i * 37 + salt * 101) % 1500);
-  return ids;
 }
 
 struct Found {

@@ -8,29 +8,23 @@
 #include <utility>
 #include <vector>
 
-#include "device/cuda/cuda_device.h"
 #include "engine/pooling_engine.h"
+#include "engine_simt/demo_engine.h"
 
 namespace quire {
 namespace {
-
-const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
 
 std::unique_ptr<PoolingEngine> make_engine(const std::string& device_name, const std::string& dtype,
                                            const PoolerOptions& pooler) {
   const EngineOptions options = {
       .dtype = dtype, .device = device_name, .max_model_len = 64, .max_num_seqs = 6, .max_num_batched_tokens = 64};
-  std::unique_ptr<Device> device = device_name == "cpu" ? make_host_device({.num_threads = 2}) : make_cuda_device(0);
+  std::unique_ptr<Device> device = device_of(device_name);
   PoolingConfig config = resolve_pooling_config(kDemo, options, pooler, *device);
   const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
   return std::make_unique<PoolingEngine>(std::move(config), std::move(device), checkpoint.get());
 }
 
-PoolingInput text_of(int32_t length, int32_t salt) {
-  PoolingInput text;
-  for (int32_t i = 0; i < length; ++i) text.token_ids.push_back(300 + (i * 37 + salt * 101) % 1500);
-  return text;
-}
+PoolingInput text_of(int32_t length, int32_t salt) { return {.token_ids = story_prompt(length, salt)}; }
 
 std::vector<std::vector<float>> run(PoolingEngine& engine, const std::vector<PoolingInput>& texts) {
   std::vector<std::vector<float>> vectors(texts.size());

@@ -9,26 +9,10 @@
 
 #include "base/log.h"
 #include "cuda/simt/cudart_emu/cudart_emu.h"
-#include "device/cuda/cuda_device.h"
-#include "engine/engine.h"
+#include "engine_simt/demo_engine.h"
 
 namespace quire {
 namespace {
-
-const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
-
-struct Wish {
-  std::vector<int32_t> prompt;
-  SamplingParams params;
-};
-
-struct Generated {
-  std::vector<std::vector<int32_t>> token_ids;
-  std::vector<std::vector<float>> logprobs;
-  std::vector<float> prompt_logprobs;
-  std::string error;
-  bool operator==(const Generated&) const = default;
-};
 
 std::vector<int32_t> looping_prompt(int32_t length, int32_t salt) {
   std::vector<int32_t> ids;
@@ -69,31 +53,6 @@ std::vector<Wish> wishes() {
   processed.logits_processors = {[](auto, auto output, std::span<float> logits) { logits[output.size()] += 9.0f; }};
   return {{looping_prompt(19, 0), greedy},   {looping_prompt(12, 1), drawn},      {looping_prompt(9, 2), biased},
           {looping_prompt(8, 3), penalized}, {looping_prompt(7, 4), constrained}, {looping_prompt(6, 5), processed}};
-}
-
-std::unique_ptr<Engine> make_engine(const EngineOptions& options) {
-  std::unique_ptr<Device> device = make_cuda_device(0);
-  EngineConfig config = resolve_engine_config(kDemo, options, *device);
-  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
-  return std::make_unique<Engine>(std::move(config), std::move(device), checkpoint.get(), checkpoint.get());
-}
-
-std::vector<Generated> generate(Engine& engine, const std::vector<Wish>& wishes) {
-  std::vector<Generated> all(wishes.size());
-  for (size_t i = 0; i < wishes.size(); ++i) {
-    const auto keep = [&all, i](const Delta& delta) {
-      all[i].error = delta.finished->error;
-      all[i].prompt_logprobs = delta.finished->prompt_logprobs.logprobs;
-      for (const Completion& completion : delta.finished->completions) {
-        all[i].token_ids.push_back(completion.token_ids);
-        all[i].logprobs.push_back(completion.logprobs.logprobs);
-      }
-    };
-    engine.submit(wishes[i].prompt, wishes[i].params, keep, Notify::finished);
-  }
-  while (engine.step()) {
-  }
-  return all;
 }
 
 std::vector<Generated> generate(const EngineOptions& options, const std::vector<Wish>& wishes, Stats* stats) {

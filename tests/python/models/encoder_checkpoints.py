@@ -7,7 +7,6 @@ matrix, bias and norm weight matters, so an ignored one shows.
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny_checkpoints import GPT2, LLAMA
+from tiny_checkpoints import GPT2, LLAMA, randomize
 
 LENGTHS = (1, 2, 17, 40, 33)
 
@@ -187,16 +186,7 @@ def build(case: PoolingCase) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, case.model_class)
     model = model_class(model_class.config_class(**case.config)).eval()
     model.set_attn_implementation("eager")
-    generator = torch.Generator().manual_seed(case.seed)
-    for name, weight in model.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 1:
-            weight.data += 0.3 * noise
-        elif "embed" in name:
-            weight.data = noise
-        else:
-            weight.data = noise * 1.5 / math.sqrt(weight.shape[1])
-        weight.data = weight.data.bfloat16().float()
+    randomize(model, case.seed)
     return model
 
 

@@ -265,7 +265,13 @@ def build_model(case: Case) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, case.model_class)
     model = model_class(model_class.config_class(**case.config)).eval()
     model.set_attn_implementation("eager")
-    generator = torch.Generator().manual_seed(case.seed)
+    randomize(model, case.seed, case.embedding_std)
+    return model
+
+
+def randomize(model: transformers.PreTrainedModel, seed: int, embedding_std: float = 1.0) -> None:
+    """Fresh weights, rounded to bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if weight.dim() == 1:
@@ -274,11 +280,10 @@ def build_model(case: Case) -> transformers.PreTrainedModel:
         elif "lm_head" in name:
             weight.data = noise * 4.0 / math.sqrt(weight.shape[1])
         elif any(part in name for part in ("embed", "wte", "wpe")):
-            weight.data = noise * case.embedding_std
+            weight.data = noise * embedding_std
         else:
             weight.data = noise * 1.5 / math.sqrt(weight.shape[1])
         weight.data = weight.data.bfloat16().float()
-    return model
 
 
 def reference_logits(case: Case, token_ids: list[int], dtype: str = "float32") -> np.ndarray:

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "base/threads.h"
 #include "kernels/cases/kernel_case.h"
 #include "params/sampling.h"
 
@@ -108,10 +108,37 @@ inline double chi_square_limit(int degrees) {
   return degrees * quantile * quantile * quantile;
 }
 
-using DrawAll = std::function<std::vector<int32_t>(const std::vector<float>& logits, const std::vector<SamplingRow>&)>;
+// What is tested: a sampling kernel and the bytes of workspace it wants.
+struct Sampler {
+  void (*sample)(const SamplingParamsBlock& block, Stream stream) = nullptr;
+  size_t (*workspace_bytes)(int64_t max_rows, int64_t vocab_size, int num_threads) = nullptr;
+};
+
+// A token for every row, all from the same logits.
+inline std::vector<int32_t> draw_all(const Sampler& sampler, ThreadPool& pool, const std::vector<float>& logits,
+                                     const std::vector<SamplingRow>& rows) {
+  const auto vocab_size = static_cast<int32_t>(logits.size());
+  const auto num_rows = static_cast<int32_t>(rows.size());
+  std::vector<float> all;
+  all.reserve(rows.size() * logits.size());
+  for (size_t r = 0; r < rows.size(); ++r) all.insert(all.end(), logits.begin(), logits.end());
+  std::vector<int32_t> tokens(rows.size(), -1);
+  Buffer workspace(DType::u8, static_cast<int64_t>(sampler.workspace_bytes(num_rows, vocab_size, pool.num_threads())));
+  sampler.sample({.logits = all.data(),
+                  .logits_stride = vocab_size,
+                  .vocab_size = vocab_size,
+                  .num_rows = num_rows,
+                  .rows = rows.data(),
+                  .token_ids = tokens.data(),
+                  .workspace = workspace.data(),
+                  .workspace_bytes = workspace.size_bytes()},
+                 Stream{&pool});
+  return tokens;
+}
 
 // Draws for every setting: a third varies the seed, a third the index, a third both.
-inline void expect_distributions(int num_draws, const DrawAll& draw_all) {
+inline void expect_distributions(int num_draws, const Sampler& sampler, int num_threads) {
+  ThreadPool pool(num_threads);
   Random random(29);
   std::vector<float> logits(47);
   for (float& each : logits) each = static_cast<float>(1.8 * (random.uniform(-1, 1) + random.uniform(-1, 1)));
@@ -126,7 +153,7 @@ inline void expect_distributions(int num_draws, const DrawAll& draw_all) {
     salt += 1'000'003;
     const std::vector<double> probabilities = sampling_probabilities(logits, setting);
     std::vector<double> counts(logits.size(), 0.0);
-    for (const int32_t token : draw_all(logits, rows)) counts.at(size_t(token)) += 1.0;
+    for (const int32_t token : draw_all(sampler, pool, logits, rows)) counts.at(size_t(token)) += 1.0;
     double chi_square = 0.0, rest_expected = 0.0, rest_counted = 0.0;
     int num_bins = 0;
     const auto add_bin = [&](double counted, double expected) {
