@@ -9,22 +9,43 @@ struct TileState {
 
 static inline int64_t out_stride_of(int64_t head_dim) { return round_up(head_dim, 16); }
 
-// Turns dot products into scores in place and returns their maximum. `query` is the row's position in the chunk's
-// count.
-static float finish_scores(const PagedAttentionParams& p, float* scores, RowRange keys, float slope, int64_t query) {
+// The relative biases of a chunk's keys for the query at `query` in the chunk's count; `bias` is that of distance 0.
+// They lie in the table already unless the chunk goes beyond its reach.
+static const float* bias_of_chunk(const float* bias, int64_t reach, int64_t query, float* room) {
+  if (-query >= -reach && kChunkKeys - 1 - query <= reach) return bias - query;
+  for (int64_t i = 0; i < kChunkKeys; ++i) room[i] = bias[greater(-reach, lesser(reach, i - query))];
+  return room;
+}
+
+// The vectors of a chunk's scores that hold a visible key; what the others hold is never read.
+struct VectorRange {
+  int begin, end;  // in keys, whole vectors
+};
+
+[[gnu::always_inline]] static inline VectorRange vectors_of(RowRange keys) {
+  return {static_cast<int>(keys.begin) / Vec::kWidth * Vec::kWidth, static_cast<int>(round_up(keys.end, Vec::kWidth))};
+}
+
+// Turns the dot products of visible keys into scores in place and returns their maximum; a masked key within their
+// vectors becomes -infinity. `query` is the row's position in the chunk's count, `bias` what is added to each key's
+// score, or null.
+static float finish_scores(const PagedAttentionParams& p, float* scores, RowRange keys, float slope, int64_t query,
+                           const float* bias) {
   const Vec::F lanes = lane_ids();
   const Vec::F minus_infinity = Vec::set1(-__builtin_inff());
   const Vec::F begin = Vec::set1(static_cast<float>(keys.begin)), end = Vec::set1(static_cast<float>(keys.end));
   const bool is_partial = keys.begin > 0 || keys.end < kChunkKeys;
+  const VectorRange range = vectors_of(keys);
   Vec::F max = minus_infinity;
 #pragma GCC unroll 4
-  for (int i = 0; i < kChunkKeys; i += Vec::kWidth) {
+  for (int i = range.begin; i < range.end; i += Vec::kWidth) {
     Vec::F x = Vec::mul(Vec::load(scores + i), Vec::set1(p.scale));
     const Vec::F key = Vec::add(lanes, Vec::set1(static_cast<float>(i)));
     if (p.softcap > 0.0f) x = softcap_of(x, p.softcap);
     if (p.alibi_slopes != nullptr) {
       x = Vec::fma(Vec::set1(slope), Vec::sub(key, Vec::set1(static_cast<float>(query))), x);
     }
+    if (bias != nullptr) x = Vec::add(x, Vec::load(bias + i));
     if (is_partial) x = Vec::if_less(key, begin, minus_infinity, Vec::if_less(key, end, x, minus_infinity));
     Vec::store(scores + i, x);
     max = Vec::max(max, x);  // a NaN score stays: it must show in the output
@@ -32,15 +53,20 @@ static float finish_scores(const PagedAttentionParams& p, float* scores, RowRang
   return Vec::reduce_max(max);
 }
 
-// scores := exp(scores - max); returns their sum, in a fixed order in which masked keys are exact zeros.
-static float exponentiate(float* scores, float max) {
-  constexpr int kVecs = kChunkKeys / Vec::kWidth;
+// scores := exp(scores - max) where keys are visible; returns their sum, in a fixed order in which masked keys are
+// exact zeros.
+static float exponentiate(float* scores, RowRange keys, float max) {
+  const VectorRange range = vectors_of(keys);
   Vec::F sums[2] = {Vec::zero(), Vec::zero()};
 #pragma GCC unroll 4
-  for (int i = 0; i < kVecs; ++i) {
-    const Vec::F x = exp_of(Vec::sub(Vec::load(scores + i * Vec::kWidth), Vec::set1(max)));
-    Vec::store(scores + i * Vec::kWidth, x);
-    sums[i % 2] = Vec::add(sums[i % 2], x);
+  for (int i = range.begin; i < range.end; i += Vec::kWidth) {
+    const Vec::F x = exp_of(Vec::sub(Vec::load(scores + i), Vec::set1(max)));
+    Vec::store(scores + i, x);
+    if (i / Vec::kWidth % 2 == 0) {
+      sums[0] = Vec::add(sums[0], x);
+    } else {
+      sums[1] = Vec::add(sums[1], x);
+    }
   }
   return Vec::reduce_add(Vec::add(sums[0], sums[1]));
 }
@@ -88,27 +114,27 @@ static ChunkTiles<T> find_tiles(const PagedAttentionParams& p, const AttentionTi
   return tiles;
 }
 
-template <typename T>
-static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
-                         const ChunkTiles<T>& tiles, const ChunkTiles<T>& next, TileScratch& scratch,
-                         TileState& state) {
-  const int64_t head_dim = p.kv.head_dim;
-  RowRange keys[kMaxTileRows];
+// The keys of the chunk at chunk_begin that each row sees, in the chunk's count; {0, 0} for none.
+static void find_visible(const AttentionTile& tile, int64_t chunk_begin, const TileScratch& scratch, RowRange* keys) {
   for (int r = 0; r < tile.num_rows; ++r) {
     keys[r] = {greater(0, scratch.visible[r].begin - chunk_begin),
                lesser(kChunkKeys, scratch.visible[r].end - chunk_begin)};
     if (keys[r].begin >= keys[r].end) keys[r] = {0, 0};
   }
-  for (int r = 0; r < tile.num_rows; r += Vec::kScoreRows) {
-    const int rows = static_cast<int>(lesser(Vec::kScoreRows, tile.num_rows - r));
-    if (sees_nothing(keys + r, rows)) continue;
-    score_block(rows, scratch.query + r, tiles, head_dim, scratch.scores + r * kChunkKeys);
-  }
+}
+
+// From dot products to the weights of values: the online softmax of a chunk. scratch.correction becomes the factor of
+// what was summed before, 1 for a row that sees nothing here.
+static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+                       const RowRange* keys, TileScratch& scratch, TileState& state) {
   for (int r = 0; r < tile.num_rows; ++r) {
     scratch.correction[r] = 0.0f;
     if (keys[r].begin >= keys[r].end) continue;
-    const float chunk_max =
-        finish_scores(p, scratch.scores + r * kChunkKeys, keys[r], scratch.slope[r], scratch.position[r] - chunk_begin);
+    const int64_t query = scratch.position[r] - chunk_begin;
+    alignas(64) float room[kChunkKeys];
+    const float* bias = scratch.bias[r];
+    if (bias != nullptr) bias = bias_of_chunk(bias, p.relative_reach, query, room);
+    const float chunk_max = finish_scores(p, scratch.scores + r * kChunkKeys, keys[r], scratch.slope[r], query, bias);
     const float max = chunk_max > state.max[r] ? chunk_max : state.max[r];
     scratch.correction[r] = state.max[r] - max;
     state.max[r] = max;
@@ -118,21 +144,58 @@ static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& til
   }
   for (int r = 0; r < tile.num_rows; ++r) {
     if (keys[r].begin >= keys[r].end) continue;
-    const float sum = exponentiate(scratch.scores + r * kChunkKeys, state.max[r]);
+    const float sum = exponentiate(scratch.scores + r * kChunkKeys, keys[r], state.max[r]);
     state.sum[r] = state.sum[r] * scratch.correction[r] + sum;
-  }
-  for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
-    const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
-    if (sees_nothing(keys + r, rows)) continue;
-    value_block(rows, keys + r, scratch.scores + r * kChunkKeys, tiles.v, next.k, head_dim, scratch.correction + r,
-                state.out + r * out_stride_of(head_dim));
   }
 }
 
-// The state of a tile over the keys of one split.
+// How products with keys and values are computed: on vectors, for every element type.
 template <typename T>
+struct VectorAttention {
+  using Element = T;
+
+  static void begin_tile(const AttentionTile&) {}
+  static void end_tile() {}
+
+  // The query as the score loops read it: converted unless they read it in place.
+  static const void* prepare_query(const T* query, int64_t head_dim, int row, TileScratch& scratch) {
+    if constexpr (std::is_same_v<T, QueryElement<T>>) {
+      return query;
+    } else {
+      float* converted = scratch.converted + row * out_stride_of(head_dim);
+      for (int64_t i = 0; i < head_dim; i += Vec::kWidth) {
+        Vec::store(converted + i, load_up_to(query + i, head_dim - i));
+      }
+      return converted;
+    }
+  }
+
+  static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+                           const ChunkTiles<T>& tiles, const ChunkTiles<T>& next, TileScratch& scratch,
+                           TileState& state) {
+    const int64_t head_dim = p.kv.head_dim;
+    RowRange keys[kMaxTileRows];
+    find_visible(tile, chunk_begin, scratch, keys);
+    for (int r = 0; r < tile.num_rows; r += Vec::kScoreRows) {
+      const int rows = static_cast<int>(lesser(Vec::kScoreRows, tile.num_rows - r));
+      if (sees_nothing(keys + r, rows)) continue;
+      score_block(rows, scratch.query + r, tiles, head_dim, scratch.scores + r * kChunkKeys);
+    }
+    weigh_keys(p, tile, chunk_begin, keys, scratch, state);
+    for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
+      const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
+      if (sees_nothing(keys + r, rows)) continue;
+      value_block(rows, keys + r, scratch.scores + r * kChunkKeys, tiles.v, next.k, head_dim, scratch.correction + r,
+                  state.out + r * out_stride_of(head_dim));
+    }
+  }
+};
+
+// The state of a tile over the keys of one split.
+template <typename Method>
 static void attend_split(const PagedAttentionParams& p, const AttentionTile& tile, int64_t split, TileScratch& scratch,
                          TileState& state) {
+  using T = typename Method::Element;
   const int64_t out_size = tile.num_rows * out_stride_of(p.kv.head_dim);
   for (int64_t i = 0; i < out_size; i += Vec::kWidth) Vec::store(state.out + i, Vec::zero());
   for (int r = 0; r < tile.num_rows; ++r) {
@@ -148,14 +211,15 @@ static void attend_split(const PagedAttentionParams& p, const AttentionTile& til
   for (; begin < end; begin += kChunkKeys) {
     const bool has_next = begin + kChunkKeys < all.end;
     const ChunkTiles<T> next = has_next ? find_tiles<T>(p, tile, begin + kChunkKeys, all) : tiles;
-    attend_chunk<T>(p, tile, begin, tiles, next, scratch, state);
+    Method::attend_chunk(p, tile, begin, tiles, next, scratch, state);
     tiles = next;
   }
 }
 
-// Rows of the tile: where their queries lie (converted unless the scores read them in place) and which keys they see.
-template <typename T>
+// Rows of the tile: where their queries lie and which keys they see.
+template <typename Method>
 static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& tile, TileScratch& scratch) {
+  using T = typename Method::Element;
   const int64_t head_dim = p.kv.head_dim;
   const int64_t group = p.num_heads / p.kv.num_kv_heads;
   for (int r = 0; r < tile.num_rows; ++r) {
@@ -163,21 +227,15 @@ static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& til
     const int64_t head = tile.kv_head * group + row % group;
     const int64_t token = row / group;
     const T* query = static_cast<const T*>(p.q) + (tile.token_begin + token) * p.q_stride + head * head_dim;
-    if constexpr (std::is_same_v<T, QueryElement<T>>) {
-      scratch.query[r] = query;
-    } else {
-      float* converted = scratch.converted + r * out_stride_of(head_dim);
-      for (int64_t i = 0; i < head_dim; i += Vec::kWidth) {
-        Vec::store(converted + i, load_up_to(query + i, head_dim - i));
-      }
-      scratch.query[r] = converted;
-    }
+    scratch.query[r] = Method::prepare_query(query, head_dim, r, scratch);
     const int64_t position = tile.first_position + token;
     const int64_t begin = p.window > 0 ? greater(0, position + 1 - p.window) : 0;
     scratch.position[r] = position;
     const int64_t ahead = p.causal ? 1 : p.window > 0 ? p.window : tile.kv_len;
     scratch.visible[r] = {begin, lesser(tile.kv_len, position + ahead)};
     scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
+    const int64_t reach = p.relative_reach;
+    scratch.bias[r] = p.relative_bias != nullptr ? p.relative_bias + head * (2 * reach + 1) + reach : nullptr;
   }
 }
 
@@ -242,29 +300,33 @@ static AttentionTile find_tile(const PagedAttentionParams& p, const AttentionPla
   return tile;
 }
 
-template <typename T>
+template <typename Method>
 static void attend_tile(const PagedAttentionParams& p, const AttentionTile& tile) {
   TileScratch scratch;
   TileState total, part;
-  prepare_rows<T>(p, tile, scratch);
+  prepare_rows<Method>(p, tile, scratch);
   const int64_t first = scratch.visible[0].begin / kSplitKeys;  // rows ascend in position
   const int64_t last = ceil_div(scratch.visible[tile.num_rows - 1].end, kSplitKeys);
-  attend_split<T>(p, tile, first, scratch, total);
+  Method::begin_tile(tile);
+  attend_split<Method>(p, tile, first, scratch, total);
   for (int64_t split = first + 1; split < last; ++split) {
-    attend_split<T>(p, tile, split, scratch, part);
+    attend_split<Method>(p, tile, split, scratch, part);
     merge_tiles(tile, p.kv.head_dim, total, part);
   }
-  write_rows<T>(p, tile, total);
+  Method::end_tile();
+  write_rows<typename Method::Element>(p, tile, total);
 }
 
-template <typename T>
+template <typename Method>
 static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t task) {
   const int64_t tile_task = task / plan.num_splits;
   const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
   TileScratch scratch;
   TileState state;
-  prepare_rows<T>(p, tile, scratch);
-  attend_split<T>(p, tile, task % plan.num_splits, scratch, state);
+  prepare_rows<Method>(p, tile, scratch);
+  Method::begin_tile(tile);
+  attend_split<Method>(p, tile, task % plan.num_splits, scratch, state);
+  Method::end_tile();
   float* saved = plan.states + task * plan.state_floats;
   const auto rows = static_cast<size_t>(tile.num_rows);
   memcpy(saved, state.max, rows * sizeof(float));
@@ -289,22 +351,25 @@ static void merge_splits_task(const PagedAttentionParams& p, const AttentionPlan
   write_rows<T>(p, tile, total);
 }
 
-template <typename T>
+template <typename Method>
 static void run_attention(const PagedAttentionParams& p, const AttentionPlan& plan, double estimate_ns, Stream stream) {
   const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
   if (plan.splits_in_tasks) {
     for_each_task(stream, num_tiles * plan.num_splits, estimate_ns,
-                  [&](int64_t task) { attend_split_task<T>(p, plan, task); });
-    for_each_task(stream, num_tiles, estimate_ns, [&](int64_t task) { merge_splits_task<T>(p, plan, task); });
+                  [&](int64_t task) { attend_split_task<Method>(p, plan, task); });
+    for_each_task(stream, num_tiles, estimate_ns,
+                  [&](int64_t task) { merge_splits_task<typename Method::Element>(p, plan, task); });
     return;
   }
   for_each_task(stream, num_tiles, estimate_ns, [&](int64_t i) {
     const int64_t task = num_tiles - 1 - i;  // late tiles of a prefill see the most keys: they start first
-    attend_tile<T>(p, find_tile(p, plan, task / p.kv.num_kv_heads, task % p.kv.num_kv_heads));
+    attend_tile<Method>(p, find_tile(p, plan, task / p.kv.num_kv_heads, task % p.kv.num_kv_heads));
   });
 }
 
-static void paged_attention(const PagedAttentionParams& p, Stream stream) {
+// OfBf16: how products of bf16 are computed.
+template <typename OfBf16>
+static void paged_attention_with(const PagedAttentionParams& p, Stream stream) {
   if (p.num_seqs == 0) return;
   const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim);
   check_attention(p, shape);
@@ -335,10 +400,14 @@ static void paged_attention(const PagedAttentionParams& p, Stream stream) {
   const double estimate_ns = work * p.kv.num_kv_heads * p.kv.head_dim * 0.02;
   switch (p.dtype) {
     case DType::bf16:
-      return run_attention<Bf16>(p, plan, estimate_ns, stream);
+      return run_attention<OfBf16>(p, plan, estimate_ns, stream);
     case DType::f16:
-      return run_attention<F16>(p, plan, estimate_ns, stream);
+      return run_attention<VectorAttention<F16>>(p, plan, estimate_ns, stream);
     default:
-      return run_attention<float>(p, plan, estimate_ns, stream);
+      return run_attention<VectorAttention<float>>(p, plan, estimate_ns, stream);
   }
+}
+
+static void paged_attention(const PagedAttentionParams& p, Stream stream) {
+  paged_attention_with<VectorAttention<Bf16>>(p, stream);
 }

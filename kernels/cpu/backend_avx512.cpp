@@ -1,5 +1,5 @@
 // The AVX-512 (F, BW, DQ, VL and BF16) kernels: the shared sources of kernels/cpu compiled for one instruction set, in
-// a namespace of their own. The AMX table is the same one with another product.
+// a namespace of their own. The AMX table is the same one with products on tiles.
 //
 // Headers come before the target region, so that no inline function of the standard library is compiled with
 // instructions the machine may lack and then chosen by the linker for everybody.
@@ -44,7 +44,10 @@ constexpr const char* kName = "avx512";
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16")
 
+// clang-format off
 #include "cpu/gemm_amx.inl"
+#include "cpu/attention_amx.inl"
+// clang-format on
 
 #pragma GCC pop_options
 
@@ -52,6 +55,7 @@ constexpr KernelTable with_amx() {
   KernelTable table = kTable;
   table.name = "amx";
   table.gemm = gemm_amx;
+  table.paged_attention = paged_attention_amx;
   return table;
 }
 

@@ -159,12 +159,13 @@ static void multiply(const T* a, int64_t a_stride, const T* b, int64_t panel_str
 }
 
 // Columns [column, column + count) of one row: sums to results. `up` is null for weights that are not gated.
-static inline Vec::F finish_vector(const GemmParams& g, const float* sums, const float* up, int64_t column,
-                                   int64_t count) {
+template <Activation kActivation, bool kIsRough>
+[[gnu::always_inline]] static inline Vec::F finish_vector(const GemmParams& g, const float* sums, const float* up,
+                                                          int64_t column, int64_t count) {
   const Vec::F scale = Vec::set1(g.scale);
   Vec::F x = Vec::mul(Vec::load(sums), scale);
   if (g.bias != nullptr) x = Vec::add(x, load_up_to(g.bias + column, count));
-  x = activate(g.activation, x);
+  x = activate<kActivation, kIsRough>(x);
   if (up != nullptr) {
     Vec::F y = Vec::mul(Vec::load(up), scale);
     if (g.bias != nullptr) y = Vec::add(y, load_up_to(g.bias + num_outputs(g.weight) + column, count));
@@ -173,27 +174,57 @@ static inline Vec::F finish_vector(const GemmParams& g, const float* sums, const
   return g.softcap > 0.0f ? softcap_of(x, g.softcap) : x;
 }
 
-// The epilogue of `rows` rows of one panel.
-template <typename T>
-static void finish(const GemmParams& g, const float* tile, int rows, int64_t row, int64_t panel) {
+template <typename Out, Activation kActivation>
+static void finish_rows(const GemmParams& g, const float* tile, int rows, int64_t row, int64_t panel) {
+  constexpr bool kIsRough = sizeof(Out) < sizeof(float);
   const bool gated = g.weight.gated;
   const int64_t width = outputs_per_panel(g.weight);
   const int64_t column = panel * width;
   const int64_t count = lesser(width, num_outputs(g.weight) - column);
-  for (int r = 0; r < rows; ++r, tile += kPanelColumns) {
-    const int64_t out_offset = (row + r) * g.out_stride + column;
-    for (int64_t c = 0; c < count; c += Vec::kWidth) {
+  Out* out = static_cast<Out*>(g.out) + row * g.out_stride + column;
+  for (int r = 0; r < rows; ++r, tile += kPanelColumns, out += g.out_stride) {
+    int64_t c = 0;
+    for (; !gated && kIsRough && c + 2 * Vec::kWidth <= count; c += 2 * Vec::kWidth) {
+      constexpr int64_t kNext = Vec::kWidth;
+      const Vec::F low = finish_vector<kActivation, kIsRough>(g, tile + c, nullptr, column + c, kNext);
+      const Vec::F high = finish_vector<kActivation, kIsRough>(g, tile + c + kNext, nullptr, column + c + kNext, kNext);
+      Vec::store_two(out + c, low, high);
+    }
+    for (; c < count; c += Vec::kWidth) {
       const int64_t left = count - c;
-      Vec::F x = finish_vector(g, tile + c, gated ? tile + kGatedColumns + c : nullptr, column + c, left);
-      if (g.out_dtype == DType::f32) {
-        float* out = static_cast<float*>(g.out) + out_offset + c;
-        if (g.accumulate) x = Vec::add(load_up_to(out, left), x);
-        store_up_to(out, x, left);
-      } else {
-        store_up_to(static_cast<T*>(g.out) + out_offset + c, x, left);
+      const float* up = gated ? tile + kGatedColumns + c : nullptr;
+      Vec::F x = finish_vector<kActivation, kIsRough>(g, tile + c, up, column + c, left);
+      if constexpr (std::is_same_v<Out, float>) {
+        if (g.accumulate) x = Vec::add(load_up_to(out + c, left), x);
       }
+      store_up_to(out + c, x, left);
     }
   }
+}
+
+template <typename Out>
+static void finish_as(const GemmParams& g, const float* tile, int rows, int64_t row, int64_t panel) {
+  switch (g.activation) {
+    case Activation::silu:
+      return finish_rows<Out, Activation::silu>(g, tile, rows, row, panel);
+    case Activation::gelu:
+      return finish_rows<Out, Activation::gelu>(g, tile, rows, row, panel);
+    case Activation::gelu_tanh:
+      return finish_rows<Out, Activation::gelu_tanh>(g, tile, rows, row, panel);
+    case Activation::relu:
+      return finish_rows<Out, Activation::relu>(g, tile, rows, row, panel);
+    case Activation::tanh:
+      return finish_rows<Out, Activation::tanh>(g, tile, rows, row, panel);
+    case Activation::none:
+      return finish_rows<Out, Activation::none>(g, tile, rows, row, panel);
+  }
+}
+
+// The epilogue of `rows` rows of one panel of a weight of T.
+template <typename T>
+static void finish(const GemmParams& g, const float* tile, int rows, int64_t row, int64_t panel) {
+  if (g.out_dtype == DType::f32) return finish_as<float>(g, tile, rows, row, panel);
+  finish_as<T>(g, tile, rows, row, panel);
 }
 
 // Rows [row, row + R) with panels [panel, panel + P).

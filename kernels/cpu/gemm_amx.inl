@@ -9,7 +9,6 @@ constexpr int kTileRows = 16;
 constexpr int kTileK = 32;
 constexpr int64_t kPanelStepElements = kTileK * kPanelColumns;
 constexpr int64_t kPanelRowBytes = 2 * kPanelColumns * sizeof(Bf16);  // a pair of k, all columns
-constexpr int64_t kTileRowBlockBytes = 768 << 10;                     // of a, beside panels, in the second-level cache
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -80,29 +79,115 @@ struct LastStep {
   }
 };
 
-// Rows [row, row + rows), 17 to 32 of them, with one panel.
-static void product_of_rows(const GemmParams& g, int64_t row, int rows, int64_t panel) {
-  const int64_t k = g.weight.cols, whole = k / kTileK * kTileK, stride = g.a_stride * 2;
-  const Bf16* low = static_cast<const Bf16*>(g.a) + row * g.a_stride;
-  const Bf16* high = low + kTileRows * g.a_stride;
-  const int64_t panel_stride = panel_elements(k, DType::bf16);
-  const Bf16* b = static_cast<const Bf16*>(g.weight.data) + panel * panel_stride;
-  zero_sums();
-  for (int64_t i = 0; i < whole; i += kTileK, b += kPanelStepElements) {
-    add_rows_step(low + i, high + i, stride, b);
+// Sums that wait for their epilogue: it runs row by row between the products of the next tile, on units that these
+// leave idle.
+struct Unfinished {
+  const float* sums = nullptr;
+  int rows = 0;
+  int64_t row = 0, panel = 0;
+
+  void finish_some(const GemmParams& g, int count) {
+    if (count > rows) count = rows;
+    if (count <= 0) return;
+    finish<Bf16>(g, sums, count, row, panel);
+    sums += count * kPanelColumns;
+    rows -= count;
+    row += count;
   }
-  if (whole < k) {
-    const LastStep last(low + whole, g.a_stride, rows, b, panel_stride, 1, k - whole);
-    add_rows_step(last.a, last.a + kTileRows * kTileK, kTileK * 2, last.b);
+};
+
+// Rows of a block times panels of a group, 17 to 32 rows at a time, k in pieces: what a piece of a panel and of a's
+// rows takes stays in the first-level cache while the sums of the whole block wait in the second-level one.
+class BlockProduct {
+ public:
+  BlockProduct(const GemmParams& g, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end)
+      : g_(g), row_begin_(row_begin), row_end_(row_end), panel_begin_(panel_begin), panel_end_(panel_end) {}
+
+  void run() {
+    const int64_t k = g_.weight.cols;
+    const int64_t piece = k <= kWholeK ? k : kPieceK;
+    const int num_tiles = static_cast<int>(ceil_div(row_end_ - row_begin_, 2 * kTileRows));
+    for (int64_t begin = 0; begin < k; begin += piece) {
+      const int64_t end = lesser(k, begin + piece);
+      for (int64_t panel = panel_begin_; panel < panel_end_; ++panel) {
+        for (int tile = 0; tile < num_tiles; ++tile) {
+          const int64_t row = row_begin_ + tile * 2 * kTileRows;
+          const int rows = static_cast<int>(lesser(2 * kTileRows, row_end_ - row));
+          // In one piece, two take turns, since one waits for its epilogue.
+          const int64_t place = piece == k ? tile % 2 : (panel - panel_begin_) * num_tiles + tile;
+          float* sums = sums_ + place * 2 * kTileRows * kPanelColumns;
+          add_piece(row, rows, panel, begin, end, next_panel(panel, begin, end), tile, num_tiles, sums);
+          if (end == k) waiting_ = {sums, rows, row, panel};
+        }
+      }
+    }
+    waiting_.finish_some(g_, waiting_.rows);
   }
-  alignas(64) float sums[2 * kTileRows * kPanelColumns];
-  constexpr int64_t kSumsStride = kPanelColumns * sizeof(float);
-  _tile_stored(0, sums, kSumsStride);
-  _tile_stored(1, sums + 16, kSumsStride);
-  _tile_stored(2, sums + kTileRows * kPanelColumns, kSumsStride);
-  _tile_stored(3, sums + kTileRows * kPanelColumns + 16, kSumsStride);
-  finish<Bf16>(g, sums, rows, row, panel);
-}
+
+  static constexpr int64_t kRows = 256;  // of a block, at most
+  static constexpr int64_t kPanels = 4;  // of a group with as many rows; more with fewer rows
+
+ private:
+  static constexpr int64_t kWholeK = 576;  // up to here in one piece
+  static constexpr int64_t kPieceK = 256;
+  static constexpr int64_t kLine = 64 / sizeof(Bf16);
+  static constexpr int64_t kSumsStride = kPanelColumns * sizeof(float);
+
+  const Bf16* piece_of(int64_t panel, int64_t k) const {
+    return static_cast<const Bf16*>(g_.weight.data) + panel * panel_elements(g_.weight.cols, DType::bf16) +
+           k * kPanelColumns;
+  }
+
+  // The piece after that of `panel` at [begin, end), or the same one when it is the last.
+  const Bf16* next_panel(int64_t panel, int64_t begin, int64_t end) const {
+    if (panel + 1 < panel_end_) return piece_of(panel + 1, begin);
+    return end < g_.weight.cols ? piece_of(panel_begin_, end) : piece_of(panel, begin);
+  }
+
+  // `next`, of which each of the tiles fetches its share, is the piece that comes after this one.
+  void add_piece(int64_t row, int rows, int64_t panel, int64_t begin, int64_t end, const Bf16* next, int tile,
+                 int num_tiles, float* sums) {
+    const int64_t stride = g_.a_stride * 2;
+    const Bf16* low = static_cast<const Bf16*>(g_.a) + row * g_.a_stride + begin;
+    const Bf16* high = low + kTileRows * g_.a_stride;
+    const Bf16* b = piece_of(panel, begin);
+    float* sums_high = sums + kTileRows * kPanelColumns;
+    if (begin == 0) {
+      zero_sums();
+    } else {
+      _tile_loadd(0, sums, kSumsStride);
+      _tile_loadd(1, sums + 16, kSumsStride);
+      _tile_loadd(2, sums_high, kSumsStride);
+      _tile_loadd(3, sums_high + 16, kSumsStride);
+    }
+    const int64_t steps = (end - begin) / kTileK;
+    const int per_step = static_cast<int>(ceil_div(waiting_.rows, greater(1, steps)));
+    const int64_t lines = steps * kPanelStepElements / kLine,
+                  lines_a_step = ceil_div(lines, greater(1, steps * num_tiles));
+    int64_t line = tile * steps * lines_a_step;
+    for (int64_t i = 0; i < steps; ++i, b += kPanelStepElements) {
+      for (int64_t end_line = lesser(lines, line + lines_a_step); line < end_line; ++line) {
+        _mm_prefetch(reinterpret_cast<const char*>(next + line * kLine), _MM_HINT_T1);
+      }
+      add_rows_step(low + i * kTileK, high + i * kTileK, stride, b);
+      waiting_.finish_some(g_, per_step);
+    }
+    if (begin + steps * kTileK < end) {
+      const LastStep last(low + steps * kTileK, g_.a_stride, rows, b, 0, 1, end - begin - steps * kTileK);
+      add_rows_step(last.a, last.a + kTileRows * kTileK, kTileK * 2, last.b);
+    }
+    waiting_.finish_some(g_, waiting_.rows);
+    _tile_stored(0, sums, kSumsStride);
+    _tile_stored(1, sums + 16, kSumsStride);
+    _tile_stored(2, sums_high, kSumsStride);
+    _tile_stored(3, sums_high + 16, kSumsStride);
+  }
+
+  const GemmParams& g_;
+  const int64_t row_begin_, row_end_, panel_begin_, panel_end_;
+  Unfinished waiting_;
+  alignas(64) float sums_[kRows * kPanels * kPanelColumns];
+};
 
 // Rows [row, row + rows), at most 16, with one panel or two.
 template <bool kTwo>
@@ -144,14 +229,12 @@ static void gemm_block_amx(const GemmParams& g, int64_t row_begin, int64_t row_e
   const int left = static_cast<int>(row_end - row_begin - whole);
   if (whole > 0) {
     shape_tiles(kTileRows, kTileRows);
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      for (int64_t i = 0; i < whole; i += 2 * kTileRows) product_of_rows(g, row_begin + i, 2 * kTileRows, panel);
-    }
+    BlockProduct(g, row_begin, row_begin + whole, panel_begin, panel_end).run();
   }
   const int64_t row = row_begin + whole;
   if (left > kTileRows) {
     shape_tiles(kTileRows, left - kTileRows);
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) product_of_rows(g, row, left, panel);
+    BlockProduct(g, row, row_end, panel_begin, panel_end).run();
   } else if (left > 0) {
     shape_tiles(left, 0);
     int64_t panel = panel_begin;
@@ -165,15 +248,17 @@ static void gemm_amx(const GemmParams& g, Stream stream) {
   if (g.weight.dtype != DType::bf16) return gemm(g, stream);
   if (g.m <= 0 || g.weight.rows <= 0) return;
   check_gemm(g);
-  constexpr int64_t kRows = 2 * kTileRows;
-  const int64_t row_bytes = greater(1, g.weight.cols) * 2;
-  const int64_t rows_per_block = greater(1, kTileRowBlockBytes / (row_bytes * kRows)) * kRows;
-  const int64_t num_blocks = ceil_div(g.m, rows_per_block);
-  const GemmSplit split = split_panels(g, num_blocks, num_threads_of(stream), 2);
-  const double bytes = static_cast<double>(row_bytes) * static_cast<double>(g.weight.rows);
+  const double bytes = static_cast<double>(greater(1, g.weight.cols) * 2 * g.weight.rows);
   const double estimate_ns = bytes / 40.0 + bytes * static_cast<double>(g.m) / 1500.0;
+  const int64_t panels = num_panels(g.weight), num_blocks = ceil_div(g.m, BlockProduct::kRows);
+  GemmSplit split = split_panels(g, num_blocks, num_threads_of(stream), 2);
+  if (g.m > kTileRows) {
+    const int64_t rows = lesser(BlockProduct::kRows, round_up(g.m, 2 * kTileRows));
+    split.group = lesser(split.group, BlockProduct::kRows * BlockProduct::kPanels / rows);
+    split.num_groups = ceil_div(panels, split.group);
+  }
   for_each_task(stream, num_blocks * split.num_groups, estimate_ns, [&](int64_t task) {
-    const int64_t row = task / split.num_groups * rows_per_block, first = task % split.num_groups * split.group;
-    gemm_block_amx(g, row, lesser(g.m, row + rows_per_block), first, lesser(num_panels(g.weight), first + split.group));
+    const int64_t row = task / split.num_groups * BlockProduct::kRows, first = task % split.num_groups * split.group;
+    gemm_block_amx(g, row, lesser(g.m, row + BlockProduct::kRows), first, lesser(panels, first + split.group));
   });
 }

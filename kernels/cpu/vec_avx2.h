@@ -75,10 +75,17 @@ struct Vec {
     return fma(second_of_pair(a), second_of_pair(b), fma(first_of_pair(a), first_of_pair(b), acc));
   }
 
+  template <typename T>
+  static void store_two(T* p, F low, F high) {
+    store(p, low);
+    store(p + kWidth, high);
+  }
+
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F divide_roughly(F a, F b) { return div(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }

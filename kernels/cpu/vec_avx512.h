@@ -36,12 +36,19 @@ struct Vec {
   static F load_part(const Bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
   static void store(Bf16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(x)); }
   static void store_part(Bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16(x)); }
+  // 32 elements, denormals flushed to zero.
+  static void store_two(Bf16* p, F low, F high) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low)); }
 
   static __m256i narrow_f16(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F load(const F16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static F load_part(const F16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
   static void store(F16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(x)); }
   static void store_part(F16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_f16(x)); }
+  template <typename T>
+  static void store_two(T* p, F low, F high) {
+    store(p, low);
+    store(p + kWidth, high);
+  }
 
   // 16 pairs: the first elements and the second elements.
   static void load_pairs(const Bf16* p, F* even, F* odd) {
@@ -57,6 +64,8 @@ struct Vec {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  // For a divisor >= 1 or infinite: relative error 6e-5.
+  static F divide_roughly(F a, F b) { return _mm512_mul_ps(a, _mm512_rcp14_ps(b)); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }

@@ -59,10 +59,17 @@ struct Vec {
     return fma((F)(a & 0xffff0000u), (F)(b & 0xffff0000u), fma((F)(a << 16), (F)(b << 16), acc));
   }
 
+  template <typename T>
+  static void store_two(T* p, F low, F high) {
+    store(p, low);
+    store(p + kWidth, high);
+  }
+
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
+  static F divide_roughly(F a, F b) { return div(a, b); }
   static F max(F a, F b) { return a > b ? a : b; }
   static F min(F a, F b) { return a < b ? a : b; }
   static F fma(F a, F b, F c) { return a * b + c; }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/threads.h"
 #include "kernels/cases/attention_cases.h"
@@ -95,6 +96,36 @@ TEST_P(AttentionInvariance, ChunksOfEverySize) {
     spec.softcap = 3.0f;
     spec.num_kv_heads = 6;
     check(spec, 150, {1, 3, 16, 50});
+  }
+}
+
+// Zero times infinity is NaN: what a query does not see must not reach it, not even as a product.
+TEST_P(AttentionInvariance, InfiniteValuesOfLaterKeys) {
+  constexpr int32_t kLength = 90, kFirstInfinite = 70;
+  ThreadPool pool(2);
+  const Stream stream{&pool};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const cases::AttentionSpec spec = {
+        .dtype = dtype, .num_heads = 4, .num_kv_heads = 2, .head_dim = 40, .seqs = {{kLength, kLength}}};
+    std::vector<std::vector<uint8_t>> rows[2];
+    for (const bool is_infinite : {false, true}) {
+      cases::AttentionCase attention(spec, *GetParam(), stream, 1,
+                                     [&](auto& queries, int64_t q_stride, auto& kv, int64_t kv_stride) {
+                                       for (int32_t t = 0; t < kLength; ++t) {
+                                         fill(queries, t, q_stride, q_stride - 4, 1000 + static_cast<uint64_t>(t));
+                                         fill(kv, t, kv_stride, kv_stride, 2000 + static_cast<uint64_t>(t));
+                                         if (!is_infinite || t < kFirstInfinite) continue;
+                                         for (int64_t i = kv_stride - 2 * spec.head_dim; i < kv_stride; ++i)
+                                           kv.set(t * kv_stride + i, INFINITY);
+                                       }
+                                     });
+      attention.reset();
+      attention.run(*GetParam(), stream);
+      for (int64_t t = 0; t < kLength; ++t) rows[is_infinite].push_back(row_bits(attention, spec, t));
+    }
+    for (size_t t = 0; t < kLength; ++t) {
+      EXPECT_EQ(rows[0][t] == rows[1][t], t < kFirstInfinite) << dtype_name(dtype) << " position " << t;
+    }
   }
 }
 

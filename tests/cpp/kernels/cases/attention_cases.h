@@ -68,9 +68,10 @@ class AttentionCase : public KernelCase {
         Buffer(DType::u8,
                static_cast<int64_t>(table.attention_workspace_bytes(num_tokens_, static_cast<int64_t>(spec.seqs.size()),
                                                                     max_kv_len_, spec.num_heads, head_dim_, 3)));
-    // Tensor cores take the weights of the values, at most 1 in sum, in the type of the cache.
+    // Tensor cores and AMX tiles take the weights of the values, at most 1 in sum, in the type of the cache.
     const std::string name = table.name;
-    if (name == "cuda" || name == "simt") weight_rounding_ = kMaxValue * rounding_of(spec.dtype) / 2;
+    if (name == "cuda" || name == "simt" || (name == "amx" && spec.dtype == DType::bf16))
+      weight_rounding_ = kMaxValue * rounding_of(spec.dtype) / 2;
     count_work();
   }
 

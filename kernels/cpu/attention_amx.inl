@@ -1,0 +1,243 @@
+// Products of bf16 queries with keys, and of weights with values, on AMX tiles, for attention_tile.inl.
+//
+// A K tile of the cache is what TDPBF16PS takes as it lies. The weights of the values are rounded to bf16, as tensor
+// cores take them, while their sum is that of the unrounded ones; V is paired by keys on the way, once for all rows of
+// a tile. Every output element is one running sum over steps of 32 head elements, or of 32 keys at fixed positions, in
+// which a key that a row does not see adds an exact zero. Tiles are used as in gemm_amx.inl.
+
+constexpr int kChunkTiles = kChunkKeys / kTileTokens;
+constexpr int64_t kKeyRowBytes = 2 * kTileTokens * sizeof(Bf16);  // a pair of head elements, all tokens of a K tile
+constexpr int64_t kWeightRowBytes = kChunkKeys * sizeof(Bf16);
+constexpr int64_t kScoreRowBytes = kChunkKeys * sizeof(float);
+constexpr int kValueColumns = 2 * kTileTokens;  // head elements of V in one product of tiles
+
+// Rows of a times tiles of b; tile j at step s is b[j] + s * b_step.
+struct TileProduct {
+  const Bf16* a;
+  int64_t a_stride;  // in elements
+  const Bf16* b[4];
+  int64_t b_row_bytes;
+  int64_t b_step;
+  int64_t num_steps;
+};
+
+// Adds to the sums of 17 to 32 rows with b[0] and b[1].
+static void add_products_of_rows(const TileProduct& t) {
+  for (int64_t s = 0; s < t.num_steps; ++s) {
+    _tile_loadd(4, t.a + s * kTileK, t.a_stride * 2);
+    _tile_loadd(6, t.b[0] + s * t.b_step, t.b_row_bytes);
+    _tile_loadd(7, t.b[1] + s * t.b_step, t.b_row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, t.a + kTileRows * t.a_stride + s * kTileK, t.a_stride * 2);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// Adds to the sums of at most 16 rows with two tiles of b, or with four.
+template <bool kFour>
+static void add_products(const TileProduct& t) {
+  for (int64_t s = 0; s < t.num_steps; ++s) {
+    _tile_loadd(4, t.a + s * kTileK, t.a_stride * 2);
+    _tile_loadd(6, t.b[0] + s * t.b_step, t.b_row_bytes);
+    _tile_loadd(7, t.b[1] + s * t.b_step, t.b_row_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kFour) {
+      _tile_loadd(6, t.b[2] + s * t.b_step, t.b_row_bytes);
+      _tile_loadd(7, t.b[3] + s * t.b_step, t.b_row_bytes);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+}
+
+// The sums of `rows` rows go to out[row][...], columns of b[0] and b[1] side by side, then those of b[2] and b[3].
+static void store_products(int rows, bool four, float* out, int64_t row_bytes) {
+  _tile_stored(0, out, row_bytes);
+  _tile_stored(1, out + kTileTokens, row_bytes);
+  if (rows > kTileRows) {
+    float* high = out + kTileRows * row_bytes / static_cast<int64_t>(sizeof(float));
+    _tile_stored(2, high, row_bytes);
+    _tile_stored(3, high + kTileTokens, row_bytes);
+  } else if (four) {
+    _tile_stored(2, out + 2 * kTileTokens, row_bytes);
+    _tile_stored(3, out + 3 * kTileTokens, row_bytes);
+  }
+}
+
+static void add_any_products(const TileProduct& product, int rows, bool four) {
+  if (rows > kTileRows) return add_products_of_rows(product);
+  if (four) return add_products<true>(product);
+  add_products<false>(product);
+}
+
+// The last head elements of K tiles that are less than a step, padded with zeros.
+struct LastKeys {
+  alignas(64) Bf16 tiles[kChunkTiles][kTileK * kTileTokens];
+
+  void copy(const Bf16* const* keys, int64_t head_dim) {
+    const int64_t whole = head_dim / kTileK * kTileK;
+    const size_t bytes = static_cast<size_t>((head_dim - whole) * kTileTokens) * sizeof(Bf16);
+    for (int t = 0; t < kChunkTiles; ++t) {
+      memcpy(tiles[t], keys[t] + whole * kTileTokens, bytes);
+      memset(reinterpret_cast<char*>(tiles[t]) + bytes, 0, sizeof(tiles[t]) - bytes);
+    }
+  }
+};
+
+// V of the keys [begin, end) of a chunk, those of a pair side by side: [pair][columns][2], where `columns` is head_dim
+// in whole tiles. Other keys of the same steps are zeros. Returns whether all values are finite.
+static bool pair_values(const Bf16* const* tiles, int64_t head_dim, RowRange keys, Bf16* out) {
+  const int64_t columns = round_up(head_dim, kValueColumns);
+  alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i largest = _mm512_setzero_si512();
+  for (int64_t key = keys.begin / kTileK * kTileK; key < round_up(keys.end, kTileK); key += 2) {
+    const Bf16* rows[2];
+    bool is_seen[2];
+    for (int i = 0; i < 2; ++i) {
+      is_seen[i] = key + i >= keys.begin && key + i < keys.end;
+      rows[i] = tiles[(key + i) / kTileTokens] + (key + i) % kTileTokens * head_dim;
+    }
+    Bf16* pair = out + key * columns;
+    for (int64_t d = 0; d < columns; d += kValueColumns) {
+      const __mmask32 some = head_dim - d >= kValueColumns ? ~__mmask32{0} : (__mmask32{1} << (head_dim - d)) - 1;
+      const __m512i even = _mm512_maskz_loadu_epi16(is_seen[0] ? some : 0, rows[0] + d);
+      const __m512i odd = _mm512_maskz_loadu_epi16(is_seen[1] ? some : 0, rows[1] + d);
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(even, magnitude));
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(odd, magnitude));
+      _mm512_store_si512(pair + 2 * d, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_store_si512(pair + 2 * d + kValueColumns, _mm512_permutex2var_epi16(even, high, odd));
+    }
+  }
+  return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
+}
+
+// A row's weights as bf16, zeros for the keys of the chunk's steps that it does not see.
+static void round_weights(const float* weights, RowRange seen, RowRange keys, Bf16* out) {
+  const VectorRange range = vectors_of(seen);
+  const int begin = static_cast<int>(keys.begin / kTileK * kTileK), end = static_cast<int>(round_up(keys.end, kTileK));
+  for (int i = begin; i < end; i += Vec::kWidth) {
+    const bool is_seen = i >= range.begin && i < range.end;
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(is_seen ? Vec::load(weights + i) : Vec::zero());
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), rounded);
+  }
+}
+
+struct TileAttention {
+  using Element = Bf16;
+
+  static void begin_tile(const AttentionTile& tile) {
+    shape_tiles(static_cast<int>(lesser(tile.num_rows, kTileRows)),
+                static_cast<int>(greater(0, tile.num_rows - kTileRows)));
+  }
+  static void end_tile() { _tile_release(); }
+
+  // Rows of queries one after the other, in whole steps of head elements.
+  static const void* prepare_query(const Bf16* query, int64_t head_dim, int row, TileScratch& scratch) {
+    const int64_t stride = round_up(head_dim, kTileK);
+    Bf16* copy = reinterpret_cast<Bf16*>(scratch.converted) + row * stride;
+    memcpy(copy, query, static_cast<size_t>(head_dim) * sizeof(Bf16));
+    memset(copy + head_dim, 0, static_cast<size_t>(stride - head_dim) * sizeof(Bf16));
+    return copy;
+  }
+
+  // Dot products of all rows with the K tiles [first, end).
+  static void score(const AttentionTile& tile, const ChunkTiles<Bf16>& tiles, int64_t head_dim, int first, int end,
+                    TileScratch& scratch) {
+    const int64_t stride = round_up(head_dim, kTileK);
+    const auto* queries = static_cast<const Bf16*>(scratch.query[0]);
+    LastKeys last;
+    if (head_dim % kTileK != 0) last.copy(tiles.k, head_dim);
+    asm volatile("" ::: "memory");  // the intrinsics do not say what they read
+    const int together = tile.num_rows > kTileRows || end - first <= 2 ? 2 : 4;
+    for (int at = first; at < end; at += together) {
+      const int t = static_cast<int>(lesser(at, kChunkTiles - together));  // tiles that no row sees are there, too
+      TileProduct product = {queries, stride, {}, kKeyRowBytes, kTileK * kTileTokens, head_dim / kTileK};
+      TileProduct rest = {queries + head_dim / kTileK * kTileK, stride, {}, kKeyRowBytes, 0, 1};
+      for (int j = 0; j < together; ++j) {
+        product.b[j] = tiles.k[t + j];
+        rest.b[j] = last.tiles[t + j];
+      }
+      zero_sums();
+      add_any_products(product, tile.num_rows, together == 4);
+      if (head_dim % kTileK != 0) add_any_products(rest, tile.num_rows, together == 4);
+      store_products(tile.num_rows, together == 4, scratch.scores + t * kTileTokens, kScoreRowBytes);
+    }
+  }
+
+  // state.out = state.out * correction + weights * values for rows [row_begin, row_end), over the steps of `keys`.
+  static void add_values(const AttentionTile& tile, const Bf16* weights, const Bf16* values, int64_t head_dim,
+                         RowRange keys, int row_begin, int row_end, const TileScratch& scratch, TileState& state) {
+    const int64_t columns = round_up(head_dim, kValueColumns), stride = out_stride_of(head_dim);
+    const int64_t begin = keys.begin / kTileK * kTileK, num_steps = ceil_div(keys.end - begin, kTileK);
+    alignas(64) float sums[kMaxTileRows * kValueColumns];
+    asm volatile("" ::: "memory");
+    for (int64_t d = 0; d < columns; d += kValueColumns) {
+      const Bf16* first = values + begin * columns + 2 * d;
+      zero_sums();
+      add_any_products(
+          {weights + begin, kChunkKeys, {first, first + kValueColumns}, columns * 4, kTileK * columns, num_steps},
+          tile.num_rows, false);
+      store_products(tile.num_rows, false, sums, kValueColumns * sizeof(float));
+      const bool has_second = d + kTileTokens < stride;
+      for (int r = row_begin; r < row_end; ++r) {
+        const Vec::F factor = Vec::set1(scratch.correction[r]);
+        float* out = state.out + r * stride + d;
+        const float* sum = sums + r * kValueColumns;
+        Vec::store(out, Vec::fma(Vec::load(out), factor, Vec::load(sum)));
+        if (has_second) Vec::store(out + 16, Vec::fma(Vec::load(out + 16), factor, Vec::load(sum + 16)));
+      }
+    }
+  }
+
+  static void prefetch(const ChunkTiles<Bf16>& next, int64_t head_dim) {
+    for (int t = 0; t < kChunkTiles; ++t) {
+      for (int64_t i = 0; i < head_dim * kTileTokens; i += 32) {
+        Vec::prefetch(next.k[t] + i);
+        Vec::prefetch(next.v[t] + i);
+      }
+    }
+  }
+
+  static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+                           const ChunkTiles<Bf16>& tiles, const ChunkTiles<Bf16>& next, TileScratch& scratch,
+                           TileState& state) {
+    const int64_t head_dim = p.kv.head_dim;
+    RowRange keys[kMaxTileRows];
+    find_visible(tile, chunk_begin, scratch, keys);
+    RowRange all = {kChunkKeys, 0};
+    for (int r = 0; r < tile.num_rows; ++r) {
+      if (keys[r].begin >= keys[r].end) continue;
+      all = {lesser(all.begin, keys[r].begin), greater(all.end, keys[r].end)};
+    }
+    score(tile, tiles, head_dim, static_cast<int>(all.begin / kTileTokens),
+          static_cast<int>(ceil_div(all.end, kTileTokens)), scratch);
+    if (next.k[0] != tiles.k[0]) prefetch(next, head_dim);
+    weigh_keys(p, tile, chunk_begin, keys, scratch, state);
+    alignas(64) Bf16 weights[kMaxTileRows * kChunkKeys];
+    for (int r = 0; r < tile.num_rows; ++r) {
+      round_weights(scratch.scores + r * kChunkKeys, keys[r], all, weights + r * kChunkKeys);
+    }
+    alignas(64) Bf16 values[kChunkKeys * kMaxHeadDim];
+    if (pair_values(tiles.v, head_dim, all, values)) {
+      add_values(tile, weights, values, head_dim, all, 0, tile.num_rows, scratch, state);
+      return;
+    }
+    // Zero times infinity is NaN: each row takes the values that it sees alone.
+    for (int r = 0; r < tile.num_rows; ++r) {
+      if (keys[r].begin >= keys[r].end) continue;
+      pair_values(tiles.v, head_dim, keys[r], values);
+      add_values(tile, weights, values, head_dim, keys[r], r, r + 1, scratch, state);
+    }
+  }
+};
+
+static void paged_attention_amx(const PagedAttentionParams& p, Stream stream) {
+  if (p.kv.head_dim % 2 != 0) return paged_attention(p, stream);  // the last element of an odd head has no pair
+  paged_attention_with<TileAttention>(p, stream);
+}
