@@ -36,6 +36,7 @@ struct TileScratch {
   RowRange visible[kMaxTileRows];
   int64_t position[kMaxTileRows];
   float slope[kMaxTileRows];
+  const float* bias[kMaxTileRows];  // of distance 0; null: there is none
   alignas(64) float correction[kMaxTileRows];
 };
 

@@ -9,9 +9,18 @@ struct TileState {
 
 static inline int64_t out_stride_of(int64_t head_dim) { return round_up(head_dim, 16); }
 
+// The relative biases of a chunk's keys for the query at `query` in the chunk's count; `bias` is that of distance 0.
+// They lie in the table already unless the chunk goes beyond its reach.
+static const float* bias_of_chunk(const float* bias, int64_t reach, int64_t query, float* room) {
+  if (-query >= -reach && kChunkKeys - 1 - query <= reach) return bias - query;
+  for (int64_t i = 0; i < kChunkKeys; ++i) room[i] = bias[greater(-reach, lesser(reach, i - query))];
+  return room;
+}
+
 // Turns dot products into scores in place and returns their maximum. `query` is the row's position in the chunk's
-// count.
-static float finish_scores(const PagedAttentionParams& p, float* scores, RowRange keys, float slope, int64_t query) {
+// count, `bias` what is added to each key's score, or null.
+static float finish_scores(const PagedAttentionParams& p, float* scores, RowRange keys, float slope, int64_t query,
+                           const float* bias) {
   const Vec::F lanes = lane_ids();
   const Vec::F minus_infinity = Vec::set1(-__builtin_inff());
   const Vec::F begin = Vec::set1(static_cast<float>(keys.begin)), end = Vec::set1(static_cast<float>(keys.end));
@@ -25,6 +34,7 @@ static float finish_scores(const PagedAttentionParams& p, float* scores, RowRang
     if (p.alibi_slopes != nullptr) {
       x = Vec::fma(Vec::set1(slope), Vec::sub(key, Vec::set1(static_cast<float>(query))), x);
     }
+    if (bias != nullptr) x = Vec::add(x, Vec::load(bias + i));
     if (is_partial) x = Vec::if_less(key, begin, minus_infinity, Vec::if_less(key, end, x, minus_infinity));
     Vec::store(scores + i, x);
     max = Vec::max(max, x);  // a NaN score stays: it must show in the output
@@ -107,8 +117,11 @@ static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& til
   for (int r = 0; r < tile.num_rows; ++r) {
     scratch.correction[r] = 0.0f;
     if (keys[r].begin >= keys[r].end) continue;
-    const float chunk_max =
-        finish_scores(p, scratch.scores + r * kChunkKeys, keys[r], scratch.slope[r], scratch.position[r] - chunk_begin);
+    const int64_t query = scratch.position[r] - chunk_begin;
+    alignas(64) float room[kChunkKeys];
+    const float* bias = scratch.bias[r];
+    if (bias != nullptr) bias = bias_of_chunk(bias, p.relative_reach, query, room);
+    const float chunk_max = finish_scores(p, scratch.scores + r * kChunkKeys, keys[r], scratch.slope[r], query, bias);
     const float max = chunk_max > state.max[r] ? chunk_max : state.max[r];
     scratch.correction[r] = state.max[r] - max;
     state.max[r] = max;
@@ -178,6 +191,8 @@ static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& til
     const int64_t ahead = p.causal ? 1 : p.window > 0 ? p.window : tile.kv_len;
     scratch.visible[r] = {begin, lesser(tile.kv_len, position + ahead)};
     scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
+    const int64_t reach = p.relative_reach;
+    scratch.bias[r] = p.relative_bias != nullptr ? p.relative_bias + head * (2 * reach + 1) + reach : nullptr;
   }
 }
 

@@ -1,6 +1,6 @@
 // Attention over the paged KV cache for a ragged batch of sequences: decode rows and prefill chunks alike.
 //
-// out[t, h] = sum_j softmax_j( softcap(scale * q[t, h] . k[j]) + alibi ) v[j] over the visible j. Keys are visited in
+// out[t, h] = sum_j softmax_j( softcap(scale * q[t, h] . k[j]) + bias ) v[j] over the visible j. Keys are visited in
 // chunks of fixed size and position, so that a row's bits depend on its position and keys alone, not on how many rows
 // or sequences share the launch, nor on the number of threads.
 #pragma once
@@ -27,8 +27,12 @@ struct PagedAttentionParams {
   float softcap = 0.0f;  // > 0: softcap * tanh(score / softcap) (Gemma 2)
   int32_t window = 0;    // > 0: a query at p sees keys in (p - window, p], not causal: (p - window, p + window)
   const float* alibi_slopes = nullptr;  // [num_heads] or null (Press et al. 2022)
-  const float* sinks = nullptr;         // [num_heads] logits of a key without a value, or null
-  bool causal = true;                   // false: every query of s sees all kv_lens[s] keys, later ones too
+  // [num_heads, 2 * relative_reach + 1] or null (T5): what is added for the key at distance clamp(j - position,
+  // -relative_reach, relative_reach), the lowest first.
+  const float* relative_bias = nullptr;
+  int32_t relative_reach = 0;
+  const float* sinks = nullptr;  // [num_heads] logits of a key without a value, or null
+  bool causal = true;            // false: every query of s sees all kv_lens[s] keys, later ones too
   // false: a launch with more queries than sequences may use a faster kernel whose bits are not those of decode steps;
   // then a row's bits depend on how its prompt was cut into launches. Ignored where there is no such kernel.
   bool batch_invariant = true;
