@@ -121,7 +121,10 @@ def test_classify(name: str, checkpoints) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["bert-plain", "roberta-plain", "modernbert-biases", "gte-plain", "qwen3-model"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert-plain", "roberta-plain", "mpnet-plain", "t5-gated-gelu", "modernbert-biases", "gte-plain", "qwen3-model"],
+)
 def test_low_precision(name: str, dtype: str, checkpoints) -> None:
     """quire's error must not exceed what transformers' own run in that dtype shows."""
     case = MODELS[name]
