@@ -111,7 +111,8 @@ bool prefill_sm90_takes(const PagedAttentionParams& p) {
 
 void prefill_sm90(const PagedAttentionParams& p, Stream stream) {
   QUIRE_CHECK(prefill_sm90_takes(p), "prefill_sm90 does not take head_dim ", p.kv.head_dim, ", softcap ", p.softcap,
-              ", q_stride ", p.q_stride, ", num_tokens ", p.num_tokens);
+              ", q_stride ", p.q_stride, ", num_tokens ", p.num_tokens, p.alibi_slopes != nullptr ? ", ALiBi" : "",
+              p.relative_bias != nullptr ? ", relative_bias" : "");
   if (p.num_seqs == 0) return;
   if (p.dtype == DType::bf16) return dispatch_head_dim<simt::bf16_tag>(p, stream);
   dispatch_head_dim<simt::f16_tag>(p, stream);
