@@ -90,6 +90,13 @@ struct LearnedPositions {
   int32_t offset = 0;         // the row of position 0 (OPT: 2)
 };
 
+// A bias on attention scores by the distance of key and query, one for all layers (T5). Distances share buckets: one
+// each up to a quarter of them, then ever more, as their logarithm grows; the upper half is for keys after the query.
+struct RelativeBias {
+  int64_t num_buckets = 32;
+  int32_t max_distance = 128;  // from here on all distances of a side share its last bucket
+};
+
 // A linear layer on pooled vectors, or on every token's: a projection, classifier or reward. Always in float32.
 struct HeadLayer {
   int64_t inputs = 0, outputs = 0;
@@ -121,6 +128,7 @@ struct ArchSpec {
   float embedding_scale = 1.0f;
   bool embedding_scale_in_model_dtype = false;  // Gemma rounds the factor to the model's dtype first
   std::optional<LearnedPositions> learned_positions;
+  std::optional<RelativeBias> relative_bias;
   int64_t num_token_types = 0;             // > 0: rows of a table that is added by token type (BERT's segments)
   std::optional<NormSpec> embedding_norm;  // of the sum of the embeddings
   std::vector<LayerSpec> layers;

@@ -129,22 +129,25 @@ void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
 PagedAttentionParams Decoder::attention_params(size_t index, const Step& step) const {
   const AttnSpec& spec = arch_.layers[index].attn;
   const DeviceBatch& batch = step.batch;
-  PagedAttentionParams params = {.dtype = dtype_,
-                                 .num_heads = spec.num_heads,
-                                 .kv = step.cache.layers[index],
-                                 .num_seqs = static_cast<int32_t>(batch.num_seqs),
-                                 .query_start = batch.query_start,
-                                 .kv_lens = batch.kv_lens,
-                                 .block_tables = batch.block_tables,
-                                 .block_table_stride = batch.block_table_stride,
-                                 .scale = spec.scale,
-                                 .softcap = spec.softcap,
-                                 .window = spec.window,
-                                 .sinks = weights_.layers[index].sinks,
-                                 .causal = spec.causal,
-                                 .batch_invariant = step.ops.batch_invariant(),
-                                 .num_tokens = batch.num_tokens,
-                                 .max_kv_len = static_cast<int32_t>(batch.max_kv_len)};
+  PagedAttentionParams params = {
+      .dtype = dtype_,
+      .num_heads = spec.num_heads,
+      .kv = step.cache.layers[index],
+      .num_seqs = static_cast<int32_t>(batch.num_seqs),
+      .query_start = batch.query_start,
+      .kv_lens = batch.kv_lens,
+      .block_tables = batch.block_tables,
+      .block_table_stride = batch.block_table_stride,
+      .scale = spec.scale,
+      .softcap = spec.softcap,
+      .window = spec.window,
+      .relative_bias = weights_.relative_bias,
+      .relative_reach = arch_.relative_bias.has_value() ? arch_.relative_bias->max_distance : 0,
+      .sinks = weights_.layers[index].sinks,
+      .causal = spec.causal,
+      .batch_invariant = step.ops.batch_invariant(),
+      .num_tokens = batch.num_tokens,
+      .max_kv_len = static_cast<int32_t>(batch.max_kv_len)};
   params.workspace_bytes = step.ops.kernels().attention_workspace_bytes(
       batch.num_tokens, batch.num_seqs, batch.max_kv_len, spec.num_heads, spec.head_dim, num_threads_);
   for (const AttentionPlan& plan : step.plans) {

@@ -57,6 +57,17 @@ ArchSpec post_norm_encoder(const Json& config) {
   return arch;
 }
 
+void add_positions_behind_padding(const Json& config, int64_t padding_id, ArchSpec& arch) {
+  const int64_t offset = padding_id + 1;
+  const int64_t num_rows = config_size_or(config, {"max_position_embeddings"}, 512);
+  require(num_rows > offset,
+          str_cat("config key \"max_position_embeddings\" (", num_rows,
+                  ") leaves no position behind that of the padding token (pad_token_id ", padding_id, ")"));
+  arch.learned_positions = {.max_positions = num_rows - offset, .offset = static_cast<int32_t>(offset)};
+  arch.max_positions = num_rows - offset;
+  arch.max_positions_key = "max_position_embeddings";
+}
+
 std::vector<WeightRule> linear_rules(const std::string& module, Slot weight, const std::vector<std::string>& shape,
                                      Slot bias) {
   std::vector<WeightRule> rules = {{module + ".weight", weight, shape}};

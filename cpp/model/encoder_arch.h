@@ -25,6 +25,10 @@ Json with_defaults(const Json& config, std::initializer_list<std::pair<const cha
 // types; no positions and no weight rules. Throws InvalidArgument when the heads do not divide the hidden size.
 ArchSpec post_norm_encoder(const Json& config);
 
+// Learned positions of which padding tokens have that of their id and others count from the next, so that the table has
+// as many rows less.
+void add_positions_behind_padding(const Json& config, int64_t padding_id, ArchSpec& arch);
+
 // A module's weight and bias. Without a bias `bias` is `weight` again.
 std::vector<WeightRule> linear_rules(const std::string& module, Slot weight, const std::vector<std::string>& shape,
                                      Slot bias);

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "model/relative_bias.h"
 #include "model/weight_match.h"
 #include "model/weight_slots.h"
 
@@ -38,6 +39,7 @@ class Filler {
   }
 
   void fill(const BoundRule& entry) {
+    if (entry.rule->slot == Slot::relative_bias) return fill_relative_bias(entry);
     const bool transposed = entry.rule->transposed;
     const int64_t num_rows = entry.shape[transposed ? 1 : 0];
     const int64_t num_cols = entry.shape.size() == 1 ? 0 : entry.shape[transposed ? 0 : 1];
@@ -70,6 +72,15 @@ class Filler {
   }
 
  private:
+  void fill_relative_bias(const BoundRule& entry) {
+    const WeightSlot& slot = find(Slot::relative_bias, entry.layer);
+    const DType dtype = entry.tensor->dtype;
+    const std::vector<std::byte> biases =
+        relative_bias_by_distance(*arch_.relative_bias, entry.tensor->data, dtype, entry.shape[1]);
+    sink_.write_vector({.data = biases.data(), .dtype = dtype, .rows = slot.rows}, 0.0f, *slot.vector);
+    unfilled_[{slot.slot, slot.layer}] -= slot.rows;
+  }
+
   const WeightSlot& find(Slot slot, int32_t layer) const {
     const auto found =
         std::ranges::find_if(slots_, [&](const WeightSlot& s) { return s.slot == slot && s.layer == layer; });

@@ -46,6 +46,7 @@ int64_t dimension(const std::string& symbol, const ArchSpec& arch, int32_t layer
   if (symbol == "num_heads") return attn.num_heads;
   if (symbol == "ffn") return width;
   if (symbol == "2ffn") return 2 * width;
+  if (symbol == "relative_buckets") return arch.relative_bias->num_buckets;
   if (symbol == "token_types") return arch.num_token_types;
   if (const auto size = head_dimension(symbol, arch.pooler); size.has_value()) return *size;
   QUIRE_CHECK(false, "unknown dimension \"", symbol, "\" in a weight rule");

@@ -68,6 +68,7 @@ enum class Slot : uint8_t {
   head_norm_bias_1,
   head_norm_bias_2,
   head_norm_bias_3,
+  relative_bias,  // [buckets, num_heads]
 };
 
 constexpr Slot head_slot(size_t layer) { return static_cast<Slot>(static_cast<size_t>(Slot::head_0) + layer); }
@@ -84,7 +85,7 @@ constexpr Slot head_norm_bias_slot(size_t layer) {
 struct WeightRule {
   std::string name;  // "model.layers.{i}.self_attn.q_proj.weight"
   Slot slot = Slot::embedding;
-  std::vector<std::string> shape;  // as stored; symbols of weight_loader.cpp: "vocab", "hidden", "q_dim", "kv_dim",
+  std::vector<std::string> shape;  // as stored; symbols of weight_match.cpp: "vocab", "hidden", "q_dim", "kv_dim",
                                    // "qkv_dim", "head_dim", "ffn", "2ffn", "head_in_0", "head_out_0", ...
   bool transposed = false;         // stored [inputs, outputs] (GPT-2's Conv1D)
   bool optional = false;           // absence is fine (a tied lm_head)

@@ -19,11 +19,12 @@ struct WeightSlot {
   int64_t cols = 0;  // 0: a float32 vector of `rows` elements
   bool gated = false;
   bool plus_one = false;
+  int64_t num_stored = 0;   // elements that a checkpoint has for it, where these are not `rows`
   bool is_float32 = false;  // whatever the dtype of the model
   PackedWeight* matrix = nullptr;
   float** vector = nullptr;
 
-  int64_t num_elements() const { return cols == 0 ? rows : rows * cols; }
+  int64_t num_elements() const { return num_stored > 0 ? num_stored : cols == 0 ? rows : rows * cols; }
 };
 
 // Resizes weights.layers; the pointers point into `weights`.

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "model/relative_bias.h"
 #include "model/weight_slots.h"
 
 namespace quire {
@@ -25,6 +26,11 @@ class SlotList {
   }
   void vector(Slot slot, float*& values, int64_t size, bool plus_one = false) {
     slots_.push_back({.slot = slot, .layer = layer_, .rows = size, .plus_one = plus_one, .vector = &values});
+  }
+  void relative_bias(const ArchSpec& arch, float*& values) {
+    const int64_t num_heads = arch.layers.front().attn.num_heads;
+    vector(Slot::relative_bias, values, num_heads * num_relative_distances(*arch.relative_bias));
+    slots_.back().num_stored = num_heads * arch.relative_bias->num_buckets;
   }
   void norm(const NormSpec& spec, Slot weight_slot, float*& weight, int64_t size) {
     if (spec.affine) vector(weight_slot, weight, size, spec.plus_one);
@@ -106,6 +112,7 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   if (arch.num_token_types > 0) {
     list.matrix(Slot::token_type_embedding, weights.token_type_embedding, arch.num_token_types, arch.hidden);
   }
+  if (arch.relative_bias.has_value()) list.relative_bias(arch, weights.relative_bias);
   if (arch.embedding_norm.has_value()) {
     list.norm(*arch.embedding_norm, Slot::embedding_norm, weights.embedding_norm, Slot::embedding_norm_bias,
               weights.embedding_norm_bias, arch.hidden);

@@ -38,11 +38,12 @@ struct Weights {
   PackedWeight position_embedding;                                  // [max_positions + offset, hidden]
   PackedWeight token_type_embedding;                                // [num_token_types, hidden]
   float *embedding_norm = nullptr, *embedding_norm_bias = nullptr;  // [hidden]
-  PackedWeight embed_proj;                                          // [hidden, embed_dim], only when they differ
-  PackedWeight out_proj;                                            // [embed_dim, hidden], likewise
-  float *final_norm = nullptr, *final_norm_bias = nullptr;          // [hidden]
-  PackedWeight head;           // [vocab, embed_dim]; the embedding itself when tied
-  float* head_bias = nullptr;  // [vocab]
+  float* relative_bias = nullptr;  // [num_heads, 2 * max_distance + 1], of a distance instead of a bucket
+  PackedWeight embed_proj;         // [hidden, embed_dim], only when they differ
+  PackedWeight out_proj;           // [embed_dim, hidden], likewise
+  float *final_norm = nullptr, *final_norm_bias = nullptr;  // [hidden]
+  PackedWeight head;                                        // [vocab, embed_dim]; the embedding itself when tied
+  float* head_bias = nullptr;                               // [vocab]
   struct HeadWeights {
     PackedWeight weight;  // [outputs, inputs], float32
     float* bias = nullptr;

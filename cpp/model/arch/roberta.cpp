@@ -12,20 +12,6 @@
 namespace quire {
 namespace {
 
-// Padding tokens have the position of their id and others count from the next, so the table has as many rows less.
-void use_offset_positions(const Json& config, ArchSpec& arch) {
-  const int64_t offset = config_size_or(config, {"pad_token_id"}, 1, 0) + 1;
-  const int64_t num_rows = config_size_or(config, {"max_position_embeddings"}, 512);
-  if (num_rows <= offset) {
-    throw InvalidArgument(str_cat("config key \"max_position_embeddings\" (", num_rows,
-                                  ") leaves no position behind that of the padding token (pad_token_id ", offset - 1,
-                                  ")"));
-  }
-  arch.learned_positions = {.max_positions = num_rows - offset, .offset = static_cast<int32_t>(offset)};
-  arch.max_positions = num_rows - offset;
-  arch.max_positions_key = "max_position_embeddings";
-}
-
 std::vector<WeightRule> flash_rules(const ArchSpec& arch) {
   const std::string layer = "encoder.layers.{i}.";
   std::vector<WeightRule> rules = bert_embedding_rules(arch, "emb_ln");
@@ -91,7 +77,7 @@ ArchSpec roberta_base(const Json& config, bool is_rotary) {
     use_rotary_positions(config, arch);
   } else {
     refuse_unless(config, "position_embedding_type", "absolute");
-    use_offset_positions(config, arch);
+    add_positions_behind_padding(config, config_size_or(config, {"pad_token_id"}, 1, 0), arch);
   }
   arch.weights.dropped_prefixes = {"roberta."};
   ignore_encoder_heads(arch.weights);

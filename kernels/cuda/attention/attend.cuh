@@ -1,6 +1,6 @@
 // Attention of 16-bit queries over 16-bit pages by mma.sync, decode rows and prefill chunks in one launch (sm_80, up).
 //
-//   out[row] = sum over keys of softmax(softcap(scale q . k) + slope (key - position)) v
+//   out[row] = sum over keys of softmax(softcap(scale q . k) + slope (key - position) + bias[key - position]) v
 //
 // Mapping. Block = slot of the plan (plan.h): it walks pieces, a piece walks splits of 256 keys, a split walks chunks
 // of
@@ -55,6 +55,7 @@ struct AttendShared {
   float4 sums[kRows];
   int32_t position[kRows];
   float slope[kRows];
+  int32_t bias[kRows];  // where the relative bias of distance 0 lies
   int32_t is_last;
 };
 
@@ -118,6 +119,7 @@ class PieceAttention {
       const int row = piece_.tile.row_begin + min(static_cast<int>(threadIdx.x), piece_.tile.num_rows - 1);
       s_.position[threadIdx.x] = piece_.tile.first_position + row / group;
       s_.slope[threadIdx.x] = p_.alibi_slopes != nullptr ? p_.alibi_slopes[piece_.head * group + row % group] : 0.0f;
+      s_.bias[threadIdx.x] = (piece_.head * group + row % group) * (2 * p_.relative_reach + 1) + p_.relative_reach;
     }
   }
 
@@ -214,6 +216,7 @@ class PieceAttention {
     const uint4* const keys = stream_.take();
     multiply_keys(keys, scores);
     scale_scores(chunk * kChunkKeys + warp() * 16, scores);
+    if (p_.relative_bias != nullptr) add_relative_bias(chunk * kChunkKeys + warp() * 16, scores);
     if (chunk * kChunkKeys < all_see_from_ || (chunk + 1) * kChunkKeys > all_see_to_) {
       mask_scores(chunk * kChunkKeys + warp() * 16, scores);
     }
@@ -258,6 +261,23 @@ class PieceAttention {
         x = __fmul_rn(x, p_.scale);
         if (p_.softcap > 0.0f) x = soft_cap(x, p_.softcap);
         x = __fmul_rn(fmaf(s_.slope[row], static_cast<float>(column - s_.position[row]), x), kLog2e);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_relative_bias(int key, Scores& scores) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = lane_row(m, half), position = s_.position[row];
+        const float* const bias = p_.relative_bias + s_.bias[row];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int distance = key + i / 2 * 8 + lane_column() + i % 2 - position;
+          float& x = scores[m][i / 2][half * 2 + i % 2];
+          x = fmaf(bias[max(-p_.relative_reach, min(p_.relative_reach, distance))], kLog2e, x);
+        }
       }
     }
   }

@@ -34,11 +34,13 @@ void attend(const PagedAttentionParams& p, const PlanView& plan, float* states, 
   args.block_tables = p.block_tables;
   args.block_table_stride = p.block_table_stride;
   args.alibi_slopes = p.alibi_slopes;
+  args.relative_bias = p.relative_bias;
   args.sinks = p.sinks;
   args.states = states;
   args.scale = p.scale;
   args.softcap = p.softcap;
   args.window = p.window;
+  args.relative_reach = p.relative_reach;
   args.num_heads = p.num_heads;
   args.num_kv_heads = p.kv.num_kv_heads;
   args.block_size = p.kv.block_size;

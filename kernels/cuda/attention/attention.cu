@@ -37,6 +37,7 @@ void check(const PagedAttentionParams& p) {
   QUIRE_CHECK(p.kv.block_size > 0 && p.kv.block_size % kKvSliceTokens == 0, "block_size ", p.kv.block_size);
   QUIRE_CHECK(p.kv.head_dim > 0 && p.kv.head_dim <= kMaxPlainHeadDim, "head_dim ", p.kv.head_dim);
   QUIRE_CHECK(p.num_tokens >= 0 && p.num_seqs >= 0, p.num_tokens, " tokens of ", p.num_seqs, " sequences");
+  QUIRE_CHECK(p.relative_bias == nullptr || p.relative_reach >= 0, "relative_reach ", p.relative_reach);
   if (!uses_tensor_cores(p)) return;
   QUIRE_CHECK(p.q_stride % 4 == 0 && p.out_stride % 4 == 0, "strides ", p.q_stride, ", ", p.out_stride);
   QUIRE_CHECK(reinterpret_cast<uintptr_t>(p.q) % 8 == 0 && reinterpret_cast<uintptr_t>(p.out) % 8 == 0);

@@ -1,6 +1,6 @@
 // Attention of one query row by one block, by CUDA cores: float32, and head sizes that the tensor-core kernel lacks.
 //
-//   out = sum over keys of softmax(softcap(scale q . k) + slope (key - position)) v
+//   out = sum over keys of softmax(softcap(scale q . k) + slope (key - position) + bias[key - position]) v
 //
 // Mapping. Block = (token, head). The four warps take the splits of 256 keys in turn, 32 keys (one a lane) at a time
 // for the scores, head_dim over the lanes for the values; each leaves the state of its split in shared memory, and the
@@ -69,6 +69,10 @@ __device__ float score(const PagedAttentionParams& p, const PlainShared& s, cons
   float x = __fmul_rn(dot, p.scale);
   if (p.softcap > 0.0f) x = soft_cap(x, p.softcap);
   if (p.alibi_slopes != nullptr) x = fmaf(p.alibi_slopes[row.head], static_cast<float>(key - row.position), x);
+  if (p.relative_bias != nullptr) {
+    const int reach = p.relative_reach, distance = max(-reach, min(reach, key - row.position));
+    x = __fadd_rn(x, p.relative_bias[row.head * (2 * reach + 1) + reach + distance]);
+  }
   return __fmul_rn(x, kLog2e);
 }
 

@@ -26,11 +26,13 @@ struct AttendArgs {
   const int32_t* block_tables;
   int64_t block_table_stride;
   const float* alibi_slopes;
+  const float* relative_bias;  // of the lowest distance, head after head
   const float* sinks;
   float* states;  // rows of head_dim + 4 floats: out, max, sum
   float scale;
   float softcap;
   int32_t window;
+  int32_t relative_reach;
   int32_t num_heads;
   int32_t num_kv_heads;
   int32_t block_size;

@@ -102,8 +102,8 @@ bool prefill_sm90_takes(const PagedAttentionParams& p) {
   const bool has_shape = (p.kv.head_dim == 64 || p.kv.head_dim == 128 || p.kv.head_dim == 256) &&
                          p.num_heads / p.kv.num_kv_heads <= kMaxGroup && p.kv.block_size % 16 == 0;
   const bool has_type = (p.dtype == DType::bf16 || p.dtype == DType::f16) && p.kv.dtype == p.dtype;
-  const bool has_options = p.softcap <= 0.0f && p.alibi_slopes == nullptr && p.scale > 0.0f && p.num_tokens > 0 &&
-                           (p.causal || p.window <= 0);
+  const bool has_options = p.softcap <= 0.0f && p.alibi_slopes == nullptr && p.relative_bias == nullptr &&
+                           p.scale > 0.0f && p.num_tokens > 0 && (p.causal || p.window <= 0);
   const bool is_aligned = is_16_bytes(p.q) && is_16_bytes(p.out) && is_16_bytes(p.kv.k) && is_16_bytes(p.kv.v) &&
                           p.q_stride % 8 == 0 && p.out_stride % 8 == 0;
   return has_shape && has_type && has_options && is_aligned && simt::device_has_wgmma();
@@ -111,7 +111,8 @@ bool prefill_sm90_takes(const PagedAttentionParams& p) {
 
 void prefill_sm90(const PagedAttentionParams& p, Stream stream) {
   QUIRE_CHECK(prefill_sm90_takes(p), "prefill_sm90 does not take head_dim ", p.kv.head_dim, ", softcap ", p.softcap,
-              ", q_stride ", p.q_stride, ", num_tokens ", p.num_tokens);
+              ", q_stride ", p.q_stride, ", num_tokens ", p.num_tokens, p.alibi_slopes != nullptr ? ", ALiBi" : "",
+              p.relative_bias != nullptr ? ", relative_bias" : "");
   if (p.num_seqs == 0) return;
   if (p.dtype == DType::bf16) return dispatch_head_dim<simt::bf16_tag>(p, stream);
   dispatch_head_dim<simt::f16_tag>(p, stream);

@@ -96,6 +96,8 @@ TEST_P(AttentionInvariance, ChunksOfEverySize) {
     spec.softcap = 3.0f;
     spec.num_kv_heads = 6;
     check(spec, 150, {1, 3, 16, 50});
+    spec.relative_reach = 21;
+    check(spec, 150, {1, 3, 16, 50});
   }
 }
 

@@ -112,6 +112,8 @@ TEST(AttentionSimt, ChunksWithOptions) {
   spec.has_alibi = true;
   spec.softcap = 3.0f;
   check_invariance(spec, 70, {chunks(70, 1), chunks(70, 33)});
+  spec.relative_reach = 11;
+  check_invariance(spec, 70, {chunks(70, 1), chunks(70, 33)});
 }
 
 TEST(AttentionSimt, SplitsOfLongContexts) {

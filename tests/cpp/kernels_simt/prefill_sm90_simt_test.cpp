@@ -361,6 +361,7 @@ TEST(PrefillSm90, LeavesTheRestToOthers) {
   EXPECT_FALSE(takes_with([](auto& o) { o.num_heads = 65; }));
   const float slope = 0.5f;
   EXPECT_FALSE(takes_with([&](auto& o) { o.alibi_slopes = &slope; }));
+  EXPECT_FALSE(takes_with([&](auto& o) { o.relative_bias = &slope; }));
 }
 
 }  // namespace

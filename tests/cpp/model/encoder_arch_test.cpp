@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "model/arch_registry.h"
 #include "model/pooler.h"
+#include "model/relative_bias.h"
 #include "model/token_labels.h"
 #include "model/weight_match.h"
 
@@ -45,6 +46,64 @@ TEST(EncoderArch, RobertaBeginsBehindThePaddingToken) {
   EXPECT_EQ(build(tiny("CamembertModel")).learned_positions->offset, 2);  // pad_token_id is 1 when nothing is said
   const std::string message = build_error<InvalidArgument>(tiny("RobertaModel", {{"pad_token_id", 15}}));
   EXPECT_NE(message.find("\"max_position_embeddings\" (16)"), std::string::npos) << message;
+}
+
+TEST(EncoderArch, MpnetHasPositionsOfItsOwnPaddingToken) {
+  const ArchSpec arch = build(tiny("MPNetModel", {{"pad_token_id", 5}}));
+  EXPECT_EQ(arch.learned_positions->offset, 2);
+  EXPECT_EQ(arch.max_positions, 14);
+  EXPECT_EQ(arch.num_token_types, 0);
+  EXPECT_EQ(arch.relative_bias->num_buckets, 32);
+  EXPECT_EQ(arch.relative_bias->max_distance, 128);
+  EXPECT_NE(build_error<NotSupported>(tiny("MPNetModel", {{"relative_attention_num_buckets", 64}}))
+                .find("\"relative_attention_num_buckets\" has the value 64"),
+            std::string::npos);
+}
+
+TEST(EncoderArch, T5AndMt5DifferInDefaults) {
+  Json config = {{"architectures", {"T5EncoderModel"}}, {"vocab_size", 11}, {"d_model", 12}};
+  const ArchSpec t5 = build(config);
+  EXPECT_EQ(t5.layers.size(), 6u);
+  EXPECT_EQ(t5.layers[0].attn.num_heads, 8);
+  EXPECT_EQ(t5.layers[0].attn.head_dim, 64);
+  EXPECT_EQ(t5.layers[0].attn.scale, 1.0f);
+  EXPECT_FALSE(std::get<DenseFfn>(t5.layers[0].ffn).gated);
+  EXPECT_EQ(std::get<DenseFfn>(t5.layers[0].ffn).activation, Activation::relu);
+  EXPECT_EQ(std::get<DenseFfn>(t5.layers[0].ffn).width, 2048);
+  config["architectures"] = {"MT5EncoderModel"};
+  const ArchSpec mt5 = build(config);
+  EXPECT_EQ(mt5.layers.size(), 8u);
+  EXPECT_EQ(mt5.layers[0].attn.num_heads, 6);
+  EXPECT_TRUE(std::get<DenseFfn>(mt5.layers[0].ffn).gated);
+  EXPECT_EQ(std::get<DenseFfn>(mt5.layers[0].ffn).activation, Activation::gelu_tanh);
+  EXPECT_EQ(std::get<DenseFfn>(mt5.layers[0].ffn).width, 1024);
+  config["relative_attention_max_distance"] = 8;
+  EXPECT_NE(build_error<InvalidArgument>(config).find("\"relative_attention_max_distance\" (8)"), std::string::npos);
+}
+
+// The table of the paper's code for 32 buckets up to a distance of 128.
+TEST(RelativeBias, BucketsWidenWithDistance) {
+  const RelativeBias spec;
+  const std::pair<int32_t, int64_t> firsts[] = {{0, 0},   {1, 1},   {7, 7},   {8, 8},   {12, 9}, {16, 10},
+                                                {23, 11}, {32, 12}, {46, 13}, {64, 14}, {91, 15}};
+  for (const auto& [distance, bucket] : firsts) {
+    EXPECT_EQ(relative_bucket(spec, -distance), bucket) << distance;
+    if (distance > 0) {
+      EXPECT_EQ(relative_bucket(spec, distance), 16 + bucket) << distance;
+      EXPECT_EQ(relative_bucket(spec, 1 - distance), bucket - 1) << distance;
+    }
+  }
+  EXPECT_EQ(relative_bucket(spec, -128), 15);
+  EXPECT_EQ(relative_bucket(spec, 100000), 31);
+}
+
+TEST(RelativeBias, BucketsBecomeDistances) {
+  const RelativeBias spec{.num_buckets = 4, .max_distance = 2};  // buckets: itself, before, of none, after
+  const float buckets[] = {1, 10, 2, 20, 3, 30, 4, 40};          // [bucket, head]
+  const std::vector<std::byte> biases = relative_bias_by_distance(spec, buckets, DType::f32, 2);
+  const auto* values = reinterpret_cast<const float*>(biases.data());
+  EXPECT_EQ(std::vector<float>(values, values + biases.size() / sizeof(float)),
+            (std::vector<float>{2, 2, 1, 4, 4, 20, 20, 10, 40, 40}));
 }
 
 TEST(EncoderArch, DistilBertHasKeysOfItsOwn) {

@@ -7,6 +7,7 @@ matrix, bias and norm weight matters, so an ignored one shows.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ MODERNBERT = {
 }
 MODERNBERT_BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
 GTE = {**BERT, "type_vocab_size": 2}
+# Texts beyond the distance from which a bias is constant; the padding token, id 1, is not among their tokens.
+MPNET = {**BERT, "pad_token_id": 1, "max_position_embeddings": 202}
+T5 = {
+    "vocab_size": 131,
+    "d_model": 60,
+    "d_kv": 14,
+    "d_ff": 83,
+    "num_layers": 3,
+    "num_heads": 5,
+    "layer_norm_epsilon": 3e-5,
+}
+FAR = (1, 2, 40, 200, 33)
 THETAS = {
     "full_attention": {"rope_type": "default", "rope_theta": 500.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
@@ -92,9 +105,16 @@ QWEN3 = {**DECODER, "head_dim": 16}
 
 
 def cases(
-    prefix: str, model_class: str, base: dict[str, Any], changes: dict[str, Any], types: bool
+    prefix: str,
+    model_class: str,
+    base: dict[str, Any],
+    changes: dict[str, Any],
+    types: bool,
+    lengths: tuple[int, ...] = LENGTHS,
 ) -> list[PoolingCase]:
-    return [PoolingCase(f"{prefix}-{name}", model_class, {**base, **own}, types) for name, own in changes.items()]
+    return [
+        PoolingCase(f"{prefix}-{name}", model_class, {**base, **own}, types, lengths) for name, own in changes.items()
+    ]
 
 
 ENCODERS = [
@@ -137,6 +157,30 @@ ENCODERS = [
     *cases("gte", "GteModel", GTE, {"plain": {}, "theta": THETA}, True),
     *cases("gte", "GteModel", BERT, {"no-types": {"type_vocab_size": 0}}, False),
     *cases("jina-v3", "JinaEmbeddingsV3Model", ROBERTA, {"plain": {"type_vocab_size": 1}, "theta": THETA}, False),
+    *cases(
+        "mpnet",
+        "MPNetModel",
+        MPNET,
+        {"plain": {}, "head-dim-64": {"hidden_size": 128, "num_attention_heads": 2}},
+        False,
+        FAR,
+    ),
+    *cases(
+        "t5",
+        "T5EncoderModel",
+        T5,
+        {
+            "relu": {},
+            "gated-gelu": {"feed_forward_proj": "gated-gelu"},
+            "gated-silu": {"feed_forward_proj": "gated-silu"},
+            "near": {"relative_attention_num_buckets": 12, "relative_attention_max_distance": 20},
+            "far": {"relative_attention_num_buckets": 50, "relative_attention_max_distance": 700},
+            "head-dim-64": {"d_kv": 64, "num_heads": 2},
+        },
+        False,
+        FAR,
+    ),
+    *cases("mt5", "MT5EncoderModel", T5, {"plain": {"feed_forward_proj": "gated-gelu"}}, False, FAR),
 ]
 DECODERS = [
     PoolingCase("llama-model", "LlamaModel", DECODER),
@@ -171,6 +215,7 @@ CLASSIFIERS = [
         },
         False,
     ),
+    *cases("mpnet-classifier", "MPNetForSequenceClassification", MPNET, {"three": LABELS}, False, FAR),
     *cases("nomic-bert-classifier", "NomicBertForSequenceClassification", BERT, {"three": LABELS}, True),
     *cases("gte-classifier", "GteForSequenceClassification", GTE, {"three": LABELS, "one": {"num_labels": 1}}, True),
     *cases("jina-v3-classifier", "JinaEmbeddingsV3ForSequenceClassification", ROBERTA, {"three": LABELS}, False),
@@ -187,6 +232,9 @@ def build(case: PoolingCase) -> transformers.PreTrainedModel:
     model = model_class(model_class.config_class(**case.config)).eval()
     model.set_attn_implementation("eager")
     randomize(model, case.seed)
+    for name, weight in model.named_parameters():
+        if name.endswith("SelfAttention.q.weight"):  # T5, whose queries are trained to need no scale
+            weight.data = (weight.data / math.sqrt(case.config["d_kv"])).bfloat16().float()
     return model
 
 

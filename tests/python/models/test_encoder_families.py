@@ -298,6 +298,7 @@ def test_masked_language_models_are_embedders(tmp_path: Path) -> None:
         "xlm-roberta-one-type": "XLMRobertaForMaskedLM",
         "distilbert-plain": "DistilBertForMaskedLM",
         "modernbert-plain": "ModernBertForMaskedLM",
+        "mpnet-plain": "MPNetForMaskedLM",
         "nomic-bert-plain": "NomicBertForMaskedLM",
         "gte-plain": "GteForMaskedLM",
         "jina-v3-plain": "JinaEmbeddingsV3ForMaskedLM",
@@ -317,6 +318,7 @@ def test_token_classifiers(tmp_path: Path) -> None:
         "roberta-classifier-three": "RobertaForTokenClassification",
         "distilbert-classifier-three": "DistilBertForTokenClassification",
         "modernbert-classifier-cls": "ModernBertForTokenClassification",
+        "mpnet-classifier-three": "MPNetForTokenClassification",
     }.items():
         case = PoolingCase(**{**vars(CASES[name]), "model_class": model_class})
         folder = save(case, tmp_path / name)
@@ -324,6 +326,30 @@ def test_token_classifiers(tmp_path: Path) -> None:
             assert llm.llm_engine.model_config.task == "classify"
             outputs = llm.encode(prompts(case), RAW, pooling_task="token_classify", use_tqdm=False)
             assert difference([output.outputs.data.numpy() for output in outputs], logits(case)) <= TOLERANCE
+
+
+TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("names", [TABLES[1:], TABLES])
+def test_t5_has_its_table_under_either_name_or_both(names: tuple[str, ...], tmp_path: Path) -> None:
+    def rename(old: dict[str, Any]) -> dict[str, Any]:
+        (table,) = {name: old.pop(name) for name in TABLES if name in old}.values()
+        return {**old, **{name: table.clone() for name in names}}
+
+    case = CASES["t5-relu"]
+    folder = with_tensors(save(case, tmp_path), rename)
+    assert difference(token_vectors(folder, case), hidden_states(case)) <= TOLERANCE
+
+
+def test_biases_by_distance_are_one_table_for_all_layers(tmp_path: Path) -> None:
+    def of_each_layer(old: dict[str, Any]) -> dict[str, Any]:
+        name = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+        return {**old, name.format(1): old[name.format(0)].clone()}
+
+    folder = with_tensors(save(CASES["t5-relu"], tmp_path), of_each_layer)
+    with pytest.raises(ValueError, match=r"1 unexpected:\n  encoder\.block\.1\.layer\.0\.SelfAttention\.relative"):
+        LLM(str(folder), skip_tokenizer_init=True)
 
 
 def test_roberta_reads_less_than_its_table_has_rows(tmp_path: Path) -> None:
@@ -344,6 +370,9 @@ def test_roberta_reads_less_than_its_table_has_rows(tmp_path: Path) -> None:
         ("distilbert-plain", {"activation": "mish"}, '"hidden_act" has the value "mish"'),
         ("modernbert-plain", {"hidden_activation": "mish"}, '"hidden_act" has the value "mish"'),
         ("modernbert-classifier-cls", {"classifier_pooling": "max"}, '"classifier_pooling" has the value "max"'),
+        ("mpnet-plain", {"relative_attention_num_buckets": 64}, '"relative_attention_num_buckets" has the value 64'),
+        ("t5-relu", {"feed_forward_proj": "gated-mish"}, '"feed_forward_proj" has the value "mish"'),
+        ("t5-relu", {"is_decoder": True}, '"is_decoder" has the value true'),
         ("nomic-bert-plain", {"prenorm": True}, '"prenorm" has the value true'),
         ("nomic-bert-plain", {"num_experts": 8}, '"num_experts" has the value 8'),
         ("nomic-bert-plain", {**PUBLISHED_NOMIC, "activation_function": "glu"}, '"activation_function".*"glu"'),

@@ -121,7 +121,10 @@ def test_classify(name: str, checkpoints) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["bert-plain", "roberta-plain", "modernbert-biases", "gte-plain", "qwen3-model"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert-plain", "roberta-plain", "mpnet-plain", "t5-gated-gelu", "modernbert-biases", "gte-plain", "qwen3-model"],
+)
 def test_low_precision(name: str, dtype: str, checkpoints) -> None:
     """quire's error must not exceed what transformers' own run in that dtype shows."""
     case = MODELS[name]
@@ -204,7 +207,7 @@ def test_reward_of_a_plain_decoder_is_its_hidden_states(checkpoints) -> None:
         assert difference(got, hidden_states(case)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["bert-head-dim-64", "modernbert-plain"])
+@pytest.mark.parametrize("name", ["bert-head-dim-64", "modernbert-plain", "mpnet-head-dim-64", "t5-gated-gelu"])
 def test_batches_change_no_bit(name: str, checkpoints) -> None:
     case = MODELS[name]
     with LLM(checkpoints(case), task="embed", skip_tokenizer_init=True) as llm:
@@ -214,7 +217,7 @@ def test_batches_change_no_bit(name: str, checkpoints) -> None:
             assert np.array_equal(alone.outputs.data.numpy(), one)
 
 
-@pytest.mark.parametrize("name", ["bert-plain", "bert-head-dim-64", "qwen3-model"])
+@pytest.mark.parametrize("name", ["bert-plain", "bert-head-dim-64", "qwen3-model", "mpnet-plain", "t5-gated-gelu"])
 @pytest.mark.parametrize("pooling_type", ["CLS", "MEAN", "ALL"])
 def test_emulated_gpu(name: str, pooling_type: str, checkpoints, simt_plugin) -> None:
     case = PoolingCase(**{**vars(MODELS[name]), "lengths": (1, 9, 30)})

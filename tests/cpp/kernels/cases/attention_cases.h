@@ -22,6 +22,7 @@ struct AttentionSpec {
   float softcap = 0.0f;
   int32_t window = 0;
   bool has_alibi = false, has_sinks = false, causal = true;
+  int32_t relative_reach = -1;  // >= 0: there is a relative bias
 };
 
 constexpr int32_t kUnusedBlock = 2147480000;
@@ -58,6 +59,11 @@ class AttentionCase : public KernelCase {
     for (int32_t h = 0; h < spec.num_heads; ++h) {
       slopes_.set(h, 0.3 - 0.1 * (h % 5));
       sinks_.set(h, 1.5 * (h % 3) - 1.0);
+    }
+    if (spec.relative_reach >= 0) {
+      relative_bias_ = Buffer(DType::f32, spec.num_heads * (2 * int64_t{spec.relative_reach} + 1));
+      Random of_distances(17);  // of no seed: they are the model's, not the batch's
+      relative_bias_.fill_uniform(of_distances, kMaxValue);
     }
     place_pages(random);
     write_cache(table, stream);
@@ -100,6 +106,10 @@ class AttentionCase : public KernelCase {
     p.softcap = spec_.softcap;
     p.window = spec_.window;
     p.alibi_slopes = spec_.has_alibi ? slopes_.as<float>() : nullptr;
+    if (spec_.relative_reach >= 0) {
+      p.relative_bias = relative_bias_.as<float>();
+      p.relative_reach = spec_.relative_reach;
+    }
     p.sinks = spec_.has_sinks ? sinks_.as<float>() : nullptr;
     p.causal = spec_.causal;
     p.out = out_.data();
@@ -208,6 +218,11 @@ class AttentionCase : public KernelCase {
     return qkv_.get(key * kv_stride_ + int64_t{spec_.num_heads + spec_.num_kv_heads + kv_head} * head_dim_ + d);
   }
 
+  double relative_bias_at(int32_t head, int32_t distance) const {
+    const int32_t reach = spec_.relative_reach;
+    return relative_bias_.get(int64_t{head} * (2 * reach + 1) + reach + std::clamp(distance, -reach, reach));
+  }
+
   void reference(size_t s, int32_t i, int32_t head, std::vector<double>& expected) const {
     const SequenceSpec& seq = spec_.seqs[s];
     const int32_t kv_head = head / (spec_.num_heads / spec_.num_kv_heads);
@@ -226,6 +241,7 @@ class AttentionCase : public KernelCase {
       double score = dot * scale();
       if (spec_.softcap > 0.0f) score = spec_.softcap * std::tanh(score / spec_.softcap);
       if (spec_.has_alibi) score += slopes_.get(head) * (j - position);
+      if (spec_.relative_reach >= 0) score += relative_bias_at(head, j - position);
       scores.push_back(score);
       max = std::max(max, score);
     }
@@ -251,7 +267,7 @@ class AttentionCase : public KernelCase {
   int32_t table_stride_ = 0;
   std::vector<int32_t> query_start_, kv_lens_, block_tables_;
   std::vector<int64_t> kv_start_;
-  Buffer q_, out_, qkv_, slopes_, sinks_, k_cache_, v_cache_, workspace_, plan_;
+  Buffer q_, out_, qkv_, slopes_, sinks_, relative_bias_, k_cache_, v_cache_, workspace_, plan_;
 };
 
 inline void add_attention(std::vector<CaseEntry>& cases, const std::string& what, const AttentionSpec& spec,
@@ -287,6 +303,20 @@ inline void add_attention_options(std::vector<CaseEntry>& cases, const Attention
     spec.window = window;
     add_attention(cases, str_cat("noncausal_window", window), spec);
   }
+  // Reaches within a chunk of keys, of several chunks, beyond every length; alone and with all that changes scores.
+  spec = base;
+  spec.causal = false;
+  for (const int32_t reach : {0, 5, 70, 300}) {
+    spec.relative_reach = reach;
+    add_attention(cases, str_cat("noncausal_relative", reach), spec);
+  }
+  spec = base;
+  spec.relative_reach = 20;
+  add_attention(cases, "relative", spec);
+  spec.has_alibi = spec.has_sinks = true;
+  spec.softcap = 2.0f;
+  spec.window = 33;
+  add_attention(cases, "relative_all", spec);
 }
 
 // Head sizes and pages that kernels for tensor cores take, at lengths that an emulation can run: several splits of 256
