@@ -59,7 +59,9 @@ bool PoolingEngine::step() {
 void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) {
   const double begun = epoch_seconds();
   batch_.clear();
-  for (const uint64_t id : ids) batch_.add(requests_.at(id).text, kind.type, config_.capacity.block_size);
+  const auto& learned = config_.model.arch.learned_positions;
+  const std::optional<int32_t> uncounted = learned.has_value() ? learned->uncounted_token : std::nullopt;
+  for (const uint64_t id : ids) batch_.add(requests_.at(id).text, kind.type, config_.capacity.block_size, uncounted);
   batch_.fill_block_tables(config_.capacity.block_size);
   worker_.upload(batch_);
   const int64_t num_columns = worker_.run(kind.type, kind.with_head);

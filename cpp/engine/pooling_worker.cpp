@@ -15,7 +15,8 @@ void PoolingBatch::clear() {
   num_blocks_ = 0;
 }
 
-void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block_size) {
+void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block_size,
+                       std::optional<int32_t> uncounted_token) {
   const auto num_new = static_cast<int32_t>(text.token_ids.size());
   const int32_t first_token = query_start.back(), first_slot = num_blocks_ * block_size;
   token_ids.insert(token_ids.end(), text.token_ids.begin(), text.token_ids.end());
@@ -24,8 +25,9 @@ void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block
   } else {
     token_type_ids.insert(token_type_ids.end(), text.token_type_ids.begin(), text.token_type_ids.end());
   }
+  int32_t next_position = 0;
   for (int32_t i = 0; i < num_new; ++i) {
-    positions.push_back(i);
+    positions.push_back(text.token_ids[static_cast<size_t>(i)] == uncounted_token ? -1 : next_position++);
     slot_mapping.push_back(first_slot + i);
   }
   query_start.push_back(first_token + num_new);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,8 +24,9 @@ struct PoolingBatch {
   int32_t block_table_stride = 0;
 
   void clear();
-  // Adds a text; pages are given in order.
-  void add(const PoolingInput& text, PoolingType type, int32_t block_size);
+  // Adds a text; pages are given in order. `uncounted_token`: see LearnedPositions.
+  void add(const PoolingInput& text, PoolingType type, int32_t block_size,
+           std::optional<int32_t> uncounted_token = {});
   // After the last text.
   void fill_block_tables(int32_t block_size);
 

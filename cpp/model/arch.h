@@ -88,6 +88,8 @@ struct LayerSpec {
 struct LearnedPositions {
   int64_t max_positions = 0;  // rows of the table that positions may use
   int32_t offset = 0;         // the row of position 0 (OPT: 2)
+  // Tokens that positions do not count, and that have position -1 themselves (RoBERTa: its padding); none: all count.
+  std::optional<int32_t> uncounted_token;
 };
 
 // A bias on attention scores by the distance of key and query, one for all layers (T5). Distances share buckets: one

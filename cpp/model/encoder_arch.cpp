@@ -63,7 +63,9 @@ void add_positions_behind_padding(const Json& config, int64_t padding_id, ArchSp
   require(num_rows > offset,
           str_cat("config key \"max_position_embeddings\" (", num_rows,
                   ") leaves no position behind that of the padding token (pad_token_id ", padding_id, ")"));
-  arch.learned_positions = {.max_positions = num_rows - offset, .offset = static_cast<int32_t>(offset)};
+  arch.learned_positions = {.max_positions = num_rows - offset,
+                            .offset = static_cast<int32_t>(offset),
+                            .uncounted_token = static_cast<int32_t>(padding_id)};
   arch.max_positions = num_rows - offset;
   arch.max_positions_key = "max_position_embeddings";
 }

@@ -361,6 +361,33 @@ def test_roberta_reads_less_than_its_table_has_rows(tmp_path: Path) -> None:
             llm.encode([[7] * 43], use_tqdm=False)
 
 
+@pytest.mark.parametrize("device", ["cpu", "simt"])
+@pytest.mark.parametrize("name", ["roberta-pad-5", "xlm-roberta-one-type", "camembert-plain", "mpnet-plain"])
+def test_padding_inside_a_text_has_no_position_of_its_own(
+    name: str, device: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Ids that equal the padding's are read like any other; positions do not count them, in transformers either."""
+    if device == "simt":
+        request.getfixturevalue("simt_plugin")
+    case = CASES[name]
+    pad = case.config["pad_token_id"]
+    texts = [[pad], [7, pad, 8], [pad, pad, 9, 10, 11, pad, 12, 13], [8, 9, 10, pad]]
+    with torch.no_grad():
+        model = build(case)
+        want = [model(torch.tensor([ids])).last_hidden_state[0].numpy() for ids in texts]
+        counted = model(torch.tensor([texts[1]]), position_ids=torch.arange(3)[None] + pad + 1).last_hidden_state[0]
+    assert np.abs(counted.numpy() - want[1]).max() > 0.05
+    with LLM(str(save(case, tmp_path)), task="embed", skip_tokenizer_init=True, device=device) as llm:
+        outputs = llm.encode(texts, RAW, pooling_task="token_embed", use_tqdm=False)
+        assert difference([output.outputs.data.numpy() for output in outputs], want) <= TOLERANCE
+        # The longest text that is read.
+        full = [pad, *[7] * (llm.llm_engine.model_config.max_model_len - 1)]
+        (output,) = llm.encode([full], RAW, pooling_task="token_embed", use_tqdm=False)
+        with torch.no_grad():
+            want = [model(torch.tensor([full])).last_hidden_state[0].numpy()]
+        assert difference([output.outputs.data.numpy()], want) <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
