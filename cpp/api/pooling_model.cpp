@@ -110,6 +110,11 @@ PoolingStats PoolingModel::stats() const {
 
 const ModelInfo& PoolingModel::info() const { return impl_->description; }
 
+ModelInfo plan_pooling_model(const std::string& model_dir, const EngineOptions& options, const PoolerOptions& pooler) {
+  const std::unique_ptr<Device> device = make_device(options);
+  return describe(resolve_pooling_config(model_dir, options, pooler, *device), *device);
+}
+
 std::vector<std::string> supported_pooling_architectures() { return arch_registry().supported_pooling(); }
 
 }  // namespace quire

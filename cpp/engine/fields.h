@@ -109,6 +109,7 @@ void for_each_field(Params& params, const Visit& visit) {
   visit("use_activation", params.use_activation, "false: no normalization, softmax or sigmoid; none: the model's way");
   visit("pooling_type", params.pooling_type, "LAST, MEAN, CLS, ALL or STEP; empty: the model's");
   visit("without_head", params.without_head, "hidden states, though the model has a classifier");
+  visit("num_skipped_tokens", params.num_skipped_tokens, "tokens at the beginning that are read, but not pooled");
 }
 
 }  // namespace quire

@@ -35,10 +35,10 @@ void activate(PoolingActivation activation, std::span<float> row) {
 
 }  // namespace
 
-void finish_answer(const PoolerSpec& pooler, PoolingType type, const PoolingParams& params, bool with_head,
+void finish_answer(const PoolerSpec& pooler, PoolingType type, const PoolingParams& params,
                    std::span<const int32_t> token_ids, std::span<const float> rows, int64_t num_columns,
                    PoolingOutput& output) {
-  const bool chooses_columns = with_head && !pooler.returned_token_ids.empty();
+  const bool chooses_columns = !params.without_head && !pooler.returned_token_ids.empty();
   const int64_t width = chooses_columns ? static_cast<int64_t>(pooler.returned_token_ids.size()) : num_columns;
   const int64_t kept = params.dimensions > 0 ? std::min<int64_t>(width, params.dimensions) : width;
   const bool has_activation = params.use_activation.value_or(true);

@@ -100,10 +100,11 @@ ModelInfo describe(const PoolingConfig& config, const Device& device) {
   ModelInfo info = describe_model(config.model, device);
   info.weight_bytes = config.weight_bytes;
   info.workspace_bytes = config.workspace_bytes;
+  info.step_bytes = config.arena_bytes;
   info.block_size = config.capacity.block_size;
   info.max_num_seqs = config.max_num_seqs;
   info.max_num_batched_tokens = config.max_num_batched_tokens;
-  info.pooling_type = pooling_type_name(arch.pooler.type);
+  info.pooling_type = pooling_name(arch.pooler);
   info.num_token_types = arch.num_token_types;
   info.pooling_activation = pooling_activation_name(arch.pooler.activation);
   info.num_outputs = arch.pooler.returned_token_ids.empty()

@@ -61,10 +61,13 @@ void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) 
   batch_.clear();
   const auto& learned = config_.model.arch.learned_positions;
   const std::optional<int32_t> uncounted = learned.has_value() ? learned->uncounted_token : std::nullopt;
-  for (const uint64_t id : ids) batch_.add(requests_.at(id).text, kind.type, config_.capacity.block_size, uncounted);
+  for (const uint64_t id : ids) {
+    const Request& request = requests_.at(id);
+    batch_.add(request.text, kind.type, config_.capacity.block_size, uncounted, request.params.num_skipped_tokens);
+  }
   batch_.fill_block_tables(config_.capacity.block_size);
   worker_.upload(batch_);
-  const int64_t num_columns = worker_.run(kind.type, kind.with_head);
+  const int64_t num_columns = worker_.run(batch_, kind.type, kind.with_head);
   const std::span<const float> rows = worker_.fetch();
   const double now = epoch_seconds();
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -72,7 +75,7 @@ void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) 
     const auto first = static_cast<size_t>(is_token_wise(kind.type) ? batch_.query_start[i] : static_cast<int32_t>(i));
     const size_t count = is_token_wise(kind.type) ? request.text.token_ids.size() : 1;
     const auto columns = static_cast<size_t>(num_columns);
-    finish_answer(config_.model.arch.pooler, kind.type, request.params, kind.with_head, request.text.token_ids,
+    finish_answer(config_.model.arch.pooler, kind.type, request.params, request.text.token_ids,
                   rows.subspan(first * columns, count * columns), num_columns, request.output);
     request.output.first_scheduled = begun;
     request.output.finished = now;
@@ -90,8 +93,31 @@ void PoolingEngine::put_back(const std::vector<uint64_t>& ids) {
 
 PoolingKind PoolingEngine::kind_of(const PoolingParams& params) const {
   const PoolerSpec& pooler = config_.model.arch.pooler;
-  return {.type = params.pooling_type.empty() ? pooler.type : parse_pooling_type(params.pooling_type),
-          .with_head = !params.without_head && !pooler.head.empty()};
+  PoolingType type = params.pooling_type.empty() ? pooler.type : parse_pooling_type(params.pooling_type);
+  if (params.num_skipped_tokens > 0 && !is_token_wise(type)) type = PoolingType::modes;
+  return {.type = type, .with_head = !params.without_head && !pooler.head.empty()};
+}
+
+void PoolingEngine::validate_pooling(int64_t num_tokens, const PoolingParams& params) const {
+  const ArchSpec& arch = config_.model.arch;
+  const int64_t skipped = params.num_skipped_tokens;
+  require(skipped >= 0, str_cat("num_skipped_tokens must not be negative, got ", skipped));
+  require(skipped == 0 || params.pooling_type.empty() || is_token_wise(parse_pooling_type(params.pooling_type)),
+          "num_skipped_tokens goes with the model's own way of pooling; leave pooling_type out");
+  const PoolingKind kind = kind_of(params);
+  require(
+      skipped < num_tokens || is_token_wise(kind.type),
+      str_cat("Nothing of the prompt is left to pool: all of its ", num_tokens,
+              " tokens belong to the instruction before it, which this model leaves out (include_prompt is false)"));
+  if (kind.with_head) {
+    const int64_t wanted = arch.pooler.head.front().inputs, given = state_columns(arch, kind.type);
+    require(wanted == given, str_cat("This way of pooling gives vectors of ", given,
+                                     ", but the layer behind it takes vectors of ", wanted));
+  }
+  require(params.dimensions >= 0, "Dimensions must be greater than 0");
+  const int64_t columns = pooled_columns(arch, kind.type, kind.with_head);
+  require(params.dimensions <= columns, str_cat("Dimensions must be at most ", columns,
+                                                ", the size of the model's vectors, got ", params.dimensions));
 }
 
 void PoolingEngine::validate(const PoolingInput& text, const PoolingParams& params) const {
@@ -109,11 +135,7 @@ void PoolingEngine::validate(const PoolingInput& text, const PoolingParams& para
             str_cat("token_type_ids has ", text.token_type_ids.size(), " entries for ", num_tokens, " tokens"));
     check_ids(text.token_type_ids, std::max<int64_t>(1, arch.num_token_types), "Token type id");
   }
-  require(params.dimensions >= 0, "Dimensions must be greater than 0");
-  const PoolingKind kind = kind_of(params);
-  const int64_t columns = pooled_columns(arch, kind.with_head);
-  require(params.dimensions <= columns, str_cat("Dimensions must be at most ", columns,
-                                                ", the size of the model's vectors, got ", params.dimensions));
+  validate_pooling(num_tokens, params);
 }
 
 uint64_t PoolingEngine::submit(PoolingInput text, const PoolingParams& params, PoolingCallback callback) {

@@ -41,6 +41,7 @@ class PoolingEngine {
   };
 
   PoolingKind kind_of(const PoolingParams& params) const;
+  void validate_pooling(int64_t num_tokens, const PoolingParams& params) const;
   void compute(const std::vector<uint64_t>& ids, PoolingKind kind);
   void put_back(const std::vector<uint64_t>& ids);
 

@@ -59,9 +59,12 @@ size_t measure_pooling_arena(const PoolingConfig& config, const KernelTable& ker
   batch.num_tokens = config.capacity.max_num_batched_tokens;
   batch.num_seqs = std::min(config.capacity.max_num_seqs, batch.num_tokens);
   batch.max_kv_len = config.capacity.max_model_len;
-  for (const PoolingType type : {PoolingType::mean, PoolingType::all, PoolingType::cls}) {
+  for (const PoolingType type : {PoolingType::mean, PoolingType::all, PoolingType::cls, PoolingType::modes}) {
     const Arena::Scope scope(arena);
-    pooler.pool(decoder.forward(batch, buffers.scratch, ops), batch, type, nullptr, true, ops);
+    Tensor pooled = pooler.pool(decoder.forward(batch, buffers.scratch, ops), batch, type, nullptr, ops);
+    if (is_pooled_on_host(type)) pooled = ops.scratch(DType::f32, batch.num_seqs, state_columns(model.arch, type));
+    const std::vector<HeadLayer>& head = model.arch.pooler.head;
+    if (!head.empty() && pooled.size(1) == head.front().inputs) pooler.head(pooled, ops);
   }
   return arena.high_water_bytes();
 }

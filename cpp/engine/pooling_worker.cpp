@@ -10,13 +10,14 @@ void PoolingBatch::clear() {
        {&token_ids, &token_type_ids, &positions, &slot_mapping, &query_start, &kv_lens, &block_tables, &rows}) {
     array->clear();
   }
+  num_skipped.clear();
   query_start.push_back(0);
   block_table_stride = 0;
   num_blocks_ = 0;
 }
 
 void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block_size,
-                       std::optional<int32_t> uncounted_token) {
+                       std::optional<int32_t> uncounted_token, int64_t num_skipped_tokens) {
   const auto num_new = static_cast<int32_t>(text.token_ids.size());
   const int32_t first_token = query_start.back(), first_slot = num_blocks_ * block_size;
   token_ids.insert(token_ids.end(), text.token_ids.begin(), text.token_ids.end());
@@ -32,6 +33,7 @@ void PoolingBatch::add(const PoolingInput& text, PoolingType type, int32_t block
   }
   query_start.push_back(first_token + num_new);
   kv_lens.push_back(num_new);
+  num_skipped.push_back(num_skipped_tokens);
   rows.push_back(type == PoolingType::last ? first_token + num_new - 1 : first_token);
   num_blocks_ += (num_new + block_size - 1) / block_size;
 }
@@ -100,12 +102,35 @@ void PoolingWorker::upload(const PoolingBatch& batch) {
             .block_table_stride = batch.block_table_stride};
 }
 
-int64_t PoolingWorker::run(PoolingType type, bool with_head) {
+int64_t PoolingWorker::run(const PoolingBatch& batch, PoolingType type, bool with_head) {
   step_scope_.reset();
   step_scope_.emplace(arena_);
   const Tensor hidden = decoder_.forward(batch_, buffers_.scratch, ops_);
-  pooled_ = pooler_.pool(hidden, batch_, type, buffers_.rows, with_head, ops_);
+  pooled_ = pooler_.pool(hidden, batch_, type, buffers_.rows, ops_);
+  if (is_pooled_on_host(type)) pooled_ = pool_on_host(batch, pooled_);
+  if (with_head) pooled_ = pooler_.head(pooled_, ops_);
   return pooled_.size(1);
+}
+
+// The rows go back to the device, so that what is behind them is the same for every way of pooling.
+Tensor PoolingWorker::pool_on_host(const PoolingBatch& batch, const Tensor& states) {
+  const int64_t hidden = states.size(1);
+  fetched_.resize(static_cast<size_t>(states.num_elements()));
+  device_->copy_to_host(fetched_.data(), states.data, fetched_.size() * sizeof(float));
+  const std::vector<PoolingMode> modes = modes_of(config_.model.arch.pooler);
+  const auto columns = static_cast<int64_t>(modes.size()) * hidden;
+  pooled_on_host_.resize(static_cast<size_t>(batch.num_seqs() * columns));
+  const std::span<const float> all = fetched_;
+  const std::span<float> pooled = pooled_on_host_;
+  for (size_t i = 0; i < batch.num_skipped.size(); ++i) {
+    const auto begin = static_cast<size_t>(batch.query_start[i] * hidden);
+    const auto end = static_cast<size_t>(batch.query_start[i + 1] * hidden);
+    pool_by_modes(all.subspan(begin, end - begin), hidden, batch.num_skipped[i], modes,
+                  pooled.subspan(i * static_cast<size_t>(columns), static_cast<size_t>(columns)));
+  }
+  const Tensor rows = ops_.scratch(DType::f32, batch.num_seqs(), columns);
+  device_->copy_to_device(rows.data, pooled_on_host_.data(), pooled_on_host_.size() * sizeof(float));
+  return rows;
 }
 
 std::span<const float> PoolingWorker::fetch() {

@@ -21,12 +21,13 @@ struct PoolingBatch {
   std::vector<int32_t> token_ids, token_type_ids, positions, slot_mapping;  // one entry a token
   std::vector<int32_t> query_start;                                         // num_seqs + 1 entries
   std::vector<int32_t> kv_lens, block_tables, rows;  // rows: the token of each text that is pooled
+  std::vector<int64_t> num_skipped;                  // tokens of each text that the host does not pool
   int32_t block_table_stride = 0;
 
   void clear();
   // Adds a text; pages are given in order. `uncounted_token`: see LearnedPositions.
-  void add(const PoolingInput& text, PoolingType type, int32_t block_size,
-           std::optional<int32_t> uncounted_token = {});
+  void add(const PoolingInput& text, PoolingType type, int32_t block_size, std::optional<int32_t> uncounted_token,
+           int64_t num_skipped_tokens);
   // After the last text.
   void fill_block_tables(int32_t block_size);
 
@@ -47,14 +48,16 @@ class PoolingWorker {
   // nullptr: dummy weights.
   void load(const Checkpoint* checkpoint);
   void upload(const PoolingBatch& batch);
-  // Forward and pool of the uploaded batch; returns the answer's columns.
-  int64_t run(PoolingType type, bool with_head);
+  // Forward and pool of the uploaded batch, which is `batch`; returns the answer's columns.
+  int64_t run(const PoolingBatch& batch, PoolingType type, bool with_head);
   // Rows of the batch that was run, one after the other; valid until the next run().
   std::span<const float> fetch();
 
   const Device& device() const { return *device_; }
 
  private:
+  Tensor pool_on_host(const PoolingBatch& batch, const Tensor& states);
+
   const PoolingConfig& config_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, workspace_region_;
@@ -68,7 +71,7 @@ class PoolingWorker {
   DeviceBatch batch_;
   std::optional<Arena::Scope> step_scope_;
   Tensor pooled_;
-  std::vector<float> fetched_;
+  std::vector<float> fetched_, pooled_on_host_;
 };
 
 }  // namespace quire

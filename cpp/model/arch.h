@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "model/pooling_modes.h"
 #include "model/weight_rules.h"
 #include "params/gemm.h"
 #include "params/norm.h"
@@ -111,6 +112,7 @@ constexpr size_t kMaxHeadLayers = 4;
 // How a model is pooled when nobody says otherwise.
 struct PoolerSpec {
   PoolingType type = PoolingType::last;
+  std::vector<PoolingMode> modes;  // of PoolingType::modes, joined in this order
   PoolingActivation activation = PoolingActivation::none;
   std::vector<HeadLayer> head;
   std::optional<int32_t> step_tag_id;       // PoolingType::step keeps the rows of these tokens; none: all

@@ -40,6 +40,7 @@ void embed_by(const SentenceTransformersConfig& files, ArchSpec& arch) {
   arch.pooler.activation = PoolingActivation::normalize;
   if (files.pooling.has_value()) {
     arch.pooler.type = *files.pooling;
+    arch.pooler.modes = files.modes;
     arch.pooler.activation = files.normalizes ? PoolingActivation::normalize : PoolingActivation::none;
   }
   for (const SentenceTransformersConfig::Dense& dense : files.dense) {
@@ -75,6 +76,14 @@ void apply_task(const Json& config, const SentenceTransformersConfig& files, con
   }
 }
 
+// A pooling type of the caller's may give other vectors than a dense module was made for.
+void check_head_inputs(const ArchSpec& arch) {
+  if (arch.pooler.head.empty()) return;
+  const int64_t wanted = arch.pooler.head.front().inputs, given = state_columns(arch, arch.pooler.type);
+  require(wanted == given, str_cat("pooling by ", pooling_name(arch.pooler), " gives vectors of ", given,
+                                   ", but the layer behind it takes vectors of ", wanted));
+}
+
 }  // namespace
 
 PoolingType parse_pooling_type(const std::string& name) {
@@ -86,8 +95,15 @@ PoolingType parse_pooling_type(const std::string& name) {
   throw InvalidArgument(str_cat("unknown pooling_type '", name, "'; there are LAST, ALL, CLS, STEP and MEAN"));
 }
 
-const char* pooling_type_name(PoolingType type) {
-  return std::ranges::find(kTypes, type, &std::pair<const char*, PoolingType>::second)->first;
+std::string pooling_name(const PoolerSpec& pooler) {
+  if (pooler.type == PoolingType::modes) return joined_names(pooler.modes);
+  return std::ranges::find(kTypes, pooler.type, &std::pair<const char*, PoolingType>::second)->first;
+}
+
+std::vector<PoolingMode> modes_of(const PoolerSpec& pooler) {
+  if (pooler.type == PoolingType::modes) return pooler.modes;
+  if (pooler.type == PoolingType::cls) return {PoolingMode::cls};
+  return {pooler.type == PoolingType::mean ? PoolingMode::mean : PoolingMode::lasttoken};
 }
 
 const char* pooling_activation_name(PoolingActivation activation) {
@@ -122,6 +138,7 @@ void resolve_pooler(const Json& config, const SentenceTransformersConfig& files,
   }
   if (options.step_tag_id.has_value()) pooler.step_tag_id = options.step_tag_id;
   pooler.returned_token_ids = options.returned_token_ids;
+  check_head_inputs(arch);
   const int64_t columns = pooled_columns(arch, true);
   for (const int32_t column : pooler.returned_token_ids) {
     if (column >= 0 && column < columns) continue;
@@ -131,19 +148,19 @@ void resolve_pooler(const Json& config, const SentenceTransformersConfig& files,
 }
 
 Tensor Pooler::pool(const Tensor& hidden, const DeviceBatch& batch, PoolingType type, const int32_t* rows,
-                    bool with_head, const Ops& ops) const {
-  Tensor pooled;
-  if (type == PoolingType::mean) {
-    const Tensor states =
-        arch_.final_norm.has_value() ? decoder_.final_hidden(hidden, nullptr, batch.num_tokens, ops) : hidden;
-    pooled = ops.scratch(DType::f32, batch.num_seqs, arch_.hidden);
-    ops.mean_rows(states, batch.query_start, pooled);
-  } else if (is_token_wise(type)) {
-    pooled = arch_.final_norm.has_value() ? decoder_.final_hidden(hidden, nullptr, batch.num_tokens, ops) : hidden;
-  } else {
-    pooled = decoder_.final_hidden(hidden, rows, batch.num_seqs, ops);
+                    const Ops& ops) const {
+  if (type == PoolingType::last || type == PoolingType::cls) {
+    return decoder_.final_hidden(hidden, rows, batch.num_seqs, ops);
   }
-  if (!with_head) return pooled;
+  const Tensor states =
+      arch_.final_norm.has_value() ? decoder_.final_hidden(hidden, nullptr, batch.num_tokens, ops) : hidden;
+  if (type != PoolingType::mean) return states;
+  const Tensor means = ops.scratch(DType::f32, batch.num_seqs, arch_.hidden);
+  ops.mean_rows(states, batch.query_start, means);
+  return means;
+}
+
+Tensor Pooler::head(Tensor pooled, const Ops& ops) const {
   for (size_t i = 0; i < arch_.pooler.head.size(); ++i) {
     const HeadLayer& layer = arch_.pooler.head[i];
     const Weights::HeadWeights& weights = weights_.pooling_head[i];

@@ -29,29 +29,63 @@ Json read_module_config(const fs::path& model_dir, const std::string& folder, co
   return config;
 }
 
-PoolingType pooling_of(const Json& config, const std::string& where) {
-  static const std::vector<std::pair<std::string, PoolingType>> known = {
-      {"cls_token", PoolingType::cls}, {"mean_tokens", PoolingType::mean}, {"lasttoken", PoolingType::last}};
-  static const std::vector<std::pair<std::string, std::string>> spellings = {{"cls", "cls_token"},
-                                                                             {"mean", "mean_tokens"}};
-  std::vector<std::string> modes;
-  for (const auto& [key, value] : config.items()) {
-    if (key.starts_with("pooling_mode_") && value == true) modes.push_back(key.substr(13));
-  }
-  if (modes.empty()) {
-    std::string mode = json_get<std::string>(config, "pooling_mode", "mean");
-    for (const auto& [short_name, name] : spellings) {
-      if (mode == short_name) mode = name;
-    }
-    modes.push_back(mode);
-  }
-  for (const auto& [name, type] : known) {
-    if (modes.size() == 1 && modes.front() == name) return type;
-  }
+std::string known_modes() {
   std::string names;
-  for (const std::string& mode : modes) names += (names.empty() ? "" : " + ") + mode;
-  throw NotSupported(
-      str_cat(where, " pools by ", names, ", which is not supported; cls_token, mean_tokens and lasttoken are"));
+  for (const PoolingMode mode : kPoolingModes) {
+    names += (names.empty() ? "" : ", ") + std::string(pooling_mode_name(mode));
+  }
+  return names;
+}
+
+PoolingMode parse_mode(const Json& name, const std::string& where) {
+  for (const PoolingMode mode : kPoolingModes) {
+    if (name == pooling_mode_name(mode)) return mode;
+  }
+  throw InvalidArgument(
+      str_cat("Invalid pooling mode: ", name.dump(), " in ", where, ". Valid pooling modes are: ", known_modes()));
+}
+
+// Older files have a flag for each mode, which are joined in the order of kPoolingModes.
+std::vector<PoolingMode> flagged_modes(const Json& config, const std::string& where) {
+  static const std::vector<std::string> flags = {
+      "cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"};
+  const std::string prefix = "pooling_mode_";
+  for (const auto& [key, value] : config.items()) {
+    if (key.starts_with(prefix) && std::ranges::find(flags, key.substr(prefix.size())) == flags.end()) {
+      throw InvalidArgument(str_cat(where, " has \"", key, "\", which is no mode; there are ", known_modes()));
+    }
+  }
+  std::vector<PoolingMode> modes;
+  for (size_t i = 0; i < flags.size(); ++i) {
+    if (json_get<bool>(config, (prefix + flags[i]).c_str(), false)) modes.push_back(kPoolingModes[i]);
+  }
+  if (modes.empty()) modes.push_back(PoolingMode::mean);
+  return modes;
+}
+
+std::vector<PoolingMode> modes_in(const Json& config, const std::string& where) {
+  const auto found = config.find("pooling_mode");
+  if (found == config.end() || found->is_null()) return flagged_modes(config, where);
+  if (!found->is_array()) return {parse_mode(*found, where)};
+  require(!found->empty(), str_cat(where, " has an empty list of pooling modes"));
+  std::vector<PoolingMode> modes;
+  for (const Json& name : *found) modes.push_back(parse_mode(name, where));
+  return modes;
+}
+
+// Devices pool by one mode alone, and not by every one.
+PoolingType type_of(const std::vector<PoolingMode>& modes) {
+  if (modes.size() > 1) return PoolingType::modes;
+  switch (modes.front()) {
+    case PoolingMode::cls:
+      return PoolingType::cls;
+    case PoolingMode::mean:
+      return PoolingType::mean;
+    case PoolingMode::lasttoken:
+      return PoolingType::last;
+    default:
+      return PoolingType::modes;
+  }
 }
 
 Activation dense_activation(const Json& config, const std::string& where) {
@@ -82,7 +116,8 @@ void read_module(const fs::path& model_dir, const Json& module, SentenceTransfor
                                "\"; copy the files of that folder beside modules.json and make its path empty"));
   }
   if (name == "Pooling") {
-    result.pooling = pooling_of(read_module_config(model_dir, folder, "Pooling"), where);
+    result.modes = modes_in(read_module_config(model_dir, folder, "Pooling"), where);
+    result.pooling = type_of(result.modes);
   } else if (name == "Normalize") {
     result.normalizes = true;
   } else if (name == "Dense") {

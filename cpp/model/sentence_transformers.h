@@ -20,13 +20,14 @@ struct SentenceTransformersConfig {
   };
 
   std::optional<PoolingType> pooling;  // none: there is no modules.json, or no Pooling in it
+  std::vector<PoolingMode> modes;      // what it is made of
   bool normalizes = false;
   bool is_late_interaction = false;  // modules of PyLate: every token has a vector
   std::vector<Dense> dense;
   int64_t max_seq_length = 0;  // 0: not said
 };
 
-// Throws InvalidArgument naming what is missing or wrong, NotSupported naming a module or mode that is not there.
+// Throws InvalidArgument naming what is missing or wrong, NotSupported naming a module that is not there.
 SentenceTransformersConfig read_sentence_transformers(const std::filesystem::path& model_dir);
 
 // `main` together with the weights of the dense modules, as "<folder>/linear.weight".

@@ -135,6 +135,7 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["weight_bytes"] = info.weight_bytes;
   values["offloaded_weight_bytes"] = info.offloaded_weight_bytes;
   values["workspace_bytes"] = info.workspace_bytes;
+  values["step_bytes"] = info.step_bytes;
   values["kv_cache_bytes"] = info.kv_cache_bytes;
   values["kv_bytes_per_token"] = info.kv_bytes_per_token;
   values["num_blocks"] = info.num_blocks;

@@ -187,6 +187,10 @@ void bind_pooling(py::module_& module) {
       .def("stats", &PyPoolingEngine::stats)
       .def("info", &PyPoolingEngine::info)
       .def("close", &PyPoolingEngine::close);
+  module.def("plan_pooling_model", [](const std::string& model_dir, const py::dict& options, const py::dict& pooler) {
+    return model_info_dict(
+        plan_pooling_model(model_dir, from_dict<EngineOptions>(options), from_dict<PoolerOptions>(pooler)));
+  });
   module.def("pooler_option_fields", &list_fields<PoolerOptions>);
   module.def("pooling_param_fields", &list_fields<PoolingParams>);
 }

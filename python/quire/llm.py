@@ -102,17 +102,16 @@ class LLM(ChatMethods, PoolingMethods, InternalMethods, UnavailableMethods):
         values = engine_args.resolve({**given, **kwargs})
         forward_core_log()
         path = _model_path(values)
-        self._tokenizer = None if skip_tokenizer_init else _load_tokenizer(values, path)
+        self._tokenizer = None if skip_tokenizer_init else tokenizer_of(values, path)
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
         overrides |= reranking.label_ids({**config, **overrides}, self._tokenizer)
         config = {**config, **overrides}
         self._task = tasks.resolve_task(values, config, path)
         pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), self._task, config)
-        if self._task != "generate" and values["enable_chunked_prefill"]:
-            raise ValidationError("Chunked prefill is not supported for pooling models")
-        if self._task != "generate" and values["speculative_config"]:
-            raise ValidationError(f"speculative_config is for generation; this model runs the task {self._task!r}")
+        tasks.check_options(values, self._task)
+        if self._tokenizer is not None:
+            self._tokenizer.set_truncation_side("left" if self._task == "generate" else "right")
         options = engine_args.engine_options(values, model_source.to_json(overrides))
         options.update(
             speculative.engine_options(values["speculative_config"], values["download_dir"], values["hf_token"])
@@ -470,7 +469,7 @@ def _model_path(values: Mapping[str, Any]) -> Path:
     )
 
 
-def _load_tokenizer(values: Mapping[str, Any], model_path: Path) -> Tokenizer:
+def tokenizer_of(values: Mapping[str, Any], model_path: Path) -> Tokenizer:
     path = model_path
     if values["tokenizer"] is not None:
         revision = values["tokenizer_revision"] or values["revision"]

@@ -24,6 +24,7 @@ from quire.pooling_params import PoolingParams
 from quire.pooling_requests import PoolingLimits, checked_truncation, prepare
 from quire.pooling_tokens import TextEncoder
 from quire.requests import check_on_error, refuse_call_features, tokenization_options
+from quire.sentence_files import NO_PREFIX, Prefix
 
 if TYPE_CHECKING:
     from quire.tokenizer import Tokenizer
@@ -72,13 +73,14 @@ class PoolingMethods:
         items = self._items(prompts, prompt_token_ids)
         refuse_call_features(len(items), lora_request, None, prompt_adapter_request)
         return self._pool(
-            self._with_prompt(items, prompt_name),
+            items,
             pooling_params,
             use_tqdm,
             pooling_task,
             truncate_prompt_tokens,
             tokenization_kwargs,
             on_error,
+            self._prefix(prompt_name),
         )
 
     def embed(
@@ -104,13 +106,14 @@ class PoolingMethods:
         items = inputs.as_list(prompts)
         refuse_call_features(len(items), lora_request, None, prompt_adapter_request)
         outputs = self._pool(
-            self._with_prompt(items, prompt_name),
+            items,
             pooling_params,
             use_tqdm,
             "embed",
             truncate_prompt_tokens,
             tokenization_kwargs,
             on_error,
+            self._prefix(prompt_name),
         )
         return [EmbeddingRequestOutput.from_base(output) for output in outputs]
 
@@ -191,9 +194,11 @@ class PoolingMethods:
         scoring.check_lengths(len(first), len(second))
         refuse_call_features(None, lora_request, None, prompt_adapter_request)
 
+        prefix = self._prefix(None)
+
         def pool(prompts: list[Any], task: str) -> list[PoolingRequestOutput[PoolingOutput]]:
             return self._pool(
-                prompts, pooling_params, use_tqdm, task, truncate_prompt_tokens, tokenization_kwargs, on_error
+                prompts, pooling_params, use_tqdm, task, truncate_prompt_tokens, tokenization_kwargs, on_error, prefix
             )
 
         if ranks:
@@ -201,7 +206,7 @@ class PoolingMethods:
             prompts = reranking.as_prompts(pairs, not self._reads_pairs, chat_template, self._tokenizer)
             return [ScoringRequestOutput.from_base(output) for output in pool(prompts, self._task)]
         by_token = self._embeds_tokens
-        outputs = pool(self._with_prompt([*first, *second], None), "token_embed" if by_token else "embed")
+        outputs = pool([*first, *second], "token_embed" if by_token else "embed")
         pad = self._tokenizer.special_tokens.get("pad_token") if self._tokenizer is not None else None
         pad_id = self._tokenizer.token_id(pad) if self._tokenizer is not None else None
         likeness = scoring.max_sim if by_token else scoring.cosine
@@ -219,16 +224,13 @@ class PoolingMethods:
         self._prompts = sentence_files.read_sentence_prompts(path)
         self._make_text_encoder()
 
-    def _with_prompt(self, items: list[Any], name: str | None) -> list[Any]:
-        """Texts with a prompt of sentence-transformers before them; token ids stay as they are."""
-        if self._task != "embed":
-            if name is not None:
-                raise ValidationError(f"prompt_name={name!r} has a meaning for embedding models alone.")
-            return items
-        prefix = self._prompts.prefix(name)
-        if not prefix:
-            return items
-        return [_prefixed(item, prefix) for item in items]
+    def _prefix(self, name: str | None) -> Prefix:
+        """The prompt of sentence-transformers that texts get; token ids stay as they are."""
+        if self._task == "embed":
+            return self._prompts.prefix(name)
+        if name is not None:
+            raise ValidationError(f"prompt_name={name!r} has a meaning for embedding models alone.")
+        return NO_PREFIX
 
     def _make_text_encoder(self) -> None:
         tokenizer = self._tokenizer
@@ -265,13 +267,14 @@ class PoolingMethods:
         truncate_prompt_tokens: int | None,
         tokenization_kwargs: Mapping[str, Any] | None,
         on_error: str,
+        prefix: Prefix = NO_PREFIX,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         self._check_open()
         check_on_error(on_error)
         add_special_tokens, truncate = _tokenization(tokenization_kwargs, truncate_prompt_tokens)
         limits = self._pooling_limits
         cut = None if truncate is None else checked_truncation(truncate, limits.max_model_len)
-        requests = prepare(items, params, limits, pooling_task, cut)
+        requests = prepare(items, params, limits, pooling_task, cut, prefix)
         names = [str(next(self.request_counter)) for _ in requests]
         return pooling_runner.run(
             self._engine,
@@ -283,14 +286,6 @@ class PoolingMethods:
             on_error=on_error,
             use_tqdm=use_tqdm,
         )
-
-
-def _prefixed(item: Any, prefix: str) -> Any:
-    if isinstance(item, str):
-        return prefix + item
-    if isinstance(item, Mapping) and item.get("prompt_token_ids") is None and isinstance(item.get("prompt"), str):
-        return {**item, "prompt": prefix + item["prompt"]}
-    return item
 
 
 def _tokenization(options: Mapping[str, Any] | None, truncate: int | None) -> tuple[bool | None, int | None]:

@@ -16,6 +16,7 @@ from quire.checked_prompts import CheckedPrompt, check_vocabulary
 from quire.errors import ValidationError
 from quire.inputs import is_token_ids, parse_prompt
 from quire.pooling_params import PoolingParams, verify_dimensions
+from quire.sentence_files import NO_PREFIX, Prefix
 
 _NOT_SERVED = {
     "additional_data": "No plug-in reads it.",
@@ -40,6 +41,7 @@ class PoolingRequest(CheckedPrompt):
     token_type_ids: list[int] | None = None
     params: dict[str, Any] = field(default_factory=dict)
     truncate_to: int | None = None
+    left_out: str = ""  # what `text` begins with and the pooler leaves out
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def prepare(
     limits: PoolingLimits,
     pooling_task: str | None,
     truncate_to: int | None,
+    prefix: Prefix = NO_PREFIX,
 ) -> list[PoolingRequest]:
-    """One request a prompt, with what is wrong with it."""
+    """One request a prompt, with what is wrong with it. Texts get `prefix`."""
     each: list[Any] | None = list(params) if isinstance(params, (list, tuple)) else None
     if each is not None and len(each) != len(prompts):
         raise ValidationError(
@@ -76,7 +79,7 @@ def prepare(
             assert own is not None
             request.params = own[0]
             request.truncate_to = truncate_to if own[1] is None else own[1]
-            _parse(prompt, request)
+            _parse(prompt, request, prefix)
         except (ValueError, TypeError, NotImplementedError) as error:
             request.fail(error)
         requests.append(request)
@@ -145,7 +148,7 @@ def checked_truncation(value: Any, max_model_len: int) -> int:
     return value
 
 
-def _parse(prompt: Any, request: PoolingRequest) -> None:
+def _parse(prompt: Any, request: PoolingRequest, prefix: Prefix) -> None:
     if isinstance(prompt, Exception):
         raise prompt
     types = None
@@ -158,10 +161,11 @@ def _parse(prompt: Any, request: PoolingRequest) -> None:
         if prompt.get("prompt_token_ids") is None or not is_token_ids(types):
             raise ValidationError("token_type_ids must be a list of integers beside prompt_token_ids")
     parsed = parse_prompt(prompt)
-    request.text = parsed.text
     if parsed.token_ids is not None:
-        request.text = None
         request.token_ids = list(parsed.token_ids)
+    elif parsed.text is not None:
+        request.text = prefix.text + parsed.text
+        request.left_out = "" if prefix.is_pooled else prefix.text
     if types is not None:
         request.token_type_ids = [int(one) for one in types]
         if len(request.token_type_ids) != len(request.token_ids):
@@ -171,7 +175,7 @@ def _parse(prompt: Any, request: PoolingRequest) -> None:
 
 
 def check_token_ids(request: PoolingRequest, limits: PoolingLimits) -> None:
-    """After tokenisation: what the model cannot read."""
+    """After tokenisation: what the model cannot read or pool."""
     ids = request.token_ids
     check_vocabulary(ids, limits.vocab_size)
     if len(ids) > limits.max_model_len:
@@ -179,4 +183,9 @@ def check_token_ids(request: PoolingRequest, limits: PoolingLimits) -> None:
             f"The decoder prompt (length {len(ids)}) is longer than the maximum model length of "
             f"{limits.max_model_len}. Make sure that `max_model_len` is no smaller than the number of text tokens, or "
             "cut it with truncate_prompt_tokens."
+        )
+    if ids and request.params.get("num_skipped_tokens", 0) >= len(ids):
+        raise ValidationError(
+            f"Nothing is left to pool: all {len(ids)} tokens are of the instruction {request.left_out!r}, which this "
+            "model leaves out (include_prompt is false)"
         )

@@ -159,6 +159,19 @@ def _output(request: PoolingRequest, name: str, raw: Any) -> PoolingRequestOutpu
     return PoolingRequestOutput(name, PoolingOutput(raw.data), request.token_ids, True)
 
 
+def _leave_out(group: list[PoolingRequest], encoder: TextEncoder, max_length: int, add_special_tokens: bool) -> None:
+    """Says how many tokens the pooler leaves out. Requests that share parameters do so afterwards, too."""
+    changed: dict[tuple[int, str], tuple[dict[str, Any], dict[str, Any]]] = {}  # by identity, of what it holds itself
+    for request in group:
+        if not request.left_out or request.params.get("pooling_type") == "ALL":  # then every token has a vector
+            continue
+        key = (id(request.params), request.left_out)
+        if key not in changed:
+            count = encoder.prompt_length(request.left_out, max_length, add_special_tokens)
+            changed[key] = request.params, {**request.params, "num_skipped_tokens": count}
+        request.params = changed[key][1]
+
+
 def _tokenise(
     part: list[PoolingRequest],
     encoder: TextEncoder | None,
@@ -183,6 +196,7 @@ def _tokenise(
                 request.token_ids, request.token_type_ids = encoded.token_ids, encoded.token_type_ids
                 if encoded.is_truncated:
                     truncated.append(request.position)
+            _leave_out(group, encoder, max_length, add_special_tokens)
         except ValueError as error:
             for request in group:
                 request.fail(error)

@@ -50,6 +50,13 @@ class TextEncoder:
             for text, one in zip(texts, encode(list(texts), add_special_tokens=add_special_tokens), strict=True)
         ]
 
+    def prompt_length(self, prompt: str, max_length: int, add_special_tokens: bool = True) -> int:
+        """The tokens that `prompt` takes at the beginning of a text, counted as sentence-transformers counts them: what
+        the tokenizer makes of it alone, without a special token at the end."""
+        (encoded,) = self.encode([prompt], max_length, add_special_tokens)
+        ids = encoded.token_ids
+        return len(ids) - bool(ids and ids[-1] in self._tokenizer.special_ids)
+
     def _types(self, text: Text, types: list[int]) -> list[int] | None:
         return types if self._has_token_types and isinstance(text, tuple) and any(types) else None
 

@@ -65,6 +65,14 @@ def resolve_task(values: Mapping[str, Any], config: Mapping[str, Any], path: Pat
     return str(task)
 
 
+def check_options(values: Mapping[str, Any], task: str) -> None:
+    """Refuses what a pooling model has no use for."""
+    if task != "generate" and values["enable_chunked_prefill"]:
+        raise ValidationError("Chunked prefill is not supported for pooling models")
+    if task != "generate" and values["speculative_config"]:
+        raise ValidationError(f"speculative_config is for generation; this model runs the task {task!r}")
+
+
 def supported_tasks(architectures: list[str]) -> tuple[str, ...]:
     """Every model can be pooled; those that generate come first."""
     from quire import _quire

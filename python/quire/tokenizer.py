@@ -29,6 +29,7 @@ class Tokenizer:
         self._fast = fast
         self._hf = hf
         self._source = source
+        self._truncation_side: str | None = None
         self.special_tokens: dict[str, str] = {}
         for name in _SPECIAL_NAMES:
             value = getattr(hf, name, None) if hf is not None else _content(config.get(name))
@@ -157,7 +158,14 @@ class Tokenizer:
         """The tokenizer as transformers has it, loaded when first asked for."""
         if self._hf is None:
             self._hf = self._source.load_with_transformers()
+            self.set_truncation_side(self._truncation_side)
         return self._hf
+
+    def set_truncation_side(self, side: str | None) -> None:
+        """The end of a text that transformers cuts; None: what its files say."""
+        self._truncation_side = side
+        if self._hf is not None and side is not None:
+            self._hf.truncation_side = side
 
 
 class _Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,13 +89,61 @@ def test_bad_input_is_named_before_a_model_is_loaded(tmp_path: Path, text_file: 
     assert "--query" in quire("score", "/no/model", text_file, "--top", 2, fails=True)
 
 
-def test_info_says_that_it_plans_generation(pooling_folders: dict[str, Path], tiny_model: Path) -> None:
-    for arguments, task in (
-        ((pooling_folders["embed"],), "embed"),
-        ((pooling_folders["score"],), "score"),
-        ((tiny_model, "--set", "task=classify"), "classify"),
+RERANKER = {
+    "architectures": ["LlamaForSequenceClassification"],
+    "classifier_from_token": ["a", "b"],
+    "method": "from_2_way_softmax",
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "shown"),
+    [
+        ("embed", {}, {"task": "embed", "pooling": "MEAN, then length 1", "size of an answer": "32"}),
+        ("plain", {"pooler_config": {"pooling_type": "ALL", "normalize": False}}, {"pooling": "ALL, then as it is"}),
+        ("score", {}, {"task": "score", "pooling": "CLS, then sigmoid", "size of an answer": "1", "token types": "2"}),
+        (
+            "classify",
+            {"task": "classify", "max_num_seqs": 7},
+            {"pooling": "CLS, then softmax", "texts a step": "at most 7"},
+        ),
+        ("decoder", {"task": "reward", "dtype": "bfloat16"}, {"task": "reward", "pooling": "ALL, then as it is"}),
+        ("decoder", {"task": "score", "hf_overrides": RERANKER}, {"task": "score", "pooling": "LAST, then sigmoid"}),
+    ],
+)
+def test_info_plans_what_a_pooling_model_takes(
+    model: str, options: dict[str, Any], shown: dict[str, str], pooling_folders: dict[str, Path]
+) -> None:
+    settings = [part for name, value in options.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    plan = json.loads(quire("info", pooling_folders[model], "--json", *settings))
+    with LLM(str(pooling_folders[model]), **options) as llm:
+        loaded = llm.info()
+        assert plan.pop("task") == llm.llm_engine.model_config.task
+    assert {**plan, "load_seconds": loaded["load_seconds"]} == loaded
+    assert plan["kv_cache_bytes"] == 0 < plan["step_bytes"] < plan["workspace_bytes"]
+    lines = quire("info", pooling_folders[model], *settings).splitlines()
+    rows = dict(line.split("  ", 1) for line in lines)
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert shown.items() <= rows.items()
+    assert {"architecture", "longest sequence", "weights", "workspace", "tokens a step", "all together"} <= rows.keys()
+    assert "KV cache" not in rows and "scratch of a step" in rows["workspace"]
+
+
+def test_info_refuses_what_loading_refuses(pooling_folders: dict[str, Path]) -> None:
+    for model, setting, part in (
+        ("plain", 'pooler_config={"pooling_type": "MAX"}', "Unknown pooling_type 'MAX'"),
+        ("plain", "task=generate", "does not support the 'generate' task"),
+        ("plain", "task=classify", "does not support the 'classify' task"),
+        ("embed", "enable_chunked_prefill=true", "Chunked prefill is not supported"),
+        ("embed", 'speculative_config={"method": "ngram", "num_speculative_tokens": 2}', "is for generation"),
+        ("embed", "max_model_len=1000", "max_model_len (1000) is greater than"),
     ):
-        message = quire("info", *arguments, fails=True)
-        assert message.startswith("quire: ") and message.count("\n") == 1, message
-        assert f"is for the task '{task}'" in message and "LLM(...).info()" in message
-    assert "LlamaForCausalLM" in quire("info", tiny_model, "--set", "task=generate")
+        message = quire("info", pooling_folders[model], "--set", setting, fails=True)
+        assert message.startswith("quire: ") and part in message, message
+
+
+def test_info_counts_a_draft_model(tiny_model: Path) -> None:
+    alone = json.loads(quire("info", tiny_model, "--json"))
+    draft = json.dumps({"method": "draft_model", "model": str(tiny_model), "num_speculative_tokens": 2})
+    both = json.loads(quire("info", tiny_model, "--json", "--set", f"speculative_config={draft}"))
+    assert alone["task"] == "generate" and both["weight_bytes"] == 2 * alone["weight_bytes"]

@@ -351,12 +351,6 @@ def test_prompts(tmp_path: Path) -> None:
         (score,) = llm.score("the dog ran", "the dog ran", use_tqdm=False)
         assert score.prompt_token_ids[: len(spelled.prompt_token_ids)] == spelled.prompt_token_ids
         assert llm.embed("the dog ran", prompt_name="document", use_tqdm=False)[0].outputs == plain.outputs
-    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": False}))
-    with LLM(str(folder)) as llm:
-        with pytest.raises(NotImplementedError, match="include_prompt"):
-            llm.embed("a")
-        assert llm.embed("the dog ran", prompt_name="document", use_tqdm=False)[0].outputs == plain.outputs
 
 
 # Truncation.

@@ -6,6 +6,7 @@ of these names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from doc_examples import Page
-from pooling_models import HIDDEN, as_sentence_transformer, write_bert
+from pooling_models import (
+    HIDDEN,
+    as_sentence_transformer,
+    write_bert,
+    write_process_reward_model,
+    write_qwen3_with_answers,
+)
 from safetensors.numpy import load_file, save_file
 
 PAGE = Page("pooling.md")
@@ -34,6 +41,13 @@ def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bert(root / "cross-encoder/ms-marco-MiniLM-L6-v2", 1)
     write_bert(root / "ProsusAI/finbert", 3)
     write_colbert(root / "colbert-ir/colbertv2.0")
+    write_qwen3_with_answers(root / "Qwen/Qwen3-Reranker-0.6B")
+    write_process_reward_model(root / "Qwen/Qwen2.5-Math-PRM-7B")
+    joined = {"pooling_mode": ["cls", "max", "mean"]}
+    as_sentence_transformer(write_bert(root / "example/joined-modes"), pooling=joined)
+    prompted = as_sentence_transformer(write_bert(root / "mixedbread-ai/mxbai-embed-large-v1"), "cls_token")
+    prompts = {"query": "Represent this sentence for searching relevant passages: ", "passage": ""}
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
     return root
 
 
@@ -53,4 +67,4 @@ def test_examples(names: dict[str, Any], section: str, model_root: Path, monkeyp
 
 def test_each_method_has_a_section() -> None:
     titles = {section.splitlines()[0] for section in PAGE.sections}
-    assert {"embed", "score", "encode", "classify", "reward"} <= titles
+    assert {"embed", "score", "encode", "classify", "reward", "Rerankers", "Prompts"} <= titles

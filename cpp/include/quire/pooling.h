@@ -49,6 +49,9 @@ class QUIRE_API PoolingModel {
   std::unique_ptr<Impl> impl_;
 };
 
+// What loading `model_dir` as a pooling model would take, without loading it.
+QUIRE_API ModelInfo plan_pooling_model(const std::string& model_dir, const EngineOptions& options = {},
+                                       const PoolerOptions& pooler = {});
 // The architectures that can be pooled and cannot generate; all others can be pooled too.
 QUIRE_API std::vector<std::string> supported_pooling_architectures();
 

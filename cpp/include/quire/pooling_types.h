@@ -11,9 +11,10 @@
 
 namespace quire {
 
-// Which hidden states the answer is made of: the last token's, the mean, the first token's, each token's, or those of
-// the tokens that equal step_tag_id.
-enum class PoolingType : uint8_t { last, mean, cls, all, step };
+// Which hidden states the answer is made of: the last token's, the mean, the first token's, each token's, those of the
+// tokens that equal step_tag_id, or what the files of sentence-transformers name (the largest, weighted means, several
+// ways joined).
+enum class PoolingType : uint8_t { last, mean, cls, all, step, modes };
 
 // What is done to each vector at the end: nothing, division by its length, probabilities.
 enum class PoolingActivation : uint8_t { none, normalize, softmax, sigmoid };
@@ -34,6 +35,8 @@ struct PoolingParams {
   std::optional<bool> use_activation = {};  // false: without normalization, softmax or sigmoid; empty: the model's way
   std::string pooling_type = {};            // empty: the model's
   bool without_head = false;                // hidden states, though the model has a classifier
+  // Tokens at the beginning that are read, but not pooled: a prompt of sentence-transformers that its files leave out.
+  int64_t num_skipped_tokens = 0;
 };
 
 // One text, as tokens.

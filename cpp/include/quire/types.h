@@ -242,6 +242,7 @@ struct ModelInfo {
   int64_t max_model_len = 0, vocab_size = 0, num_layers = 0, hidden_size = 0, num_parameters = 0;
   int64_t offloaded_weight_bytes = 0;  // in host memory, not in weight_bytes
   int64_t weight_bytes = 0, workspace_bytes = 0, kv_cache_bytes = 0, kv_bytes_per_token = 0;
+  int64_t step_bytes = 0;  // of the workspace, scratch of the largest step
   int64_t num_blocks = 0, block_size = 0, max_num_seqs = 0, max_num_batched_tokens = 0;
   int32_t num_threads = 0;
   std::vector<int32_t> eos_token_ids = {};

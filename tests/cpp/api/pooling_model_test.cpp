@@ -75,6 +75,35 @@ TEST(PoolingModel, WaysOfPoolingFitTogether) {
   EXPECT_GT(spread, 1.0);
 }
 
+TEST(PoolingModel, TokensThatAreReadAndNotPooled) {
+  const PoolingInput text = text_of(20, 3);
+  PoolingModel model(kDemo, options_of(), {.pooling_type = "MEAN", .normalize = false});
+  const PoolingOutput all = model.pool({text}, {.pooling_type = "ALL", .num_skipped_tokens = 20}).front();
+  ASSERT_EQ(all.num_rows, 20);
+  const PoolingOutput mean = model.pool({text}, {.num_skipped_tokens = 5}).front();
+  const int64_t hidden = model.info().hidden_size;
+  ASSERT_EQ(static_cast<int64_t>(mean.data.size()), hidden);
+  for (int64_t c = 0; c < hidden; ++c) {
+    double sum = 0.0;
+    for (int64_t r = 5; r < 20; ++r) sum += all.data[static_cast<size_t>(r * hidden + c)];
+    EXPECT_NEAR(mean.data[static_cast<size_t>(c)], sum / 15, 1e-5);
+  }
+  EXPECT_THROW(model.pool({text}, {.num_skipped_tokens = 20}), std::invalid_argument);
+  EXPECT_THROW(model.pool({text}, {.num_skipped_tokens = -1}), std::invalid_argument);
+  EXPECT_THROW(model.pool({text}, {.pooling_type = "LAST", .num_skipped_tokens = 5}), std::invalid_argument);
+}
+
+TEST(PoolingModel, PlansWhatItTakes) {
+  const ModelInfo plan = plan_pooling_model(kDemo, options_of(), {.task = "reward"});
+  const PoolingModel model(kDemo, options_of(), {.task = "reward"});
+  EXPECT_EQ(plan.weight_bytes, model.info().weight_bytes);
+  EXPECT_EQ(plan.workspace_bytes, model.info().workspace_bytes);
+  EXPECT_EQ(plan.pooling_type, "ALL");
+  EXPECT_GT(plan.step_bytes, 0);
+  EXPECT_LT(plan.step_bytes, plan.workspace_bytes);
+  EXPECT_THROW(plan_pooling_model(kDemo, options_of(), {.task = "dance"}), std::invalid_argument);
+}
+
 // The first tokens of a decoder do not see the later ones; what is pooled from them stays the same.
 TEST(PoolingModel, DecodersLookBack) {
   PoolingModel model(kDemo, options_of(), {.pooling_type = "CLS"});

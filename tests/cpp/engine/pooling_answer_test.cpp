@@ -12,13 +12,12 @@ struct Case {
   PoolerSpec pooler = {};
   PoolingType type = PoolingType::mean;
   PoolingParams params = {};
-  bool with_head = true;
   std::vector<int32_t> token_ids = {};
 };
 
 PoolingOutput finish(const Case& c, const std::vector<float>& rows, int64_t num_columns) {
   PoolingOutput output;
-  finish_answer(c.pooler, c.type, c.params, c.with_head, c.token_ids, rows, num_columns, output);
+  finish_answer(c.pooler, c.type, c.params, c.token_ids, rows, num_columns, output);
   return output;
 }
 
@@ -75,9 +74,10 @@ TEST(PoolingAnswer, StepWithoutItsTokenIsEmpty) {
   EXPECT_TRUE(output.data.empty());
 }
 
-TEST(PoolingAnswer, ColumnsAreOfTheHeadAlone) {
-  const Case c = {.pooler = {.returned_token_ids = {1}}, .with_head = false};
-  expect_near(finish(c, {4, 5}, 2).data, {4, 5});
+TEST(PoolingAnswer, ColumnsAreThoseOfTheAnswer) {
+  const PoolerSpec pooler = {.returned_token_ids = {1}};
+  expect_near(finish({.pooler = pooler}, {4, 5}, 2).data, {5});  // a model without a head answers with its states
+  expect_near(finish({.pooler = pooler, .params = {.without_head = true}}, {4, 5}, 2).data, {4, 5});
 }
 
 TEST(PoolingAnswer, AllNormalizesEveryRow) {

@@ -184,6 +184,24 @@ TEST(SentenceTransformers, ReadsItsFiles) {
   EXPECT_EQ(pooled_columns(arch, true), 4);
 }
 
+TEST(SentenceTransformers, JoinsModes) {
+  const TestFolder folder;
+  folder.write("modules.json", R"([{"path": "", "type": "sentence_transformers.models.Pooling"}])");
+  const auto arch_of = [&](const char* config) {
+    folder.write("config.json", config);
+    return resolved(tiny_bert("BertModel"), {}, read_sentence_transformers(folder.path()));
+  };
+  const ArchSpec two = arch_of(R"({"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true})");
+  EXPECT_EQ(two.pooler.type, PoolingType::modes);
+  EXPECT_EQ(pooling_name(two.pooler), "max + mean");
+  EXPECT_EQ(pooled_columns(two, true), 12);
+  EXPECT_EQ(pooled_columns(two, PoolingType::all, true), 6);
+  EXPECT_EQ(arch_of(R"({"pooling_mode": ["mean"], "pooling_mode_cls_token": true})").pooler.type, PoolingType::mean);
+  EXPECT_EQ(arch_of(R"({"pooling_mode": "lasttoken"})").pooler.type, PoolingType::last);
+  EXPECT_EQ(pooling_name(arch_of(R"({"pooling_mode": "weightedmean"})").pooler), "weightedmean");
+  EXPECT_EQ(arch_of("{}").pooler.type, PoolingType::mean);
+}
+
 TEST(SentenceTransformers, SaysWhatIsMissingOrUnknown) {
   const TestFolder folder;
   EXPECT_FALSE(read_sentence_transformers(folder.path()).pooling.has_value());
@@ -191,9 +209,9 @@ TEST(SentenceTransformers, SaysWhatIsMissingOrUnknown) {
   EXPECT_NE(error_of<InvalidArgument>([&] { read_sentence_transformers(folder.path()); }).find("1_Pooling/config.json"),
             std::string::npos);
   std::filesystem::create_directory(folder.path() / "1_Pooling");
-  folder.write("1_Pooling/config.json", R"({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true})");
-  const std::string modes = error_of<NotSupported>([&] { read_sentence_transformers(folder.path()); });
-  EXPECT_NE(modes.find("max_tokens + mean_tokens"), std::string::npos) << modes;
+  folder.write("1_Pooling/config.json", R"({"pooling_mode": ["mean", "median"]})");
+  const std::string modes = error_of<InvalidArgument>([&] { read_sentence_transformers(folder.path()); });
+  EXPECT_NE(modes.find("Invalid pooling mode: \"median\""), std::string::npos) << modes;
   folder.write("modules.json", R"([{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}])");
   const std::string module = error_of<NotSupported>([&] { read_sentence_transformers(folder.path()); });
   EXPECT_NE(module.find("sentence_transformers.models.LSTM"), std::string::npos) << module;
