@@ -38,6 +38,8 @@ struct TileScratch {
   float slope[kMaxTileRows];
   const float* bias[kMaxTileRows];  // of distance 0; null: there is none
   alignas(64) float correction[kMaxTileRows];
+  RowRange seen;                                        // keys of the chunk that some row sees, for products on tiles:
+  alignas(64) Bf16 weights[kMaxTileRows * kChunkKeys];  // weights of the values, zeros for those a row does not see
 };
 
 // Elements of the query as the score loops read them: the dot instruction takes bf16 as it lies.

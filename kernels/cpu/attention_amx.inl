@@ -117,17 +117,6 @@ static bool pair_values(const Bf16* const* tiles, int64_t head_dim, RowRange key
   return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
 }
 
-// A row's weights as bf16, zeros for the keys of the chunk's steps that it does not see.
-static void round_weights(const float* weights, RowRange seen, RowRange keys, Bf16* out) {
-  const VectorRange range = vectors_of(seen);
-  const int begin = static_cast<int>(keys.begin / kTileK * kTileK), end = static_cast<int>(round_up(keys.end, kTileK));
-  for (int i = begin; i < end; i += Vec::kWidth) {
-    const bool is_seen = i >= range.begin && i < range.end;
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(is_seen ? Vec::load(weights + i) : Vec::zero());
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), rounded);
-  }
-}
-
 struct TileAttention {
   using Element = Bf16;
 
@@ -144,6 +133,35 @@ struct TileAttention {
     memcpy(copy, query, static_cast<size_t>(head_dim) * sizeof(Bf16));
     memset(copy + head_dim, 0, static_cast<size_t>(stride - head_dim) * sizeof(Bf16));
     return copy;
+  }
+
+  // The row's weights, exp(score - max), rounded to bf16; zeros for other keys that rows of the tile see. Returns the
+  // sum of the unrounded ones.
+  static float exponentiate(int row, RowRange keys, float max, TileScratch& scratch) {
+    const float* scores = scratch.scores + row * kChunkKeys;
+    Bf16* weights = scratch.weights + row * kChunkKeys;
+    const VectorRange range = vectors_of(keys);
+    const Vec::F shift = Vec::set1(max * -1.44269504f);
+    Vec::F sums[2] = {Vec::zero(), Vec::zero()};
+    zero_weights(scratch.seen.begin / kTileK * kTileK, range.begin, weights);
+#pragma GCC unroll 4
+    for (int i = range.begin; i < range.end; i += Vec::kWidth) {
+      const Vec::F x = rough_exp2_of(Vec::fma(Vec::load(scores + i), Vec::set1(1.44269504f), shift));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i), (__m256i)_mm512_cvtneps_pbh(x));
+      if (i / Vec::kWidth % 2 == 0) {
+        sums[0] = Vec::add(sums[0], x);
+      } else {
+        sums[1] = Vec::add(sums[1], x);
+      }
+    }
+    zero_weights(range.end, round_up(scratch.seen.end, kTileK), weights);
+    return Vec::reduce_add(Vec::add(sums[0], sums[1]));
+  }
+
+  static void zero_weights(int64_t begin, int64_t end, Bf16* weights) {
+    for (int64_t i = begin; i < end; i += Vec::kWidth) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i), _mm256_setzero_si256());
+    }
   }
 
   // Dot products of all rows with the K tiles [first, end).
@@ -171,8 +189,8 @@ struct TileAttention {
   }
 
   // state.out = state.out * correction + weights * values for rows [row_begin, row_end), over the steps of `keys`.
-  static void add_values(const AttentionTile& tile, const Bf16* weights, const Bf16* values, int64_t head_dim,
-                         RowRange keys, int row_begin, int row_end, const TileScratch& scratch, TileState& state) {
+  static void add_values(const AttentionTile& tile, const Bf16* values, int64_t head_dim, RowRange keys, int row_begin,
+                         int row_end, const TileScratch& scratch, TileState& state) {
     const int64_t columns = round_up(head_dim, kValueColumns), stride = out_stride_of(head_dim);
     const int64_t begin = keys.begin / kTileK * kTileK, num_steps = ceil_div(keys.end - begin, kTileK);
     alignas(64) float sums[kMaxTileRows * kValueColumns];
@@ -180,9 +198,13 @@ struct TileAttention {
     for (int64_t d = 0; d < columns; d += kValueColumns) {
       const Bf16* first = values + begin * columns + 2 * d;
       zero_sums();
-      add_any_products(
-          {weights + begin, kChunkKeys, {first, first + kValueColumns}, columns * 4, kTileK * columns, num_steps},
-          tile.num_rows, false);
+      add_any_products({scratch.weights + begin,
+                        kChunkKeys,
+                        {first, first + kValueColumns},
+                        columns * 4,
+                        kTileK * columns,
+                        num_steps},
+                       tile.num_rows, false);
       store_products(tile.num_rows, false, sums, kValueColumns * sizeof(float));
       const bool has_second = d + kTileTokens < stride;
       for (int r = row_begin; r < row_end; ++r) {
@@ -210,29 +232,33 @@ struct TileAttention {
     const int64_t head_dim = p.kv.head_dim;
     RowRange keys[kMaxTileRows];
     find_visible(tile, chunk_begin, scratch, keys);
-    RowRange all = {kChunkKeys, 0};
+    RowRange& seen = scratch.seen;
+    seen = {kChunkKeys, 0};
     for (int r = 0; r < tile.num_rows; ++r) {
       if (keys[r].begin >= keys[r].end) continue;
-      all = {lesser(all.begin, keys[r].begin), greater(all.end, keys[r].end)};
+      seen = {lesser(seen.begin, keys[r].begin), greater(seen.end, keys[r].end)};
     }
-    score(tile, tiles, head_dim, static_cast<int>(all.begin / kTileTokens),
-          static_cast<int>(ceil_div(all.end, kTileTokens)), scratch);
-    if (next.k[0] != tiles.k[0]) prefetch(next, head_dim);
-    weigh_keys(p, tile, chunk_begin, keys, scratch, state);
-    alignas(64) Bf16 weights[kMaxTileRows * kChunkKeys];
-    for (int r = 0; r < tile.num_rows; ++r) {
-      round_weights(scratch.scores + r * kChunkKeys, keys[r], all, weights + r * kChunkKeys);
-    }
+    // Long before they are read as tiles: a load of a tile waits until what it reads has left the store buffer.
     alignas(64) Bf16 values[kChunkKeys * kMaxHeadDim];
-    if (pair_values(tiles.v, head_dim, all, values)) {
-      add_values(tile, weights, values, head_dim, all, 0, tile.num_rows, scratch, state);
+    const bool is_finite = pair_values(tiles.v, head_dim, seen, values);
+    score(tile, tiles, head_dim, static_cast<int>(seen.begin / kTileTokens),
+          static_cast<int>(ceil_div(seen.end, kTileTokens)), scratch);
+    // Few rows wait for memory, many find in a cache what the tiles before them brought there.
+    if (tile.num_rows <= kTileRows && next.k[0] != tiles.k[0]) prefetch(next, head_dim);
+    for (int r = 0; r < tile.num_rows; ++r) {
+      if (keys[r].begin >= keys[r].end)
+        zero_weights(seen.begin / kTileK * kTileK, round_up(seen.end, kTileK), scratch.weights + r * kChunkKeys);
+    }
+    weigh_keys<TileAttention>(p, tile, chunk_begin, keys, scratch, state);
+    if (is_finite) {
+      add_values(tile, values, head_dim, seen, 0, tile.num_rows, scratch, state);
       return;
     }
     // Zero times infinity is NaN: each row takes the values that it sees alone.
     for (int r = 0; r < tile.num_rows; ++r) {
       if (keys[r].begin >= keys[r].end) continue;
       pair_values(tiles.v, head_dim, keys[r], values);
-      add_values(tile, weights, values, head_dim, keys[r], r, r + 1, scratch, state);
+      add_values(tile, values, head_dim, keys[r], r, r + 1, scratch, state);
     }
   }
 };
