@@ -108,9 +108,9 @@ static void find_visible(const AttentionTile& tile, int64_t chunk_begin, const T
 // From dot products to the weights of values: the online softmax of a chunk. scratch.correction becomes the factor of
 // what was summed before, 1 for a row that sees nothing here.
 template <typename Method>
-static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+static void weigh_keys(const PagedAttentionParams& p, int row_begin, int row_end, int64_t chunk_begin,
                        const RowRange* keys, TileScratch& scratch, TileState& state) {
-  for (int r = 0; r < tile.num_rows; ++r) {
+  for (int r = row_begin; r < row_end; ++r) {
     scratch.correction[r] = 0.0f;
     if (keys[r].begin >= keys[r].end) continue;
     const int64_t query = scratch.position[r] - chunk_begin;
@@ -122,10 +122,10 @@ static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile,
     scratch.correction[r] = state.max[r] - max;
     state.max[r] = max;
   }
-  for (int r = 0; r < tile.num_rows; r += Vec::kWidth) {
+  for (int r = row_begin; r < row_end; r += Vec::kWidth) {
     Vec::store(scratch.correction + r, exp_of(Vec::load(scratch.correction + r)));
   }
-  for (int r = 0; r < tile.num_rows; ++r) {
+  for (int r = row_begin; r < row_end; ++r) {
     if (keys[r].begin >= keys[r].end) continue;
     const float sum = Method::exponentiate(r, keys[r], state.max[r], scratch);
     state.sum[r] = state.sum[r] * scratch.correction[r] + sum;
@@ -136,6 +136,7 @@ static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile,
 template <typename T>
 struct VectorAttention {
   using Element = T;
+  static constexpr int kMaxRows = 32;  // of a tile
 
   static void begin_tile(const AttentionTile&) {}
   static void end_tile() {}
@@ -183,7 +184,7 @@ struct VectorAttention {
       if (sees_nothing(keys + r, rows)) continue;
       score_block(rows, scratch.query + r, tiles, head_dim, scratch.scores + r * kChunkKeys);
     }
-    weigh_keys<VectorAttention>(p, tile, chunk_begin, keys, scratch, state);
+    weigh_keys<VectorAttention>(p, 0, tile.num_rows, chunk_begin, keys, scratch, state);
     for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
       const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
       if (sees_nothing(keys + r, rows)) continue;
@@ -372,7 +373,7 @@ static void run_attention(const PagedAttentionParams& p, const AttentionPlan& pl
 template <typename OfBf16>
 static void paged_attention_with(const PagedAttentionParams& p, Stream stream) {
   if (p.num_seqs == 0) return;
-  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim);
+  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim, OfBf16::kMaxRows);
   check_attention(p, shape);
   int32_t* tile_begin = static_cast<int32_t*>(p.workspace);
   const int64_t group = p.num_heads / p.kv.num_kv_heads;
