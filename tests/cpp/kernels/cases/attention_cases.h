@@ -384,6 +384,7 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
   for (const int32_t head_dim : {64, 128}) {
     bench("decode1_of_1024", 9, 3, head_dim, {{1, 1024}});
     bench("decode1_of_8192", 9, 3, head_dim, {{1, 8192}});
+    bench("decode1_of_65536", 9, 3, head_dim, {{1, 65536}});
     bench("decode64_of_1024", 9, 3, head_dim, std::vector<SequenceSpec>(64, {1, 1024}));
     bench("prefill_1024", 9, 3, head_dim, {{1024, 1024}});
     bench("chunk_256_of_4096", 14, 2, head_dim, {{256, 4096}});
