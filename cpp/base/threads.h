@@ -1,11 +1,11 @@
 // A pool of threads for data-parallel loops.
 //
-// parallel_for gives each thread a share of neighbouring tasks, the same share of every loop, so that what one loop left
-// in a core's caches is there for the next; a thread that is done takes tasks from the ends of other shares. Which
+// parallel_for gives each thread a share of neighbouring tasks, the same share of every loop, so that what one loop
+// left in a core's caches is there for the next; a thread that is done takes tasks from the ends of other shares. Which
 // thread runs a task is not fixed, so a task's result must not depend on it. The calling thread works too, and waits
-// only for tasks that a worker has begun: on a busy machine a worker that has no core costs nothing. One parallel_for at a time per pool (the caller holds the engine).
-// Workers spin for a short while after a loop (a step has hundreds of loops a few tens of microseconds apart) and
-// then sleep, so an idle engine costs nothing.
+// only for tasks that a worker has begun: on a busy machine a worker that has no core costs nothing. One parallel_for
+// at a time per pool (the caller holds the engine). Workers spin for a short while after a loop (a step has hundreds of
+// loops a few tens of microseconds apart) and then sleep, so an idle engine costs nothing.
 #pragma once
 
 #include <atomic>
