@@ -67,11 +67,13 @@ def compare(
         raise ValueError(f"--threads {threads}: this process may use {num_cpus} CPUs")
     if png is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--png needs matplotlib: pip install matplotlib")
+    for path in (output_json, markdown, png):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
     folder = peers_dir.expanduser().resolve()
     engines = {name: package.open_peer(name, folder) for name in ("quire", *chosen_peers)}
     if list_peers or setup:
-        for name in chosen_peers:
-            print(f"{name:<13} {_make(engines[name]) if setup else engines[name].missing() or 'ready'}", flush=True)
+        _list(engines, chosen_peers, setup)
         return
     if earlier:
         records = [json.loads(line) for path in earlier for line in path.read_text().splitlines()]
@@ -114,13 +116,20 @@ def load_peers() -> ModuleType:
     return package
 
 
-def _make(engine: Any) -> str:
-    begin = time.perf_counter()
-    try:
-        engine.setup()
-    except OSError as error:
-        return f"failed: {error}"
-    return f"ready after {time.perf_counter() - begin:.0f} s"
+def _list(engines: dict[str, Any], peers: list[str], setup: bool) -> None:
+    failed = []
+    for name in peers:
+        state = engines[name].missing()
+        if setup and state is not None:
+            try:
+                engines[name].setup()
+                state = engines[name].missing()
+            except OSError as error:
+                state = str(error)
+                failed.append(name)
+        print(f"{name:<13} {state or 'ready'}", flush=True)
+    if failed:
+        raise ValueError(f"could not be installed: {', '.join(failed)}")
 
 
 class Job:
@@ -207,14 +216,16 @@ class Job:
 
     def _start(self, command: list[str], engine: str, what: str) -> None:
         """Runs to the end; what it says goes to a log, and its last line into the error."""
-        variables = {**os.environ, **self._engines[engine].variables(self._threads)}
-        if command[0] != sys.executable:
-            variables.pop("PYTHONPATH", None)  # of this interpreter
         log = self._folder / "logs" / f"{engine}-{what}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables, preexec_fn=os.setpgrp
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._variables(engine),
+                preexec_fn=os.setpgrp,
             )
             try:
                 process.wait(self._timeout)
@@ -229,6 +240,12 @@ class Job:
         if process.returncode:
             said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise RuntimeError((said[-1] if said else f"ended with {process.returncode}")[:300])
+
+    def _variables(self, engine: str) -> dict[str, str]:
+        variables = {**os.environ, **self._engines[engine].variables(self._threads)}
+        if str(self._engines[engine].python()) != sys.executable:
+            variables.pop("PYTHONPATH", None)  # of this interpreter
+        return variables
 
     def _unready(self, engine: Any, shape: str) -> str | None:
         """Why an engine cannot run this shape; writes its form of the checkpoint."""
@@ -264,8 +281,7 @@ class Job:
             engine = self._engines.get(name)
             if engine is not None and engine.missing() is None:
                 command = [str(engine.python()), str(peers_folder() / "gemm_rate.py"), str(self._threads)]
-                environment = {**os.environ, **engine.variables(self._threads)}
-                ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+                ran = subprocess.run(command, capture_output=True, text=True, env=self._variables(name))
                 return float(ran.stdout) if ran.returncode == 0 else None
         return None
 

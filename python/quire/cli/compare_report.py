@@ -171,7 +171,8 @@ def _notes(records: Sequence[Record], table: Sequence[Row]) -> list[str]:
     machine = runs[-1]["machine"]
     rounds = 1 + max(record["round"] for record in runs)
     notes = [
-        f"Medians of {rounds} rounds (smallest to largest), alternating, each run a process of its own; "
+        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} (smallest to largest), quire beside each peer in "
+        "turns, each run a process of its own, of whose memory the peak is that of c; "
         f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}."
     ]
     for engine in table[0].cells:
