@@ -97,7 +97,7 @@ def compare(
 def peers_folder() -> Path:
     """In an installed package a part of it, in a checkout bench/peers."""
     here = Path(__file__).resolve()
-    places = (here.parents[1] / "bench_peers", here.parents[3] / "bench" / "peers")
+    places = (here.parent / "peers", here.parents[3] / "bench" / "peers")
     for place in places:
         if (place / "__init__.py").exists():
             return place
