@@ -87,11 +87,11 @@ def compare(
                 with output_json.open("a") as file:
                     file.write(json.dumps(record) + "\n")
     table = compare_report.markdown(records)
-    print(table)
     if markdown is not None:
         markdown.write_text(table + "\n")
     if png is not None:
         compare_report.draw(compare_report.rows(records), png)
+    print(table)
 
 
 def peers_folder() -> Path:

@@ -234,7 +234,7 @@ def _limit_notes(runs: Sequence[Record], records: Sequence[Record]) -> list[str]
 
 
 def draw(table: Sequence[Row], path: Path) -> None:
-    """Bars: how many times better than each peer."""
+    """Bars: how many times better than each peer; they hang down from 1 where it is worse."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -251,16 +251,19 @@ def draw(table: Sequence[Row], path: Path) -> None:
         here = [row for row in table if row.shape == shape]
         width = 0.8 / max(1, len(peers))
         for i, peer in enumerate(peers):
-            ratios = [row.better(peer) or 0.0 for row in here]
+            ratios = [row.better(peer) or 1.0 for row in here]  # of those that failed there is no bar
             places = [j + (i - (len(peers) - 1) / 2) * width for j in range(len(here))]
-            axes.bar(places, ratios, width * 0.92, label=f"times {peer}")
-            for x, ratio in zip(places, ratios):
-                text = f"{ratio:.1f}" if ratio else "-"
-                axes.annotate(text, (x, ratio), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+            axes.bar(places, [ratio - 1 for ratio in ratios], width * 0.92, bottom=1, label=f"than {peer}")
+            for x, row, ratio in zip(places, here, ratios):
+                text = (f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}") if row.better(peer) else "-"
+                place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+                axes.annotate(text, (x, max(1.0, ratio)), xytext=(0, 2), **place)
         axes.axhline(1, color="#333333", linewidth=1)
-        axes.set_yscale("symlog", linthresh=2)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.margins(y=0.15)
         axes.set_xticks(range(len(here)), [row.metric.label.replace(", ", ",\n") for row in here], fontsize=8)
-        axes.set_ylabel("quire's advantage")
+        axes.set_ylabel("times better")
         axes.set_title(f"shape {shape}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0, 0].legend(frameon=False, fontsize=8)
