@@ -1,4 +1,4 @@
-"""`quire bench throughput|latency|beam-search|startup|profile`: measure speed, as a table and as JSON with vLLM's keys.
+"""`quire bench throughput|latency|beam-search|startup|profile|compare`: speed as a table and as JSON.
 
 Decides the workloads (random token ids, every request runs to its full length) and what is timed. Nothing is asserted.
 """
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quire.cli import options, profiling
+from quire.cli import compare, options, profiling
 
 if TYPE_CHECKING:
     from quire import LLM, SamplingParams
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(profiling.profile)
+app.command()(compare.compare)
 
 InputLen = Annotated[int, typer.Option(help="Tokens of each prompt.")]
 OutputLen = Annotated[int, typer.Option(help="Tokens to generate for each.")]

@@ -35,8 +35,11 @@ def _read(path: str) -> str:
         return ""
 
 
+_SHORTEST = 0.2  # seconds; CPU time is counted in hundredths
+
+
 class Load:
-    """What other processes took of the machine in its `with` block, as a share of all its CPUs."""
+    """What other processes took of the machine in its `with` block, as a share of all its CPUs; None of a short one."""
 
     foreign: float | None = None
 
@@ -46,7 +49,7 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         busy, own, elapsed = _busy_seconds(), _own_seconds(), time.perf_counter() - self._begin
-        if busy is None or self._busy is None or elapsed <= 0:
+        if busy is None or self._busy is None or elapsed < _SHORTEST:
             return
         others = (busy - self._busy) - (own - self._own)
         self.foreign = round(max(0.0, others / (elapsed * (os.cpu_count() or 1))), 3)
