@@ -39,6 +39,11 @@ sanitize: build/.sanitize-address build/.sanitize-thread
 
 # The thread sanitizer runs what uses threads: the pool, whole engines, and kernels, whose missing barriers it finds.
 build/.sanitize-address: SANITIZERS := address,undefined
+# The longest programs run every other case, those that the commit before this one left out: SHARDS=1 runs all.
+SHARDS ?= 2
+SHARD := $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || echo 0) % $(SHARDS))))
+build/.sanitize-address: SHARDED := test_engine_simt;test_engine_simt_features;test_kernels_simt
+build/.sanitize-thread: SHARDED := test_kernels_simt
 build/.sanitize-address: SANITIZED := base kernels device tensor model engine api simt kernels_simt engine_simt device_simt
 build/.sanitize-thread: SANITIZERS := thread
 build/.sanitize-thread: SANITIZED := base api kernels_simt
@@ -47,7 +52,8 @@ build/.sanitize-thread: export GTEST_FILTER := -Speculation.*:PoolingInvariance.
 build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev
 	mkdir -p build
 	cmake -G Ninja -S . -B build/$* -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 \
-	  -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) >build/$*.log || { cat build/$*.log; exit 1; }
+	  -DQUIRE_BUILD_TESTS=ON -DQUIRE_SANITIZE=$(SANITIZERS) -DQUIRE_TEST_SHARD=$(SHARD)/$(SHARDS) \
+	  "-DQUIRE_SHARDED_TESTS=$(SHARDED)" >build/$*.log || { cat build/$*.log; exit 1; }
 	cmake --build build/$* -j $(JOBS) --target $(SANITIZED:%=test_%)
 	ctest --test-dir build/$* -j $(JOBS) --output-on-failure -R '^test_($(subst $(empty) $(empty),|,$(SANITIZED)))(_features)?$$'
 	touch $@

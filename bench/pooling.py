@@ -330,6 +330,8 @@ def show(record: dict[str, Any]) -> None:
                 for ours, theirs in zip(record["runs"][name]["seconds"], record["runs"][best]["seconds"], strict=True)
             ]
             line += f"  {statistics.median(ratios):5.2f} of {best}"
+        if name in record["smallest_cosine"]:
+            line += f"  cosine >= {record['smallest_cosine'][name]:.6f}"
         print(line)
 
 

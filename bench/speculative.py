@@ -3,10 +3,10 @@
 
 Both engines live in one process and write the same tokens, which is checked. Rates are of decoding alone: tokens behind
 the first one over the time since it came. Printed: medians, the median of the paired ratios, and how many drafts were
-right. `--shape` takes random weights of a larger model (bench/compare.py; needs torch and transformers): their greedy
+right. `--shape` takes random weights of a larger model (bench/peers/checkpoints.py): their greedy
 text soon runs in circles, so that nearly every draft is right, which is the most that speculation can give.
 
-usage: python bench/speculative.py [--model quire/demo | --shape S|M] [--rounds 5] [--new 256] [--tokens 5]
+usage: python bench/speculative.py [--model quire/demo | --shape S|M|L|T] [--rounds 5] [--new 256] [--tokens 5]
        [--lookup-min 2] [--lookup-max 4] [--batch 1] [--device cpu] [--json FILE]
 """
 
@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compare import SHAPES, machine, make_checkpoint
+from peers.checkpoints import SHAPES, make_checkpoint
 from quire import LLM, SamplingParams
+from quire.cli.machine import describe
 
 STORY = (
     "Once upon a time there was a little dog. The dog liked to play in the garden. One day the dog found a red ball. "
@@ -83,10 +84,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     told = {name: value for name, value in vars(arguments).items() if name != "json"}
-    record: dict[str, Any] = {**told, "dtype": "bfloat16", "machine": machine()}
+    record: dict[str, Any] = {**told, "dtype": "bfloat16", "machine": describe()}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.shape:
-            make_checkpoint(arguments.shape, Path(folder))
+            make_checkpoint(SHAPES[arguments.shape], Path(folder))
         record |= measure(folder if arguments.shape else arguments.model, arguments)
     without, with_ = (statistics.median(record["runs"][name]) for name in ("without", "with"))
     print(

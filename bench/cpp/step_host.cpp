@@ -3,7 +3,8 @@
 //
 // The device of this benchmark drops copies and launches. plan_and_upload is what stands before a step's first kernel
 // (Scheduler::plan, SamplingBatch, RowState::upload); engine_step is a whole Engine::step, with fetch, commit and
-// callbacks. The goal is 30 us for plan_and_upload at 256 sequences. Arguments: sequences, tokens of context.
+// callbacks. The goal is 30 us for plan_and_upload at 256 sequences. Arguments: sequences, tokens of context, and for
+// engine_step the requests that wait behind them, which should cost a step nothing.
 #include <benchmark/benchmark.h>
 
 #include <filesystem>
@@ -147,14 +148,21 @@ void engine_step(benchmark::State& state) {
     engine.submit(
         std::vector<int32_t>(size_t(context - i % 16), 7), params, [&](const Delta&) { ++num_told; }, Notify::finished);
   }
+  for (int64_t i = 0; i < state.range(2); ++i) {
+    engine.submit(
+        std::vector<int32_t>(128, static_cast<int32_t>(i % 1000)), params, [](const Delta&) {}, Notify::finished);
+  }
   for (int i = 0; i < 4; ++i) engine.step();
   for (auto _ : state) engine.step();
   state.counters["sequences"] = static_cast<double>(engine.stats().num_running);
+  state.counters["waiting"] = static_cast<double>(engine.stats().num_waiting);
 }
 BENCHMARK(engine_step)
-    ->Args({1, 1024})
-    ->Args({64, 1024})
-    ->Args({256, 1024})
+    ->Args({1, 1024, 0})
+    ->Args({64, 1024, 0})
+    ->Args({64, 1024, 10'000})
+    ->Args({256, 1024, 0})
+    ->Args({256, 1024, 10'000})
     ->Iterations(20'000)
     ->Unit(benchmark::kMicrosecond);
 

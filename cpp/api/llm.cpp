@@ -145,6 +145,16 @@ bool LLM::reset_prefix_cache() {
   return impl_->engine.reset_prefix_cache();
 }
 
+void LLM::start_recording() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.start_recording();
+}
+
+Recording LLM::stop_recording() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.stop_recording();
+}
+
 Stats LLM::stats() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.stats();

@@ -1,6 +1,6 @@
-// The thread pool; see threads.h. num_unclaimed_ (release/acquire) publishes a loop and counts down as tasks are
+// The thread pool; see threads.h. The ranges of the shares (release/acquire) publish a loop and shrink as tasks are
 // claimed, num_unfinished_ (release/acquire) returns the results. A claim keeps the loop alive, so a late worker that
-// finds the count of a newer loop simply claims a task of that one.
+// finds a range of a newer loop simply claims a task of that one.
 #include "base/threads.h"
 
 #include <sched.h>
@@ -12,6 +12,8 @@
 #include <set>
 #include <string>
 #include <utility>
+
+#include "base/check.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -63,8 +65,8 @@ int default_num_threads() {
   return num_physical_cores();
 }
 
-ThreadPool::ThreadPool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+ThreadPool::ThreadPool(int num_threads) : shares_(static_cast<size_t>(std::max(1, num_threads))) {
+  for (size_t i = 1; i < shares_.size(); ++i) workers_.emplace_back([this, i] { worker_loop(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -77,20 +79,24 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int64_t num_tasks, TaskFunction function, const void* context) {
+  QUIRE_CHECK(num_tasks <= UINT32_MAX, num_tasks, " tasks");
   function_ = function;
   context_ = context;
-  num_tasks_ = num_tasks;
   num_unfinished_.store(num_tasks, std::memory_order_relaxed);
+  const auto num_threads = shares_.size(), count = static_cast<size_t>(num_tasks);
   bool wake = false;
   {
     // Published under the lock so that a worker about to sleep either sees it or is counted as sleeping.
     const std::lock_guard lock(mutex_);
-    num_unclaimed_.store(num_tasks, std::memory_order_release);
+    for (size_t i = 0; i < num_threads; ++i) {
+      const uint64_t begin = count * i / num_threads, end = count * (i + 1) / num_threads;
+      shares_[i].range.store(begin << 32 | end, std::memory_order_release);
+    }
+    num_loops_.fetch_add(1, std::memory_order_release);
     wake = num_sleeping_ > 0;
   }
   if (wake) wake_.notify_all();
-  while (run_one_task()) {
-  }
+  run_tasks(0);
   int spins = 0;
   while (num_unfinished_.load(std::memory_order_acquire) != 0) {
     spin_pause();
@@ -99,23 +105,44 @@ void ThreadPool::run(int64_t num_tasks, TaskFunction function, const void* conte
   }
 }
 
-// Claims the next task of the current loop and runs it; false when none is left.
-bool ThreadPool::run_one_task() {
-  int64_t unclaimed = num_unclaimed_.load(std::memory_order_relaxed);
-  do {
-    if (unclaimed == 0) return false;
-  } while (!num_unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
-                                                 std::memory_order_relaxed));
-  function_(context_, num_tasks_ - unclaimed);
+void ThreadPool::run_claimed(uint64_t task) {
+  function_(context_, static_cast<int64_t>(task));
   num_unfinished_.fetch_sub(1, std::memory_order_release);
+}
+
+bool ThreadPool::run_first(Share& share) {
+  uint64_t range = share.range.load(std::memory_order_relaxed);
+  do {
+    if (range >> 32 >= (range & UINT32_MAX)) return false;
+  } while (!share.range.compare_exchange_weak(range, range + (uint64_t{1} << 32), std::memory_order_acq_rel,
+                                              std::memory_order_relaxed));
+  run_claimed(range >> 32);
   return true;
 }
 
-void ThreadPool::worker_loop() {
-  const auto has_work = [this] { return num_unclaimed_.load(std::memory_order_relaxed) != 0; };
-  for (;;) {
-    while (run_one_task()) {
+bool ThreadPool::run_last(Share& share) {
+  uint64_t range = share.range.load(std::memory_order_relaxed);
+  do {
+    if (range >> 32 >= (range & UINT32_MAX)) return false;
+  } while (!share.range.compare_exchange_weak(range, range - 1, std::memory_order_acq_rel, std::memory_order_relaxed));
+  run_claimed((range & UINT32_MAX) - 1);
+  return true;
+}
+
+// All tasks that are there to claim: the thread's own, then those of the threads after it.
+void ThreadPool::run_tasks(size_t thread) {
+  while (run_first(shares_[thread])) {
+  }
+  for (size_t i = 1; i < shares_.size(); ++i) {
+    while (run_last(shares_[(thread + i) % shares_.size()])) {
     }
+  }
+}
+
+void ThreadPool::worker_loop(size_t thread) {
+  uint64_t seen = 0;
+  const auto has_work = [&] { return num_loops_.load(std::memory_order_acquire) != seen; };
+  for (;;) {
     const auto spin_end = std::chrono::steady_clock::now() + kSpinTime;
     while (!has_work()) {
       for (int i = 0; i < kPausesPerClockRead && !has_work(); ++i) spin_pause();
@@ -126,6 +153,8 @@ void ThreadPool::worker_loop() {
       --num_sleeping_;
       if (stop_) return;
     }
+    seen = num_loops_.load(std::memory_order_acquire);
+    run_tasks(thread);
   }
 }
 

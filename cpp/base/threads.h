@@ -1,10 +1,11 @@
 // A pool of threads for data-parallel loops.
 //
-// parallel_for splits [0, num_tasks) dynamically; which thread runs a task is not fixed, so a task's result must not
-// depend on it. The calling thread works too, and waits only for tasks that a worker has begun: on a busy machine a
-// worker that has no core costs nothing. One parallel_for at a time per pool (the caller holds the engine).
-// Workers spin for a short while after a loop (a step has hundreds of loops a few tens of microseconds apart) and
-// then sleep, so an idle engine costs nothing.
+// parallel_for gives each thread a share of neighbouring tasks, the same share of every loop, so that what one loop
+// left in a core's caches is there for the next; a thread that is done takes tasks from the ends of other shares. Which
+// thread runs a task is not fixed, so a task's result must not depend on it. The calling thread works too, and waits
+// only for tasks that a worker has begun: on a busy machine a worker that has no core costs nothing. One parallel_for
+// at a time per pool (the caller holds the engine). Workers spin for a short while after a loop (a step has hundreds of
+// loops a few tens of microseconds apart) and then sleep, so an idle engine costs nothing.
 #pragma once
 
 #include <atomic>
@@ -44,11 +45,21 @@ class ThreadPool {
 
  private:
   using TaskFunction = void (*)(const void*, int64_t);
+  // The tasks [begin, end) of one thread that nobody has claimed, begin in the upper half. The owner claims the first
+  // one, others the last.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range{0};
+  };
+
   void run(int64_t num_tasks, TaskFunction function, const void* context);
-  void worker_loop();
-  bool run_one_task();
+  void worker_loop(size_t thread);
+  void run_tasks(size_t thread);
+  bool run_first(Share& share);
+  bool run_last(Share& share);
+  void run_claimed(uint64_t task);
 
   std::vector<std::thread> workers_;
+  std::vector<Share> shares_;  // of the caller, then of each worker
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;     // guarded by mutex_
@@ -56,8 +67,7 @@ class ThreadPool {
   // The current loop. Written by the caller while no task is unfinished; read only by a thread that has claimed a task.
   TaskFunction function_ = nullptr;
   const void* context_ = nullptr;
-  int64_t num_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> num_unclaimed_{0};
+  alignas(64) std::atomic<uint64_t> num_loops_{0};
   alignas(64) std::atomic<int64_t> num_unfinished_{0};
 };
 

@@ -13,6 +13,8 @@
 #include <memory>
 #include <string>
 
+#include "base/check.h"
+#include "base/recorder.h"
 #include "device/region.h"
 #include "params/kernel_table.h"
 
@@ -87,6 +89,15 @@ class Device {
   virtual std::unique_ptr<Graph> capture(const std::function<void()>& body) = 0;
   // Returns when everything put on the streams so far is done. Throws what went wrong in it.
   virtual void synchronize() = 0;
+
+  // Every launch from now on becomes a span of category "kernel"; null: none any more. kernels() stays the same object.
+  // Throws NotSupported where a launcher returns before its kernel is done.
+  virtual void set_recorder(Recorder* recorder) {
+    if (recorder == nullptr) return;
+    throw NotSupported(str_cat("the kernels of device \"", name(),
+                               "\" cannot be recorded: they run behind the host's back. device=\"cpu\" can; for a GPU "
+                               "use its own profiler (nsys profile)."));
+  }
 };
 
 struct HostDeviceOptions {

@@ -28,13 +28,14 @@ class Stopwatch {
 // True in its scope.
 class Flag {
  public:
-  explicit Flag(bool& flag) : flag_(flag) { flag_ = true; }
-  ~Flag() { flag_ = false; }
+  explicit Flag(bool& flag) : flag_(flag), before_(flag) { flag_ = true; }
+  ~Flag() { flag_ = before_; }
   Flag(const Flag&) = delete;
   Flag& operator=(const Flag&) = delete;
 
  private:
   bool& flag_;
+  bool before_;
 };
 
 // Of the delta's tokens, the newest of a sequence, and of the prompt with the first ones.
@@ -69,7 +70,9 @@ bool Engine::step() {
     throw InvalidArgument(
         "a logits processor or constraint cannot run the engine that calls it; it may submit requests");
   }
+  const Flag stepping(in_step_);
   const Stopwatch whole(totals_.step_seconds);
+  const SpanScope span = timed("step");
   try {
     const size_t depth = may_run_ahead() ? Scheduler::kMaxInFlight : 1;
     while (scheduler_.num_in_flight() < depth && launch()) {
@@ -98,20 +101,18 @@ bool Engine::may_run_ahead() const {
 // plan, upload, forward, sample. False when there is nothing to plan now.
 bool Engine::launch() {
   StepInFlight& step = steps_[(first_step_ + scheduler_.num_in_flight()) % steps_.size()];
-  scheduler_.plan(step.batch);
+  plan(step);
   if (step.batch.empty()) return false;
-  stamp_first_scheduled();
-  begin_sampling(step);
-  begin_prompt_logprobs(step);
-  begin_states(step);
-  worker_.copy_blocks(step.batch.block_copies);
+  prepare(step);
   try {
     if (config_.speculation.has_draft_model()) guess(step);
+    const SpanScope span = timed("upload");
     worker_.upload(step.batch, step.sampling, step.prompt_rows, step.wanted_states);
   } catch (const OutOfMemory& error) {
     fail_largest(error.what());
     return false;
   }
+  const SpanScope span = timed("run");
   if (step.hooks.empty()) {
     worker_.run();
   } else {
@@ -120,10 +121,29 @@ bool Engine::launch() {
   return true;
 }
 
+void Engine::plan(StepInFlight& step) {
+  SpanScope span = timed("plan");
+  scheduler_.plan(step.batch);
+  if (step.batch.empty()) return;
+  stamp_first_scheduled();
+  span.add("num_tokens", step.batch.num_tokens());
+  span.add("num_seqs", step.batch.num_seqs());
+  span.add("num_samples", step.batch.num_samples());
+}
+
+void Engine::prepare(StepInFlight& step) {
+  const SpanScope span = timed("prepare");
+  begin_sampling(step);
+  begin_prompt_logprobs(step);
+  begin_states(step);
+  worker_.copy_blocks(step.batch.block_copies);
+}
+
 // Masks are computed while an asynchronous device works on the forward pass; logits processors wait for it.
 void Engine::run_hooks(StepInFlight& step) {
   worker_.run_forward();
   {
+    const SpanScope span = timed("hooks");
     const Flag running(in_hooks_);
     step.hooks.fill_masks(step.sampling);
     step.hooks.process_logits(worker_, step.sampling);
@@ -155,10 +175,20 @@ void Engine::fail(const Sequence& sequence, const std::string& why) {
 void Engine::collect() {
   StepInFlight& step = steps_[first_step_];
   const SampledTokens& sampled = [&]() -> const SampledTokens& {
+    const SpanScope span = timed("fetch");
     const Stopwatch waiting(wait_seconds_);
     return worker_.fetch();
   }();
   const double now = epoch_seconds();
+  commit(step, sampled, now);
+  const SpanScope span = timed("deliver");
+  advance_beams(step, sampled);
+  tell_tokens(step, sampled);
+  hand_out_finished(now);
+}
+
+void Engine::commit(StepInFlight& step, const SampledTokens& sampled, double now) {
+  const SpanScope span = timed("commit");
   if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_prompt_logprobs(step, worker_.prompt_scores());
   record_prompt_states(step, worker_.state_rows());
@@ -171,9 +201,6 @@ void Engine::collect() {
   }
   first_step_ = (first_step_ + 1) % steps_.size();
   ++totals_.num_steps;
-  advance_beams(step, sampled);
-  tell_tokens(step, sampled);
-  hand_out_finished(now);
 }
 
 void Engine::stamp_first_scheduled() {

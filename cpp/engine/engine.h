@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/recorder.h"
 #include "engine/beam_search.h"
 #include "engine/engine_config.h"
 #include "engine/hooks.h"
@@ -68,6 +69,10 @@ class Engine {
   bool step();
 
   void set_vocabulary(std::vector<std::string> token_bytes);
+  // From now on the parts of each step, and the kernels in them, are recorded. Throws NotSupported where the device
+  // cannot, InvalidArgument while that is done already and in a step.
+  void start_recording();
+  Recording stop_recording();
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
   const EngineConfig& config() const { return config_; }
@@ -104,7 +109,12 @@ class Engine {
 
   bool may_run_ahead() const;
   bool launch();
+  void plan(StepInFlight& step);
+  void prepare(StepInFlight& step);
   void collect();
+  void commit(StepInFlight& step, const SampledTokens& sampled, double now);
+  void require_no_step() const;
+  SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
@@ -141,10 +151,12 @@ class Engine {
 
   std::array<StepInFlight, Scheduler::kMaxInFlight> steps_;  // a ring, oldest first
   size_t first_step_ = 0;
+  bool in_step_ = false;   // the caller's callbacks may run
   bool in_hooks_ = false;  // the caller's code runs in the midst of a step
   std::string broken_;     // what the device said; empty while it works
   Stats totals_;
   double wait_seconds_ = 0.0;
+  std::unique_ptr<Recorder> recorder_;  // null: nobody wants to know
 };
 
 }  // namespace quire

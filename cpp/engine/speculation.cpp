@@ -32,6 +32,7 @@ void Engine::propose_drafts(const StepInFlight& step) {
 
 // The draft model writes into the batch; the sequences are told, for the commit.
 void Engine::guess(StepInFlight& step) {
+  const SpanScope span = timed("draft");
   worker_.guess(step.batch, step.sampling);
   const std::span<const ScheduledSequence> planned = scheduler_.planned();
   for (size_t i = 0; i < planned.size(); ++i) {

@@ -71,6 +71,9 @@ class Worker {
   // Logits of every token of the uploaded batch, after forward(); tests compare them with a reference.
   std::vector<float> all_logits();
 
+  // Kernels become spans; null: none any more.
+  void set_recorder(Recorder* recorder) { device_->set_recorder(recorder); }
+
   const Device& device() const { return *device_; }
   size_t num_graphs() const { return graphs_.size(); }
   double capture_seconds() const { return capture_seconds_; }

@@ -1,6 +1,6 @@
 // Attention over the paged cache, flash style (Dao et al. 2022). A tile is up to 32 query rows (token, head) of one
-// sequence and one KV head, which share every load of K and V. Keys are visited in chunks of 64 and splits of 1024 at
-// fixed positions; a row's running maximum, sum and output change with its own visible keys alone:
+// sequence and one KV head (64 on AMX tiles), which share every load of K and V. Keys are visited in chunks of 64 and
+// splits of 1024 at fixed positions; a row's running maximum, sum and output change with its own visible keys alone:
 //   visible keys of a row in a chunk   [row.begin, row.end)     scores outside become -infinity by selection
 //   keys of a row block in P V         [own begin, common begin) [common) [common end, own end), ascending for each row
 //   keys of a page past kv_lens, or before every window           never loaded as V, never scored into a row
@@ -38,6 +38,8 @@ struct TileScratch {
   float slope[kMaxTileRows];
   const float* bias[kMaxTileRows];  // of distance 0; null: there is none
   alignas(64) float correction[kMaxTileRows];
+  RowRange seen;                                        // keys of the chunk that some row sees, for products on tiles:
+  alignas(64) Bf16 weights[kMaxTileRows * kChunkKeys];  // weights of the values, zeros for those a row does not see
 };
 
 // Elements of the query as the score loops read them: the dot instruction takes bf16 as it lies.
@@ -180,8 +182,8 @@ static void add_values_of_keys(const float* p, const T* const* tiles, const T* c
 template <typename T, int R>
 static void add_values_of_rows(const RowRange* keys, const float* p, const T* const* tiles, const T* const* ahead,
                                int64_t head_dim, const float* scale, float* out, int64_t out_stride) {
-  static constexpr float kOnes[kMaxTileRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                                1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  static constexpr float kOnes[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+  static_assert(Vec::kValueRows <= 8);
   int64_t begin = 0, end = kChunkKeys;
   for (int r = 0; r < R; ++r) {
     begin = greater(begin, keys[r].begin);

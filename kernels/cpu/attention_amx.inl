@@ -117,23 +117,22 @@ static bool pair_values(const Bf16* const* tiles, int64_t head_dim, RowRange key
   return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
 }
 
-// A row's weights as bf16, zeros for the keys of the chunk's steps that it does not see.
-static void round_weights(const float* weights, RowRange seen, RowRange keys, Bf16* out) {
-  const VectorRange range = vectors_of(seen);
-  const int begin = static_cast<int>(keys.begin / kTileK * kTileK), end = static_cast<int>(round_up(keys.end, kTileK));
-  for (int i = begin; i < end; i += Vec::kWidth) {
-    const bool is_seen = i >= range.begin && i < range.end;
-    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(is_seen ? Vec::load(weights + i) : Vec::zero());
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), rounded);
-  }
-}
+// Rows of a tile that pass through a chunk together.
+struct RowSpan {
+  int begin, count;
+};
 
 struct TileAttention {
   using Element = Bf16;
+  static constexpr int kMaxRows = kMaxTileRows;
+  static constexpr int kSpanRows = 2 * kTileRows;
 
+  // Spans of several shapes take the largest: what it computes beyond the last row has room and is not read.
   static void begin_tile(const AttentionTile& tile) {
-    shape_tiles(static_cast<int>(lesser(tile.num_rows, kTileRows)),
-                static_cast<int>(greater(0, tile.num_rows - kTileRows)));
+    const int64_t rows = lesser(tile.num_rows, kSpanRows);
+    const bool is_one = tile.num_rows <= kSpanRows;
+    shape_tiles(is_one ? static_cast<int>(lesser(rows, kTileRows)) : kTileRows,
+                is_one ? static_cast<int>(greater(0, rows - kTileRows)) : kTileRows);
   }
   static void end_tile() { _tile_release(); }
 
@@ -146,15 +145,45 @@ struct TileAttention {
     return copy;
   }
 
-  // Dot products of all rows with the K tiles [first, end).
-  static void score(const AttentionTile& tile, const ChunkTiles<Bf16>& tiles, int64_t head_dim, int first, int end,
+  // The row's weights, exp(score - max), rounded to bf16; zeros for other keys that rows of the tile see. Returns the
+  // sum of the unrounded ones.
+  static float exponentiate(int row, RowRange keys, float max, TileScratch& scratch) {
+    const float* scores = scratch.scores + row * kChunkKeys;
+    Bf16* weights = scratch.weights + row * kChunkKeys;
+    const VectorRange range = vectors_of(keys);
+    const Vec::F shift = Vec::set1(max * -1.44269504f);
+    Vec::F sums[2] = {Vec::zero(), Vec::zero()};
+    zero_weights(scratch.seen.begin / kTileK * kTileK, range.begin, weights);
+#pragma GCC unroll 4
+    for (int i = range.begin; i < range.end; i += Vec::kWidth) {
+      const Vec::F x = rough_exp2_of(Vec::fma(Vec::load(scores + i), Vec::set1(1.44269504f), shift));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i), (__m256i)_mm512_cvtneps_pbh(x));
+      if (i / Vec::kWidth % 2 == 0) {
+        sums[0] = Vec::add(sums[0], x);
+      } else {
+        sums[1] = Vec::add(sums[1], x);
+      }
+    }
+    zero_weights(range.end, round_up(scratch.seen.end, kTileK), weights);
+    return Vec::reduce_add(Vec::add(sums[0], sums[1]));
+  }
+
+  static void zero_weights(int64_t begin, int64_t end, Bf16* weights) {
+    for (int64_t i = begin; i < end; i += Vec::kWidth) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i), _mm256_setzero_si256());
+    }
+  }
+
+  // Dot products of the rows with the K tiles [first, end).
+  static void score(RowSpan rows, const ChunkTiles<Bf16>& tiles, int64_t head_dim, int first, int end,
                     TileScratch& scratch) {
     const int64_t stride = round_up(head_dim, kTileK);
-    const auto* queries = static_cast<const Bf16*>(scratch.query[0]);
+    const auto* queries = static_cast<const Bf16*>(scratch.query[rows.begin]);
+    float* scores = scratch.scores + rows.begin * kChunkKeys;
     LastKeys last;
     if (head_dim % kTileK != 0) last.copy(tiles.k, head_dim);
     asm volatile("" ::: "memory");  // the intrinsics do not say what they read
-    const int together = tile.num_rows > kTileRows || end - first <= 2 ? 2 : 4;
+    const int together = rows.count > kTileRows || end - first <= 2 ? 2 : 4;
     for (int at = first; at < end; at += together) {
       const int t = static_cast<int>(lesser(at, kChunkTiles - together));  // tiles that no row sees are there, too
       TileProduct product = {queries, stride, {}, kKeyRowBytes, kTileK * kTileTokens, head_dim / kTileK};
@@ -164,31 +193,36 @@ struct TileAttention {
         rest.b[j] = last.tiles[t + j];
       }
       zero_sums();
-      add_any_products(product, tile.num_rows, together == 4);
-      if (head_dim % kTileK != 0) add_any_products(rest, tile.num_rows, together == 4);
-      store_products(tile.num_rows, together == 4, scratch.scores + t * kTileTokens, kScoreRowBytes);
+      add_any_products(product, rows.count, together == 4);
+      if (head_dim % kTileK != 0) add_any_products(rest, rows.count, together == 4);
+      store_products(rows.count, together == 4, scores + t * kTileTokens, kScoreRowBytes);
     }
   }
 
-  // state.out = state.out * correction + weights * values for rows [row_begin, row_end), over the steps of `keys`.
-  static void add_values(const AttentionTile& tile, const Bf16* weights, const Bf16* values, int64_t head_dim,
-                         RowRange keys, int row_begin, int row_end, const TileScratch& scratch, TileState& state) {
+  // state.out = state.out * correction + weights * values for the rows, or only for one of them, over the steps of
+  // `keys`.
+  static void add_values(RowSpan rows, RowSpan wanted, const Bf16* values, int64_t head_dim, RowRange keys,
+                         const TileScratch& scratch, TileState& state) {
     const int64_t columns = round_up(head_dim, kValueColumns), stride = out_stride_of(head_dim);
     const int64_t begin = keys.begin / kTileK * kTileK, num_steps = ceil_div(keys.end - begin, kTileK);
-    alignas(64) float sums[kMaxTileRows * kValueColumns];
+    alignas(64) float sums[kSpanRows * kValueColumns];
     asm volatile("" ::: "memory");
     for (int64_t d = 0; d < columns; d += kValueColumns) {
       const Bf16* first = values + begin * columns + 2 * d;
       zero_sums();
-      add_any_products(
-          {weights + begin, kChunkKeys, {first, first + kValueColumns}, columns * 4, kTileK * columns, num_steps},
-          tile.num_rows, false);
-      store_products(tile.num_rows, false, sums, kValueColumns * sizeof(float));
+      add_any_products({scratch.weights + rows.begin * kChunkKeys + begin,
+                        kChunkKeys,
+                        {first, first + kValueColumns},
+                        columns * 4,
+                        kTileK * columns,
+                        num_steps},
+                       rows.count, false);
+      store_products(rows.count, false, sums, kValueColumns * sizeof(float));
       const bool has_second = d + kTileTokens < stride;
-      for (int r = row_begin; r < row_end; ++r) {
+      for (int r = wanted.begin; r < wanted.begin + wanted.count; ++r) {
         const Vec::F factor = Vec::set1(scratch.correction[r]);
         float* out = state.out + r * stride + d;
-        const float* sum = sums + r * kValueColumns;
+        const float* sum = sums + (r - rows.begin) * kValueColumns;
         Vec::store(out, Vec::fma(Vec::load(out), factor, Vec::load(sum)));
         if (has_second) Vec::store(out + 16, Vec::fma(Vec::load(out + 16), factor, Vec::load(sum + 16)));
       }
@@ -210,29 +244,41 @@ struct TileAttention {
     const int64_t head_dim = p.kv.head_dim;
     RowRange keys[kMaxTileRows];
     find_visible(tile, chunk_begin, scratch, keys);
-    RowRange all = {kChunkKeys, 0};
+    RowRange& seen = scratch.seen;
+    seen = {kChunkKeys, 0};
     for (int r = 0; r < tile.num_rows; ++r) {
       if (keys[r].begin >= keys[r].end) continue;
-      all = {lesser(all.begin, keys[r].begin), greater(all.end, keys[r].end)};
+      seen = {lesser(seen.begin, keys[r].begin), greater(seen.end, keys[r].end)};
     }
-    score(tile, tiles, head_dim, static_cast<int>(all.begin / kTileTokens),
-          static_cast<int>(ceil_div(all.end, kTileTokens)), scratch);
-    if (next.k[0] != tiles.k[0]) prefetch(next, head_dim);
-    weigh_keys(p, tile, chunk_begin, keys, scratch, state);
-    alignas(64) Bf16 weights[kMaxTileRows * kChunkKeys];
-    for (int r = 0; r < tile.num_rows; ++r) {
-      round_weights(scratch.scores + r * kChunkKeys, keys[r], all, weights + r * kChunkKeys);
-    }
+    // Long before they are read as tiles: a load of a tile waits until what it reads has left the store buffer.
     alignas(64) Bf16 values[kChunkKeys * kMaxHeadDim];
-    if (pair_values(tiles.v, head_dim, all, values)) {
-      add_values(tile, weights, values, head_dim, all, 0, tile.num_rows, scratch, state);
-      return;
+    const bool is_finite = pair_values(tiles.v, head_dim, seen, values);
+    // Few rows wait for memory; many find in a cache what the tiles before them brought there.
+    const bool has_few_rows = tile.num_rows <= kTileRows;
+    for (int begin = 0; begin < tile.num_rows; begin += kSpanRows) {
+      const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
+      score(rows, tiles, head_dim, static_cast<int>(seen.begin / kTileTokens),
+            static_cast<int>(ceil_div(seen.end, kTileTokens)), scratch);
+      if (has_few_rows && next.k[0] != tiles.k[0]) prefetch(next, head_dim);
+      for (int r = begin; r < begin + rows.count; ++r) {
+        if (keys[r].begin < keys[r].end) continue;
+        zero_weights(seen.begin / kTileK * kTileK, round_up(seen.end, kTileK), scratch.weights + r * kChunkKeys);
+      }
+      weigh_keys<TileAttention>(p, begin, begin + rows.count, chunk_begin, keys, scratch, state);
+      if (is_finite) add_values(rows, rows, values, head_dim, seen, scratch, state);
     }
-    // Zero times infinity is NaN: each row takes the values that it sees alone.
+    if (!is_finite) add_values_by_rows(tile, tiles, head_dim, keys, values, scratch, state);
+  }
+
+  // Zero times infinity is NaN: each row takes the values that it sees alone.
+  static void add_values_by_rows(const AttentionTile& tile, const ChunkTiles<Bf16>& tiles, int64_t head_dim,
+                                 const RowRange* keys, Bf16* values, const TileScratch& scratch, TileState& state) {
     for (int r = 0; r < tile.num_rows; ++r) {
       if (keys[r].begin >= keys[r].end) continue;
+      const int begin = r / kSpanRows * kSpanRows;
+      const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
       pair_values(tiles.v, head_dim, keys[r], values);
-      add_values(tile, weights, values, head_dim, keys[r], r, r + 1, scratch, state);
+      add_values(rows, {r, 1}, values, head_dim, keys[r], scratch, state);
     }
   }
 };

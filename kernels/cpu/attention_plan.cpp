@@ -11,10 +11,10 @@ constexpr int64_t kMaxStateBytes = int64_t{64} << 20;
 
 }  // namespace
 
-AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim) {
+AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim, int most_rows) {
   QUIRE_CHECK(num_kv_heads > 0 && num_heads % num_kv_heads == 0, num_heads, " heads, ", num_kv_heads, " kv heads");
   const int64_t group = num_heads / num_kv_heads;
-  const int64_t most = lesser(kMaxTileRows, kMaxTileElements / round_up(head_dim, 16));
+  const int64_t most = lesser(most_rows, kMaxTileElements / round_up(head_dim, 16));
   return {most >= group ? most / group * group : most};
 }
 

@@ -53,24 +53,6 @@ static float finish_scores(const PagedAttentionParams& p, float* scores, RowRang
   return Vec::reduce_max(max);
 }
 
-// scores := exp(scores - max) where keys are visible; returns their sum, in a fixed order in which masked keys are
-// exact zeros.
-static float exponentiate(float* scores, RowRange keys, float max) {
-  const VectorRange range = vectors_of(keys);
-  Vec::F sums[2] = {Vec::zero(), Vec::zero()};
-#pragma GCC unroll 4
-  for (int i = range.begin; i < range.end; i += Vec::kWidth) {
-    const Vec::F x = exp_of(Vec::sub(Vec::load(scores + i), Vec::set1(max)));
-    Vec::store(scores + i, x);
-    if (i / Vec::kWidth % 2 == 0) {
-      sums[0] = Vec::add(sums[0], x);
-    } else {
-      sums[1] = Vec::add(sums[1], x);
-    }
-  }
-  return Vec::reduce_add(Vec::add(sums[0], sums[1]));
-}
-
 template <typename T, int R = Vec::kScoreRows>
 static void score_block(int rows, const void* const* query, const ChunkTiles<T>& tiles, int64_t head_dim,
                         float* scores) {
@@ -125,9 +107,10 @@ static void find_visible(const AttentionTile& tile, int64_t chunk_begin, const T
 
 // From dot products to the weights of values: the online softmax of a chunk. scratch.correction becomes the factor of
 // what was summed before, 1 for a row that sees nothing here.
-static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
+template <typename Method>
+static void weigh_keys(const PagedAttentionParams& p, int row_begin, int row_end, int64_t chunk_begin,
                        const RowRange* keys, TileScratch& scratch, TileState& state) {
-  for (int r = 0; r < tile.num_rows; ++r) {
+  for (int r = row_begin; r < row_end; ++r) {
     scratch.correction[r] = 0.0f;
     if (keys[r].begin >= keys[r].end) continue;
     const int64_t query = scratch.position[r] - chunk_begin;
@@ -139,12 +122,12 @@ static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile,
     scratch.correction[r] = state.max[r] - max;
     state.max[r] = max;
   }
-  for (int r = 0; r < tile.num_rows; r += Vec::kWidth) {
+  for (int r = row_begin; r < row_end; r += Vec::kWidth) {
     Vec::store(scratch.correction + r, exp_of(Vec::load(scratch.correction + r)));
   }
-  for (int r = 0; r < tile.num_rows; ++r) {
+  for (int r = row_begin; r < row_end; ++r) {
     if (keys[r].begin >= keys[r].end) continue;
-    const float sum = exponentiate(scratch.scores + r * kChunkKeys, keys[r], state.max[r]);
+    const float sum = Method::exponentiate(r, keys[r], state.max[r], scratch);
     state.sum[r] = state.sum[r] * scratch.correction[r] + sum;
   }
 }
@@ -153,6 +136,7 @@ static void weigh_keys(const PagedAttentionParams& p, const AttentionTile& tile,
 template <typename T>
 struct VectorAttention {
   using Element = T;
+  static constexpr int kMaxRows = 32;  // of a tile
 
   static void begin_tile(const AttentionTile&) {}
   static void end_tile() {}
@@ -170,6 +154,25 @@ struct VectorAttention {
     }
   }
 
+  // The row's scores become exp(scores - max) where keys are visible; returns their sum, in a fixed order in which
+  // masked keys are exact zeros.
+  static float exponentiate(int row, RowRange keys, float max, TileScratch& scratch) {
+    float* scores = scratch.scores + row * kChunkKeys;
+    const VectorRange range = vectors_of(keys);
+    Vec::F sums[2] = {Vec::zero(), Vec::zero()};
+#pragma GCC unroll 4
+    for (int i = range.begin; i < range.end; i += Vec::kWidth) {
+      const Vec::F x = exp_of(Vec::sub(Vec::load(scores + i), Vec::set1(max)));
+      Vec::store(scores + i, x);
+      if (i / Vec::kWidth % 2 == 0) {
+        sums[0] = Vec::add(sums[0], x);
+      } else {
+        sums[1] = Vec::add(sums[1], x);
+      }
+    }
+    return Vec::reduce_add(Vec::add(sums[0], sums[1]));
+  }
+
   static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
                            const ChunkTiles<T>& tiles, const ChunkTiles<T>& next, TileScratch& scratch,
                            TileState& state) {
@@ -181,7 +184,7 @@ struct VectorAttention {
       if (sees_nothing(keys + r, rows)) continue;
       score_block(rows, scratch.query + r, tiles, head_dim, scratch.scores + r * kChunkKeys);
     }
-    weigh_keys(p, tile, chunk_begin, keys, scratch, state);
+    weigh_keys<VectorAttention>(p, 0, tile.num_rows, chunk_begin, keys, scratch, state);
     for (int r = 0; r < tile.num_rows; r += Vec::kValueRows) {
       const int rows = static_cast<int>(lesser(Vec::kValueRows, tile.num_rows - r));
       if (sees_nothing(keys + r, rows)) continue;
@@ -361,8 +364,7 @@ static void run_attention(const PagedAttentionParams& p, const AttentionPlan& pl
                   [&](int64_t task) { merge_splits_task<typename Method::Element>(p, plan, task); });
     return;
   }
-  for_each_task(stream, num_tiles, estimate_ns, [&](int64_t i) {
-    const int64_t task = num_tiles - 1 - i;  // late tiles of a prefill see the most keys: they start first
+  for_each_task(stream, num_tiles, estimate_ns, [&](int64_t task) {
     attend_tile<Method>(p, find_tile(p, plan, task / p.kv.num_kv_heads, task % p.kv.num_kv_heads));
   });
 }
@@ -371,7 +373,7 @@ static void run_attention(const PagedAttentionParams& p, const AttentionPlan& pl
 template <typename OfBf16>
 static void paged_attention_with(const PagedAttentionParams& p, Stream stream) {
   if (p.num_seqs == 0) return;
-  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim);
+  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim, OfBf16::kMaxRows);
   check_attention(p, shape);
   int32_t* tile_begin = static_cast<int32_t*>(p.workspace);
   const int64_t group = p.num_heads / p.kv.num_kv_heads;

@@ -30,7 +30,7 @@ void copy_blocks(const CopyBlocksParams& params, Stream stream);
 // at fixed positions.
 constexpr int kChunkKeys = 64;
 constexpr int kSplitKeys = 1024;
-constexpr int kMaxTileRows = 32;        // query rows (token, head) that share the loads of a KV head
+constexpr int kMaxTileRows = 64;        // query rows (token, head) that share the loads of a KV head, at most
 constexpr int kMaxTileElements = 8192;  // rows x head_dim of a tile
 
 constexpr int64_t kMaxHeadDim = 1024;
@@ -38,7 +38,7 @@ constexpr int64_t kMaxHeadDim = 1024;
 struct AttentionShape {
   int64_t rows_per_tile;
 };
-AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim);
+AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim, int most_rows);
 void check_attention(const PagedAttentionParams& params, const AttentionShape& shape);
 
 // How the workspace of attention is used: tile_begin[num_seqs + 1] int32, then, when splits of one tile run on several

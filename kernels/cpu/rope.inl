@@ -35,15 +35,20 @@ static void rotate_head(const RopeKvWriteParams& p, const float* cosines, float*
   }
 }
 
-// Scatters a key into lane `lane` of its transposed tile.
+// Scatters a key into lane `lane` of its transposed tile; a pair of bf16 moves as one word.
 template <typename T>
-static void write_key(const float* head, int64_t head_dim, int64_t lane, DType dtype, T* tile) {
-  for (int64_t d = 0; d < head_dim; ++d) cpu::from_float(head[d], tile + key_offset(d, lane, head_dim, dtype));
+static void write_key(const T* key, int64_t head_dim, int64_t lane, DType dtype, T* tile) {
+  int64_t d = 0;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    for (; d + 2 <= head_dim; d += 2) memcpy(tile + d * kTileTokens + 2 * lane, key + d, 2 * sizeof(T));
+  }
+  for (; d < head_dim; ++d) tile[key_offset(d, lane, head_dim, dtype)] = key[d];
 }
 
 template <typename T>
 static void rope_kv_write_token(const RopeKvWriteParams& p, int64_t t) {
   alignas(64) float head[kMaxHeadDim + Vec::kWidth];
+  alignas(64) T rotated[kMaxHeadDim + Vec::kWidth];
   const int64_t head_dim = p.kv.head_dim;
   const float* cosines = p.rotary_dim > 0 ? p.cos_sin + int64_t{p.positions[t]} * p.rotary_dim : nullptr;
   T* row = static_cast<T*>(p.qkv) + t * p.qkv_stride;
@@ -61,9 +66,14 @@ static void rope_kv_write_token(const RopeKvWriteParams& p, int64_t t) {
   const T* values = keys + p.kv.num_kv_heads * head_dim;
   for (int64_t h = 0; h < p.kv.num_kv_heads; ++h) {
     const int64_t tile = tile_offset(p.kv, block_id, h, offset - lane);
-    load_head(p, keys + h * head_dim, p.k_norm, head);
-    if (cosines != nullptr) rotate_head(p, cosines, head);
-    write_key(head, head_dim, lane, p.kv.dtype, static_cast<T*>(p.kv.k) + tile);
+    const T* key = keys + h * head_dim;
+    if (cosines != nullptr || p.k_norm != nullptr) {
+      load_head(p, key, p.k_norm, head);
+      if (cosines != nullptr) rotate_head(p, cosines, head);
+      for (int64_t i = 0; i < head_dim; i += Vec::kWidth) Vec::store(rotated + i, Vec::load(head + i));
+      key = rotated;
+    }
+    write_key(key, head_dim, lane, p.kv.dtype, static_cast<T*>(p.kv.k) + tile);
     memcpy(static_cast<T*>(p.kv.v) + tile + lane * head_dim, values + h * head_dim,
            static_cast<size_t>(head_dim) * sizeof(T));
   }

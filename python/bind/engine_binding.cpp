@@ -160,6 +160,17 @@ bool PyEngine::reset_prefix_cache() {
   return with_llm([](LLM& llm) { return llm.reset_prefix_cache(); });
 }
 
+void PyEngine::start_recording() {
+  with_llm([](LLM& llm) {
+    llm.start_recording();
+    return true;
+  });
+}
+
+py::dict PyEngine::stop_recording() {
+  return recording_dict(with_llm([](LLM& llm) { return llm.stop_recording(); }));
+}
+
 py::dict PyEngine::stats() {
   const Stats stats = with_llm([](LLM& llm) { return llm.stats(); });
   py::dict values;

@@ -31,6 +31,8 @@ class PyEngine {
   bool cancel(uint64_t request_id);
   void set_vocabulary(std::vector<std::string> token_bytes);
   bool reset_prefix_cache();
+  void start_recording();
+  py::dict stop_recording();
   py::dict stats();
   py::dict info();
   // Frees weights, cache and threads now; waits for a step in progress.
@@ -60,6 +62,8 @@ class PyEngine {
 };
 
 void bind_outputs(py::module_& module);
+// The spans as a list of dicts, and how many found no room.
+py::dict recording_dict(const Recording& recording);
 py::dict model_info_dict(const ModelInfo& info);
 
 }  // namespace quire::bind

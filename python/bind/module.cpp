@@ -35,6 +35,22 @@ py::dict describe_plugin(const std::string& backend) {
   return result;
 }
 
+py::dict measure_machine(const std::string& cpu_isa, int32_t num_threads, int64_t read_bytes) {
+  quire::MachineLimits limits;
+  {
+    const py::gil_scoped_release release;
+    limits = quire::measure_machine(cpu_isa, num_threads, read_bytes);
+  }
+  py::dict result;
+  result["kernels"] = limits.kernels;
+  result["num_threads"] = limits.num_threads;
+  result["read_bytes"] = limits.read_bytes;
+  result["read_bytes_per_second"] = limits.read_bytes_per_second;
+  result["bf16_flops"] = limits.bf16_flops;
+  result["f32_flops"] = limits.f32_flops;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_quire, module) {
@@ -54,6 +70,8 @@ PYBIND11_MODULE(_quire, module) {
       .def("cancel", &PyEngine::cancel, py::arg("request_id"))
       .def("set_vocabulary", &PyEngine::set_vocabulary, py::arg("token_bytes"))
       .def("reset_prefix_cache", &PyEngine::reset_prefix_cache)
+      .def("start_recording", &PyEngine::start_recording)
+      .def("stop_recording", &PyEngine::stop_recording)
       .def("stats", &PyEngine::stats)
       .def("info", &PyEngine::info)
       .def("close", &PyEngine::close);
@@ -70,6 +88,8 @@ PYBIND11_MODULE(_quire, module) {
   module.def("set_library_folders", &quire::set_library_folders, py::arg("folders"));
   module.def("find_plugin", &quire::find_plugin, py::arg("backend"));
   module.def("describe_plugin", &describe_plugin, py::arg("backend"));
+  module.def("measure_machine", &measure_machine, py::arg("cpu_isa") = "", py::arg("num_threads") = 0,
+             py::arg("read_bytes") = int64_t{512} << 20);
   module.def("supported_architectures", &quire::supported_architectures);
   module.def("supported_pooling_architectures", &quire::supported_pooling_architectures);
   module.def("version", &quire::version);

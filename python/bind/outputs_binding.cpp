@@ -121,6 +121,28 @@ void bind_outputs(py::module_& module) {
                              [](const Delta& delta) { return finish_reason_name(delta.finish_reason); });
 }
 
+py::dict recording_dict(const Recording& recording) {
+  py::list spans;
+  for (const Span& span : recording.spans) {
+    py::dict arguments;
+    for (const SpanArgument& argument : std::span(span.arguments).first(static_cast<size_t>(span.num_arguments))) {
+      arguments[argument.name] =
+          argument.text != nullptr ? py::object(py::str(argument.text)) : py::object(py::float_(argument.number));
+    }
+    py::dict values;
+    values["category"] = span.category;
+    values["name"] = span.name;
+    values["begin_ns"] = span.begin_ns;
+    values["duration_ns"] = span.duration_ns;
+    values["arguments"] = arguments;
+    spans.append(values);
+  }
+  py::dict result;
+  result["spans"] = spans;
+  result["num_dropped_spans"] = recording.num_dropped_spans;
+  return result;
+}
+
 py::dict model_info_dict(const ModelInfo& info) {
   py::dict values;
   values["architecture"] = info.architecture;

@@ -89,6 +89,16 @@ def test_python_sources_are_all_in_the_wheel(wheel: Path) -> None:
         names = set(archive.namelist())
     files = run(["git", "ls-files", "python/quire"], cwd=ROOT).splitlines() if (ROOT / ".git").exists() else []
     assert not [name for name in files if name.removeprefix("python/") not in names]
+    peers = [path.name for path in (ROOT / "bench/peers").glob("*.py")]  # quire bench compare runs them
+    assert peers and not [name for name in peers if f"quire/cli/peers/{name}" not in names]
+
+
+def test_peers_are_found_in_the_package(site: Path, tmp_path: Path) -> None:
+    code = "from quire.cli import compare, main; print(compare.peers_folder()); main()"
+    command = [sys.executable, "-c", code, "bench", "compare", "--list", "--peers-dir", tmp_path]
+    listed = run(command, env={**os.environ, "PYTHONPATH": str(site)}, cwd=site).splitlines()
+    assert listed[0] == str((site / "quire/cli/peers").resolve())
+    assert [line.split()[0] for line in listed[1:]] == ["llama.cpp", "openvino", "vllm", "transformers"]
 
 
 def test_native_libraries_need_the_cxx_runtime_alone(site: Path) -> None:

@@ -13,9 +13,9 @@
 #include <string>
 
 #include "base/check.h"
-#include "base/threads.h"
 #include "cpu/cpu_kernels.h"
 #include "device/device.h"
+#include "device/host/recorded_kernels.h"
 
 namespace quire {
 namespace {
@@ -123,12 +123,13 @@ class DoneEvent final : public Event {
 class HostDevice final : public Device {
  public:
   explicit HostDevice(const HostDeviceOptions& options)
-      : kernels_(cpu::select_kernels(options.isa)),
+      : selected_(cpu::select_kernels(options.isa)),
+        kernels_(selected_),
         pool_(options.num_threads > 0 ? options.num_threads : default_num_threads()) {}
 
   std::string name() const override { return "cpu"; }
   const KernelTable& kernels() const override { return kernels_; }
-  Stream stream() const override { return {.handle = const_cast<ThreadPool*>(&pool_)}; }
+  Stream stream() const override { return {.handle = static_cast<ThreadPool*>(const_cast<RecordedPool*>(&pool_))}; }
   int num_threads() const override { return pool_.num_threads(); }
 
   DeviceMemory memory() const override {
@@ -163,10 +164,16 @@ class HostDevice final : public Device {
   void wait_for(Stream, const Event&) override {}
   std::unique_ptr<Graph> capture(const std::function<void()>&) override { return nullptr; }
   void synchronize() override {}  // launchers of the CPU complete on return
+  void set_recorder(Recorder* recorder) override {
+    pool_.kernels = &selected_;
+    pool_.recorder = recorder;
+    kernels_ = recorder != nullptr ? recorded_kernels(selected_) : selected_;
+  }
 
  private:
-  const KernelTable& kernels_;
-  ThreadPool pool_;
+  const KernelTable& selected_;
+  KernelTable kernels_;  // those, or what records them
+  RecordedPool pool_;
 };
 
 }  // namespace

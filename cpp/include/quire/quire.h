@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "quire/span.h"
 #include "quire/types.h"
 #include "quire/version.h"
 
@@ -59,6 +60,11 @@ class QUIRE_API LLM {
   // Forgets cached prefixes. False, and no change, while sequences are running.
   bool reset_prefix_cache();
 
+  // From now on the parts of each step, and the kernels in them, are recorded; it costs about 0.1 us a kernel. Throws
+  // where the device's kernels run behind the host's back, and while a recording is under way.
+  void start_recording();
+  Recording stop_recording();
+
   Stats stats() const;
   const ModelInfo& info() const;
 
@@ -79,6 +85,9 @@ QUIRE_API void set_library_folders(std::vector<std::string> folders);
 QUIRE_API std::string find_plugin(const std::string& backend);
 // Loads the plugin of "cuda" and asks it. Throws nothing of what keeps it from working: `problem` says it.
 QUIRE_API PluginInfo describe_plugin(const std::string& backend);
+// Measures the CPU for about a second; 0 threads: as many as an engine takes. Other work on it lowers the figures.
+QUIRE_API MachineLimits measure_machine(const std::string& cpu_isa = {}, int32_t num_threads = 0,
+                                        int64_t read_bytes = int64_t{512} << 20);
 // The architectures this build can run.
 QUIRE_API std::vector<std::string> supported_architectures();
 

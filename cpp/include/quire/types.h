@@ -230,6 +230,15 @@ struct Stats {
   double capture_seconds = 0.0;                             // of that, capturing graphs
 };
 
+// How fast a CPU's threads read memory and compute in registers at most; rates are a second.
+struct MachineLimits {
+  std::string kernels;  // whose instructions were measured
+  int32_t num_threads = 0;
+  int64_t read_bytes = 0;  // read again and again; a cache that holds them is what was measured
+  double read_bytes_per_second = 0.0;
+  double bf16_flops = 0.0, f32_flops = 0.0;  // 0: not known for these instructions
+};
+
 // A plugin of this machine: where it is, or what keeps it from working; one line for users of each library it opens.
 struct PluginInfo {
   std::string file, problem;

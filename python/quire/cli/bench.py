@@ -1,4 +1,4 @@
-"""`quire bench throughput|latency|beam-search|startup`: measure speed, as a table and as JSON with vLLM's keys.
+"""`quire bench throughput|latency|beam-search|startup|profile|compare`: speed as a table and as JSON.
 
 Decides the workloads (random token ids, every request runs to its full length) and what is timed. Nothing is asserted.
 """
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quire.cli import options
+from quire.cli import compare, options, profiling
 
 if TYPE_CHECKING:
     from quire import LLM, SamplingParams
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(profiling.profile)
+app.command()(compare.compare)
 
 InputLen = Annotated[int, typer.Option(help="Tokens of each prompt.")]
 OutputLen = Annotated[int, typer.Option(help="Tokens to generate for each.")]
@@ -41,7 +43,7 @@ def fixed_length(length: int, n: int = 1) -> SamplingParams:
     return SamplingParams(n=n, temperature=1.0, seed=0, max_tokens=length, ignore_eos=True, detokenize=False)
 
 
-def _open(model: str, arguments: dict[str, Any], longest: int) -> LLM:
+def open_llm(model: str, arguments: dict[str, Any], longest: int) -> LLM:
     from quire import LLM
 
     arguments.setdefault("skip_tokenizer_init", True)
@@ -67,7 +69,7 @@ def throughput(
     assignments: options.EngineSet = None,
 ) -> None:
     """Tokens a second of many requests at once."""
-    with _open(
+    with open_llm(
         model, options.llm_arguments(dtype, max_model_len, num_threads, assignments), input_len + output_len
     ) as llm:
         prompts: list[Any] = random_prompts(num_prompts, input_len, llm.info()["vocab_size"], seed)
@@ -104,7 +106,7 @@ def latency(
 ) -> None:
     """Seconds of one batch of requests, over several runs."""
     latencies = []
-    with _open(
+    with open_llm(
         model, options.llm_arguments(dtype, max_model_len, num_threads, assignments), input_len + output_len
     ) as llm:
         vocab_size = llm.info()["vocab_size"]
@@ -144,7 +146,7 @@ def beam_search(
     arguments = options.llm_arguments(dtype, max_model_len, num_threads, assignments)
     arguments.setdefault("max_logprobs", 2 * beam_width)
     seconds: dict[str, list[float]] = {"search": [], "loop": []}
-    with _open(model, arguments, input_len + output_len) as llm:
+    with open_llm(model, arguments, input_len + output_len) as llm:
         params = BeamSearchParams(beam_width, output_len, ignore_eos=True)
         for run in range(num_iters + 1):  # the first is not counted
             for name, times in seconds.items():

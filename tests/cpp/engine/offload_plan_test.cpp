@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "cpu/cpu_kernels.h"
 #include "engine/engine_config.h"
 #include "model/plain_kernels.h"
 
@@ -18,7 +19,7 @@ const std::string kDemo = QUIRE_DEMO_MODEL_DIR;
 // The host, but with memory of its own.
 class ApartDevice final : public test::TableDevice {
  public:
-  ApartDevice() : TableDevice(cpu()->kernels()) {}
+  ApartDevice() : TableDevice(cpu::select_kernels()) {}
   bool is_asynchronous() const override { return true; }
   DeviceMemory memory() const override { return {.total_bytes = 64 << 20, .available_bytes = 64 << 20}; }
   static std::unique_ptr<Device> cpu() { return make_host_device({.num_threads = 1}); }

@@ -201,13 +201,25 @@ class AttentionCase : public KernelCase {
     }
   }
 
+  static int32_t position_of(const SequenceSpec& seq, int32_t i) { return seq.kv_len - seq.num_queries + i; }
+
+  // The keys [first, second) that query i of the sequence sees.
+  std::pair<int32_t, int32_t> visible(const SequenceSpec& seq, int32_t i) const {
+    const int32_t position = position_of(seq, i);
+    const int32_t begin = spec_.window > 0 ? std::max(0, position - spec_.window + 1) : 0;
+    const int32_t ahead = spec_.causal ? 1 : spec_.window > 0 ? spec_.window : seq.kv_len;
+    return {begin, std::min(seq.kv_len, position + ahead)};
+  }
+
   void count_work() {
     const double element = static_cast<double>(dtype_bytes(spec_.dtype));
     bytes = element * (2.0 * static_cast<double>(num_tokens_) * spec_.num_heads * head_dim_ +
                        2.0 * static_cast<double>(num_keys_) * spec_.num_kv_heads * head_dim_);
     for (const SequenceSpec& seq : spec_.seqs) {
-      const double keys = spec_.causal ? seq.kv_len - 0.5 * (seq.num_queries - 1) : seq.kv_len;
-      flops += 4.0 * seq.num_queries * keys * spec_.num_heads * head_dim_;
+      for (int32_t i = 0; i < seq.num_queries; ++i) {
+        const auto [begin, end] = visible(seq, i);
+        flops += 4.0 * (end - begin) * spec_.num_heads * head_dim_;
+      }
     }
   }
 
@@ -227,10 +239,8 @@ class AttentionCase : public KernelCase {
     const SequenceSpec& seq = spec_.seqs[s];
     const int32_t kv_head = head / (spec_.num_heads / spec_.num_kv_heads);
     const int64_t token = query_start_[s] + i;
-    const int32_t position = seq.kv_len - seq.num_queries + i;
-    const int32_t begin = spec_.window > 0 ? std::max(0, position - spec_.window + 1) : 0;
-    const int32_t ahead = spec_.causal ? 1 : spec_.window > 0 ? spec_.window : seq.kv_len;
-    const int32_t end = std::min(seq.kv_len, position + ahead);
+    const int32_t position = position_of(seq, i);
+    const auto [begin, end] = visible(seq, i);
     std::vector<double> scores;
     double max = spec_.has_sinks ? sinks_.get(head) : -1e300;
     for (int32_t j = begin; j < end; ++j) {
@@ -384,6 +394,7 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
   for (const int32_t head_dim : {64, 128}) {
     bench("decode1_of_1024", 9, 3, head_dim, {{1, 1024}});
     bench("decode1_of_8192", 9, 3, head_dim, {{1, 8192}});
+    bench("decode1_of_65536", 9, 3, head_dim, {{1, 65536}});
     bench("decode64_of_1024", 9, 3, head_dim, std::vector<SequenceSpec>(64, {1, 1024}));
     bench("prefill_1024", 9, 3, head_dim, {{1024, 1024}});
     bench("chunk_256_of_4096", 14, 2, head_dim, {{256, 4096}});
