@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
   std::printf("%s, %d threads: reads %.1f GB/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s (0: not measured)\n", table.name,
               pool.num_threads(), limits.read_bytes_per_second * 1e-9, limits.bf16_flops * 1e-9,
               limits.f32_flops * 1e-9);
-  const std::vector<cases::CaseEntry> all = cases::all_cases();
+  const std::vector<cases::CaseEntry> all = cases::cpu_cases();
   for (const cases::CaseEntry& entry : all) {
     if (!entry.is_benchmark) continue;
     benchmark::RegisterBenchmark(entry.name.c_str(),

@@ -25,6 +25,8 @@ std::string_view dtype_name(DType dtype) {
       return "uint8";
     case DType::boolean:
       return "bool";
+    case DType::i8:
+      return "int8";
   }
   return "unknown";
 }

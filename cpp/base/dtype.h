@@ -10,7 +10,7 @@
 
 namespace quire {
 
-enum class DType : uint8_t { f32, f16, bf16, f64, i64, i32, u8, boolean };
+enum class DType : uint8_t { f32, f16, bf16, f64, i64, i32, u8, boolean, i8 };
 
 constexpr size_t dtype_bytes(DType dtype) {
   switch (dtype) {
@@ -25,6 +25,7 @@ constexpr size_t dtype_bytes(DType dtype) {
       return 2;
     case DType::u8:
     case DType::boolean:
+    case DType::i8:
       return 1;
   }
   return 0;

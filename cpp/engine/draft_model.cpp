@@ -46,7 +46,7 @@ SchedulerOptions DraftModel::step_options(const SchedulerOptions& scheduler) {
 size_t DraftModel::workspace_bytes(const ModelConfig& model, int32_t num_drafts, const SchedulerOptions& scheduler,
                                    const KernelTable& kernels, bool batch_invariant) {
   Weights weights;
-  place_weights(model.arch, model.dtype, kernels, nullptr, weights);
+  place_weights(model.arch, model.weight_format(), kernels, nullptr, weights);
   RopePlacement rope;
   Workspace places;
   return place(model, num_drafts, scheduler, weights, kernels, batch_invariant, nullptr, rope, places) +
@@ -66,7 +66,7 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   weight_region_ = device.allocate(RegionTag::weights, static_cast<size_t>(memory.draft.weight_bytes));
   kv_region_ =
       device.allocate(RegionTag::kv_cache, static_cast<size_t>(memory.draft.kv_block_bytes * memory.num_blocks));
-  place_weights(model_.arch, model_.dtype, device.kernels(), weight_region_->data(), weights_);
+  place_weights(model_.arch, model_.weight_format(), device.kernels(), weight_region_->data(), weights_);
   kv_cache_ =
       place_kv_cache(model_.arch, model_.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
   Workspace places;

@@ -87,8 +87,10 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   require(options.scheduling_policy == "fcfs" || options.scheduling_policy == "priority",
           str_cat("Invalid scheduling_policy \"", options.scheduling_policy, "\". Known values: fcfs, priority"));
   config.by_priority = options.scheduling_policy == "priority";
-  config.model = resolve_model_config(read_model_config(model_dir, options.config_overrides), model_dir, options.dtype,
-                                      options.max_model_len);
+  const Json json = read_model_config(model_dir, options.config_overrides);
+  const bool int8_weights = wants_int8_weights(options, json, device);
+  config.model = resolve_model_config(json, model_dir, options.dtype, options.max_model_len);
+  config.model.int8_weights = int8_weights;
   if (!options.eos_token_ids.empty()) config.model.eos_token_ids = options.eos_token_ids;
   config.scheduler = scheduler_options(config.model, options);
   config.scheduler.device_rows = device.is_asynchronous();
@@ -108,11 +110,30 @@ std::unique_ptr<Device> make_device(const EngineOptions& options) {
   return open_device(options.device, {.num_threads = options.num_threads, .isa = options.cpu_isa});
 }
 
+bool wants_int8_weights(const EngineOptions& options, const Json& config, const Device& device) {
+  const std::string& method = options.quantization;
+  if (method.empty()) return false;
+  require(method == "int8", str_cat("Unknown quantization method: ", method, ". Must be one of [int8]."));
+  const auto found = config.find("quantization_config");
+  if (found != config.end() && found->is_object()) {
+    const auto stored = json_get<std::string>(*found, "quant_method", "unknown");
+    throw InvalidArgument(str_cat("Quantization method specified in the model config (", stored,
+                                  ") does not match the quantization method specified in the `quantization` argument (",
+                                  method, ")."));
+  }
+  if (device.kernels().int8_rows_bytes == nullptr) {
+    throw NotSupported(str_cat("quantization=\"int8\" is not supported on the device \"", device.name(),
+                               "\"; it is for device=\"cpu\". Leave quantization out."));
+  }
+  return true;
+}
+
 ModelInfo describe_model(const ModelConfig& model, const Device& device) {
   const ArchSpec& arch = model.arch;
   ModelInfo description;
   description.architecture = arch.name;
   description.dtype = std::string(dtype_name(model.dtype));
+  description.quantization = model.int8_weights ? "int8" : "";
   description.device = device.name();
   description.kernels = device.kernels().name;
   description.max_model_len = model.max_model_len;

@@ -36,6 +36,9 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
                                    const Device& device);
 // The device that the options name; throws InvalidArgument or NotSupported with what is missing.
 std::unique_ptr<Device> make_device(const EngineOptions& options);
+// EngineOptions::quantization. Throws InvalidArgument: it is unknown, or the checkpoint is quantized in another way;
+// NotSupported: the device has no such products.
+bool wants_int8_weights(const EngineOptions& options, const Json& config, const Device& device);
 // What generating and pooling models have in common, without sizes.
 ModelInfo describe_model(const ModelConfig& model, const Device& device);
 ModelInfo describe(const EngineConfig& config, const Device& device);

@@ -55,6 +55,7 @@ template <typename Options, typename Visit>
   requires std::same_as<std::remove_const_t<Options>, EngineOptions>
 void for_each_field(Options& options, const Visit& visit) {
   visit("dtype", options.dtype, "auto, float32, float16 or bfloat16");
+  visit("quantization", options.quantization, "int8: weights of linear layers; empty: none");
   visit("device", options.device, "auto or cpu");
   visit("load_format", options.load_format, "auto, safetensors or dummy");
   visit("config_overrides", options.config_overrides, "a JSON object merged over config.json");

@@ -30,7 +30,7 @@ OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options,
   if (!device.is_asynchronous()) return {};
   constexpr double kMostGb = 1e6;  // more than any layers have
   const double num_bytes = std::min(options.cpu_offload_gb, kMostGb) * static_cast<double>(int64_t{1} << 30);
-  OffloadPlan plan = plan_offload(model.arch, model.dtype, device.kernels(), static_cast<int64_t>(num_bytes));
+  OffloadPlan plan = plan_offload(model.arch, model.weight_format(), device.kernels(), static_cast<int64_t>(num_bytes));
   if (!plan.empty() && plan.total_slot_bytes() >= plan.host_bytes()) {
     log_warning("cpu_offload_gb=", options.cpu_offload_gb, " keeps ", plan.layers.size(),
                 " of the layers in host memory and needs ", plan.num_slots,
@@ -101,7 +101,7 @@ void plan_draft(const SpeculationConfig& speculation, const SchedulerOptions& sc
   const ModelConfig& draft = speculation.draft;
   Weights weights;
   plan.draft.weight_bytes =
-      static_cast<int64_t>(place_weights(draft.arch, draft.dtype, device.kernels(), nullptr, weights));
+      static_cast<int64_t>(place_weights(draft.arch, draft.weight_format(), device.kernels(), nullptr, weights));
   plan.draft.kv_block_bytes = kv_block_bytes(draft.arch, draft.dtype, options.block_size);
   plan.draft.workspace_bytes = static_cast<int64_t>(
       DraftModel::workspace_bytes(draft, speculation.num_tokens, scheduler, device.kernels(), options.batch_invariant));
@@ -123,7 +123,7 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
   MemoryPlan plan;
   plan.offload = offload_plan(model, options, device);
   plan.weight_bytes =
-      static_cast<int64_t>(place_weights(model.arch, model.dtype, kernels, nullptr, weights, plan.offload));
+      static_cast<int64_t>(place_weights(model.arch, model.weight_format(), kernels, nullptr, weights, plan.offload));
   plan.arena_bytes = static_cast<int64_t>(measure_arena(model, scheduler, kernels, device.num_threads()));
   size_t workspace_bytes = place_rope_tables(model, nullptr, rope) + place_batch_buffers(scheduler, nullptr, buffers) +
                            place_copy_buffers(std::ssize(model.arch.layers) + std::ssize(speculation.draft.arch.layers),

@@ -49,7 +49,7 @@ void plan_memory(PoolingConfig& config, const Device& device) {
   const KernelTable& kernels = device.kernels();
   Weights weights;
   config.weight_bytes =
-      static_cast<int64_t>(place_weights(config.model.arch, config.model.dtype, kernels, nullptr, weights));
+      static_cast<int64_t>(place_weights(config.model.arch, config.model.weight_format(), kernels, nullptr, weights));
   config.arena_bytes = static_cast<int64_t>(measure_pooling_arena(config, kernels, device.num_threads()));
   PoolingBuffers buffers;
   config.workspace_bytes =
@@ -75,6 +75,7 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
                                      const PoolerOptions& pooler, const Device& device) {
   const Json json = read_model_config(model_dir, options.config_overrides);
   const SentenceTransformersConfig files = read_sentence_transformers(model_dir);
+  const bool int8_weights = wants_int8_weights(options, json, device);
   ArchSpec arch = arch_registry().build_pooling(json);
   apply_sequence_length(files, arch);
   resolve_pooler(json, files, pooler, arch);
@@ -86,6 +87,7 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
     for (const SentenceTransformersConfig::Dense& dense : files.dense) config.dense_folders.push_back(dense.folder);
   }
   config.model = resolve_model_config(json, std::move(arch), model_dir, options.dtype, options.max_model_len);
+  config.model.int8_weights = int8_weights;
   require(options.cpu_offload_gb <= 0.0 || !device.is_asynchronous(),
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
   require(options.speculative_method.empty(),

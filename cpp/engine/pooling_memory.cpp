@@ -48,7 +48,7 @@ size_t place_pooling_buffers(const PoolingConfig& config, std::byte* base, Pooli
 size_t measure_pooling_arena(const PoolingConfig& config, const KernelTable& kernels, int num_threads) {
   const ModelConfig& model = config.model;
   Weights weights;
-  place_weights(model.arch, model.dtype, kernels, nullptr, weights);
+  place_weights(model.arch, model.weight_format(), kernels, nullptr, weights);
   PoolingBuffers buffers;
   place_pooling_buffers(config, nullptr, buffers);
   Arena arena;

@@ -60,7 +60,7 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
   ops_.set_batch_invariant(config.options.batch_invariant);
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(config.weight_bytes));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.workspace_bytes));
-  place_weights(model.arch, model.dtype, kernels, weight_region_->data(), weights_);
+  place_weights(model.arch, model.weight_format(), kernels, weight_region_->data(), weights_);
   std::byte* base = workspace_region_->data();
   base += place_pooling_buffers(config, base, buffers_);
   bind_gemm_scratch(weights_, config.options.batch_invariant, base, *device_, ops_);

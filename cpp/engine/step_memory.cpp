@@ -77,7 +77,7 @@ void bind_gemm_scratch(const Weights& weights, bool batch_invariant, std::byte* 
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
                      int num_threads) {
   Weights weights;
-  place_weights(model.arch, model.dtype, kernels, nullptr, weights);
+  place_weights(model.arch, model.weight_format(), kernels, nullptr, weights);
   RopePlacement rope;
   place_rope_tables(model, nullptr, rope);
   const KvCache cache = place_kv_cache(model.arch, model.dtype, options.block_size, 0, nullptr);

@@ -34,7 +34,8 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
-  place_weights(model.arch, model.dtype, device_->kernels(), weight_region_->data(), weights_, memory.offload);
+  place_weights(model.arch, model.weight_format(), device_->kernels(), weight_region_->data(), weights_,
+                memory.offload);
   kv_cache_ =
       place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
   if (config.speculation.has_draft_model()) draft_model_ = std::make_unique<DraftModel>(config, *device_, arena_);

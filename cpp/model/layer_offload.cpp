@@ -21,9 +21,9 @@ std::vector<int32_t> spread(size_t count, size_t num_layers) {
 
 }  // namespace
 
-OffloadPlan plan_offload(const ArchSpec& arch, DType dtype, const KernelTable& kernels, int64_t num_bytes) {
+OffloadPlan plan_offload(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels, int64_t num_bytes) {
   if (num_bytes <= 0) return {};
-  const std::vector<size_t> sizes = layer_weight_bytes(arch, dtype, kernels);
+  const std::vector<size_t> sizes = layer_weight_bytes(arch, format, kernels);
   OffloadPlan plan;
   for (size_t count = 1; count <= sizes.size(); ++count) {
     plan.layers = spread(count, sizes.size());

@@ -20,7 +20,7 @@ namespace quire {
 
 // As few layers as hold num_bytes, spread over the depth, the last one among them; all when there are not that many
 // bytes. num_bytes <= 0: none.
-OffloadPlan plan_offload(const ArchSpec& arch, DType dtype, const KernelTable& kernels, int64_t num_bytes);
+OffloadPlan plan_offload(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels, int64_t num_bytes);
 
 class OffloadedLayers final : public LayerWeightSource {
  public:

@@ -8,15 +8,19 @@
 #include "base/dtype.h"
 #include "base/json.h"
 #include "model/arch.h"
+#include "model/weights.h"
 
 namespace quire {
 
 struct ModelConfig {
   ArchSpec arch;
   DType dtype = DType::f32;            // resolved: "auto" takes the checkpoint's
+  bool int8_weights = false;           // EngineOptions::quantization
   int64_t max_model_len = 0;           // resolved: the user's value, else the model's
   std::vector<int32_t> eos_token_ids;  // config.json and generation_config.json, primary first
   Json config;
+
+  WeightFormat weight_format() const { return {dtype, int8_weights}; }
 };
 
 // config.json of a model's folder, `overrides` (a JSON object, or nothing) merged over it. Throws InvalidArgument: no

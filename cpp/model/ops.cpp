@@ -9,14 +9,17 @@ Tensor Ops::scratch(DType dtype, int64_t rows, int64_t columns) const {
 }
 
 void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& epilogue, const Tensor& out) const {
-  Match("gemm")
-      .bind("k", weight.cols)
+  const bool is_int8 = weight.dtype == DType::i8;
+  Match match("gemm");
+  match.bind("k", weight.cols)
       .bind("n", weight.gated ? weight.rows / 2 : weight.rows)
       .shape(a, "a", {"m", "k"})
-      .shape(out, "out", {"m", "n"})
-      .dtype(a, "a", weight.dtype);
-  QUIRE_CHECK(out.dtype == DType::f32 || (out.dtype == weight.dtype && !epilogue.accumulate), "gemm writes ",
+      .shape(out, "out", {"m", "n"});
+  if (!is_int8) match.dtype(a, "a", weight.dtype);
+  QUIRE_CHECK(out.dtype == DType::f32 || (out.dtype == a.dtype && !epilogue.accumulate), "gemm writes ",
               out.to_string());
+  const Arena::Scope scope(arena_);
+  void* int8_rows = is_int8 ? arena_.allocate_bytes(kernels_.int8_rows_bytes(a.size(0), weight.cols)) : nullptr;
   if (dry()) return;
   kernels_.gemm({.a = a.data,
                  .a_stride = a.row_stride(),
@@ -31,6 +34,8 @@ void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& 
                  .out_stride = out.row_stride(),
                  .accumulate = epilogue.accumulate,
                  .batch_invariant = batch_invariant_,
+                 .int8_a_dtype = a.dtype,
+                 .int8_rows = int8_rows,
                  .workspace = gemm_workspace_,
                  .workspace_bytes = gemm_workspace_bytes_},
                 stream_);

@@ -43,7 +43,11 @@ class Filler {
     const bool transposed = entry.rule->transposed;
     const int64_t num_rows = entry.shape[transposed ? 1 : 0];
     const int64_t num_cols = entry.shape.size() == 1 ? 0 : entry.shape[transposed ? 0 : 1];
-    for (const Piece& piece : pieces_of(arch_, entry.rule->slot, entry.layer, num_rows)) {
+    std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows);
+    if (entry.rule->slot == Slot::embedding && arch_.tie_word_embeddings && has(Slot::lm_head)) {
+      pieces.push_back({Slot::lm_head, PackPart::whole, 0, num_rows, 0});  // the int8 copy
+    }
+    for (const Piece& piece : pieces) {
       const WeightSlot& slot = find(piece.target, entry.layer);
       QUIRE_CHECK(slot.cols == num_cols && piece.source_row + piece.rows <= num_rows, "the rule for ", entry.rule->name,
                   " has the wrong shape: ", num_cols, " columns, the slot has ", slot.cols);
@@ -79,6 +83,10 @@ class Filler {
         relative_bias_by_distance(*arch_.relative_bias, entry.tensor->data, dtype, entry.shape[1]);
     sink_.write_vector({.data = biases.data(), .dtype = dtype, .rows = slot.rows}, 0.0f, *slot.vector);
     unfilled_[{slot.slot, slot.layer}] -= slot.rows;
+  }
+
+  bool has(Slot slot) const {
+    return std::ranges::any_of(slots_, [&](const WeightSlot& s) { return s.slot == slot; });
   }
 
   const WeightSlot& find(Slot slot, int32_t layer) const {
@@ -162,8 +170,9 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
   const SynchronizeAtEnd synchronize(device);
   for (size_t i = 0; i < slots.size(); ++i) {
     const WeightSlot& slot = slots[i];
-    const uint64_t seed =
-        hash_combine(static_cast<uint64_t>(slot.slot), static_cast<uint64_t>(static_cast<uint32_t>(slot.layer)));
+    const bool is_tied_head = slot.slot == Slot::lm_head && arch.tie_word_embeddings;
+    const auto number = static_cast<uint64_t>(is_tied_head ? Slot::embedding : slot.slot);
+    const uint64_t seed = hash_combine(number, static_cast<uint64_t>(static_cast<uint32_t>(slot.layer)));
     if (slot.vector != nullptr) {
       device.kernels().fill_dummy(
           {.out = *slot.vector, .count = slot.rows, .seed = seed, .added = slot.plus_one ? 1.0f : 0.0f},

@@ -14,15 +14,19 @@ constexpr size_t kAlignment = 64;
 
 class SlotList {
  public:
-  explicit SlotList(std::vector<WeightSlot>& slots) : slots_(slots) {}
+  SlotList(WeightFormat format, std::vector<WeightSlot>& slots) : format_(format), slots_(slots) {}
   void set_layer(int32_t layer) { layer_ = layer; }
 
-  void matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols, bool gated = false) {
-    slots_.push_back({.slot = slot, .layer = layer_, .rows = rows, .cols = cols, .gated = gated, .matrix = &weight});
+  void matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols) {
+    matrix_of(format_.dtype, slot, weight, rows, cols);
+  }
+  // A matrix that may be int8.
+  void linear(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols, bool gated = false) {
+    matrix_of(format_.int8 ? DType::i8 : format_.dtype, slot, weight, rows, cols);
+    slots_.back().gated = gated;
   }
   void float32_matrix(Slot slot, PackedWeight& weight, int64_t rows, int64_t cols) {
-    matrix(slot, weight, rows, cols);
-    slots_.back().is_float32 = true;
+    matrix_of(DType::f32, slot, weight, rows, cols);
   }
   void vector(Slot slot, float*& values, int64_t size, bool plus_one = false) {
     slots_.push_back({.slot = slot, .layer = layer_, .rows = size, .plus_one = plus_one, .vector = &values});
@@ -41,6 +45,11 @@ class SlotList {
   }
 
  private:
+  void matrix_of(DType dtype, Slot slot, PackedWeight& weight, int64_t rows, int64_t cols) {
+    slots_.push_back({.slot = slot, .layer = layer_, .rows = rows, .cols = cols, .dtype = dtype, .matrix = &weight});
+  }
+
+  WeightFormat format_;
   std::vector<WeightSlot>& slots_;
   int32_t layer_ = -1;
 };
@@ -50,13 +59,13 @@ void list_attention(const LayerSpec& spec, int64_t hidden, LayerWeights& weights
   if (spec.attn_norm) {
     list.norm(spec.norm, Slot::attn_norm, weights.attn_norm, Slot::attn_norm_bias, weights.attn_norm_bias, hidden);
   }
-  list.matrix(Slot::qkv, weights.qkv, attn.qkv_dim(), hidden);
+  list.linear(Slot::qkv, weights.qkv, attn.qkv_dim(), hidden);
   if (attn.qkv_bias) list.vector(Slot::qkv_bias, weights.qkv_bias, attn.qkv_dim());
   if (attn.qk_norm.has_value()) {
     list.norm(*attn.qk_norm, Slot::q_norm, weights.q_norm, attn.head_dim);
     list.norm(*attn.qk_norm, Slot::k_norm, weights.k_norm, attn.head_dim);
   }
-  list.matrix(Slot::o, weights.o, hidden, attn.q_dim());
+  list.linear(Slot::o, weights.o, hidden, attn.q_dim());
   if (attn.o_bias) list.vector(Slot::o_bias, weights.o_bias, hidden);
   if (attn.sinks) list.vector(Slot::sinks, weights.sinks, attn.num_heads);
   if (spec.place == NormPlace::sandwich) {
@@ -68,14 +77,12 @@ void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weig
   const auto& ffn = std::get<DenseFfn>(spec.ffn);
   const int64_t inner = ffn.gated ? 2 * ffn.width : ffn.width;
   list.norm(spec.norm, Slot::ffn_norm, weights.ffn_norm, Slot::ffn_norm_bias, weights.ffn_norm_bias, hidden);
-  list.matrix(Slot::gate_up, weights.up, inner, hidden, ffn.gated);
+  list.linear(Slot::gate_up, weights.up, inner, hidden, ffn.gated);
   if (ffn.bias) list.vector(Slot::gate_up_bias, weights.up_bias, inner);
-  list.matrix(Slot::down, weights.down, hidden, ffn.width);
+  list.linear(Slot::down, weights.down, hidden, ffn.width);
   if (ffn.has_down_bias()) list.vector(Slot::down_bias, weights.down_bias, hidden);
   if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
 }
-
-DType dtype_of(const WeightSlot& slot, DType dtype) { return slot.is_float32 ? DType::f32 : dtype; }
 
 void list_pooling_head(const PoolerSpec& pooler, Weights& weights, SlotList& list) {
   QUIRE_CHECK(pooler.head.size() <= kMaxHeadLayers, pooler.head.size(), " layers after pooling");
@@ -90,10 +97,10 @@ void list_pooling_head(const PoolerSpec& pooler, Weights& weights, SlotList& lis
 }
 
 // What a slot takes, in whole lines.
-size_t packed_bytes(const WeightSlot& slot, DType model_dtype, const KernelTable& kernels) {
-  const DType dtype = dtype_of(slot, model_dtype);
-  const size_t num_bytes = slot.matrix != nullptr ? kernels.packed_weight_bytes(slot.rows, slot.cols, dtype, slot.gated)
-                                                  : static_cast<size_t>(slot.rows) * sizeof(float);
+size_t packed_bytes(const WeightSlot& slot, const KernelTable& kernels) {
+  const size_t num_bytes = slot.matrix != nullptr
+                               ? kernels.packed_weight_bytes(slot.rows, slot.cols, slot.dtype, slot.gated)
+                               : static_cast<size_t>(slot.rows) * sizeof(float);
   return (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
@@ -101,7 +108,7 @@ size_t packed_bytes(const WeightSlot& slot, DType model_dtype, const KernelTable
 
 std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   std::vector<WeightSlot> slots;
-  SlotList list(slots);
+  SlotList list(weights.format, slots);
   weights.layers.resize(arch.layers.size());
   list.matrix(Slot::embedding, weights.embedding, arch.vocab_size, arch.embed_dim);
   if (arch.learned_positions.has_value()) {
@@ -133,14 +140,16 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   }
   list_pooling_head(arch.pooler, weights, list);
   if (!arch.has_lm_head) return slots;
-  if (!arch.tie_word_embeddings) list.matrix(Slot::lm_head, weights.head, arch.vocab_size, arch.embed_dim);
+  if (!arch.tie_word_embeddings || weights.format.int8) {
+    list.linear(Slot::lm_head, weights.head, arch.vocab_size, arch.embed_dim);
+  }
   if (arch.lm_head_bias) list.vector(Slot::lm_head_bias, weights.head_bias, arch.vocab_size);
   return slots;
 }
 
-size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights,
-                     const OffloadPlan& offload) {
-  weights = Weights{};
+size_t place_weights(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels, std::byte* base,
+                     Weights& weights, const OffloadPlan& offload) {
+  weights = Weights{.format = format};
   size_t end = offload.total_slot_bytes();
   int32_t layer = -1;
   size_t layer_end = 0;  // in the slot of an offloaded layer
@@ -153,22 +162,21 @@ size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kerne
     size_t& offset = ordinal >= 0 ? layer_end : end;
     std::byte* place = base == nullptr ? nullptr : base + offset;
     if (slot.matrix != nullptr) {
-      *slot.matrix = {
-          .data = place, .dtype = dtype_of(slot, dtype), .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
+      *slot.matrix = {.data = place, .dtype = slot.dtype, .gated = slot.gated, .rows = slot.rows, .cols = slot.cols};
     } else {
       *slot.vector = reinterpret_cast<float*>(place);
     }
-    offset += packed_bytes(slot, dtype, kernels);
+    offset += packed_bytes(slot, kernels);
   }
-  if (arch.has_lm_head && arch.tie_word_embeddings) weights.head = weights.embedding;
+  if (arch.has_lm_head && arch.tie_word_embeddings && !format.int8) weights.head = weights.embedding;
   return end;
 }
 
-std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const KernelTable& kernels) {
-  Weights weights;
+std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels) {
+  Weights weights{.format = format};
   std::vector<size_t> sizes(arch.layers.size());
   for (const WeightSlot& slot : weight_slots(arch, weights)) {
-    if (slot.layer >= 0) sizes[static_cast<size_t>(slot.layer)] += packed_bytes(slot, dtype, kernels);
+    if (slot.layer >= 0) sizes[static_cast<size_t>(slot.layer)] += packed_bytes(slot, kernels);
   }
   return sizes;
 }

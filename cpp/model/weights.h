@@ -1,7 +1,8 @@
 // The weights of one rank as the decoder sees them: named slots over a `weights` region.
 //
 // Decides: which matrices are fused and where each lies in the region. Does not know: files (weight_loader.h fills it).
-// Norm weights and biases are float32 always; matrices are packed by the backend in the model's dtype.
+// Norm weights and biases are float32 always; matrices are packed by the backend in the model's dtype, those of the
+// layers and the head also in int8.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,15 @@
 #include "params/kernel_table.h"
 
 namespace quire {
+
+// What matrices are packed as.
+struct WeightFormat {
+  DType dtype = DType::f32;
+  bool int8 = false;  // the linear layers of the body and the head
+
+  WeightFormat() = default;
+  WeightFormat(DType model_dtype, bool int8_linears = false) : dtype(model_dtype), int8(int8_linears) {}
+};
 
 struct LayerWeights {
   float *attn_norm = nullptr, *attn_norm_bias = nullptr;  // [hidden]
@@ -34,6 +44,7 @@ struct LayerWeights {
 };
 
 struct Weights {
+  WeightFormat format;
   PackedWeight embedding;                                           // [vocab, embed_dim]
   PackedWeight position_embedding;                                  // [max_positions + offset, hidden]
   PackedWeight token_type_embedding;                                // [num_token_types, hidden]
@@ -42,8 +53,9 @@ struct Weights {
   PackedWeight embed_proj;         // [hidden, embed_dim], only when they differ
   PackedWeight out_proj;           // [embed_dim, hidden], likewise
   float *final_norm = nullptr, *final_norm_bias = nullptr;  // [hidden]
-  PackedWeight head;                                        // [vocab, embed_dim]; the embedding itself when tied
-  float* head_bias = nullptr;                               // [vocab]
+  // [vocab, embed_dim]; the embedding itself when tied, unless it is int8: an embedding never is.
+  PackedWeight head;
+  float* head_bias = nullptr;  // [vocab]
   struct HeadWeights {
     PackedWeight weight;  // [outputs, inputs], float32
     float* bias = nullptr;
@@ -81,13 +93,13 @@ class LayerWeightSource {
 };
 
 // Lays the slots of `arch` out one after the other from `base` (64-byte aligned; nullptr to only measure) and returns
-// their total size in bytes. The same arch, dtype and backend give the same layout. The shared slots of offloaded
+// their total size in bytes. The same arch, format and backend give the same layout. The shared slots of offloaded
 // layers come first.
-size_t place_weights(const ArchSpec& arch, DType dtype, const KernelTable& kernels, std::byte* base, Weights& weights,
-                     const OffloadPlan& offload = {});
+size_t place_weights(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels, std::byte* base,
+                     Weights& weights, const OffloadPlan& offload = {});
 
 // The packed size of each layer.
-std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, DType dtype, const KernelTable& kernels);
+std::vector<size_t> layer_weight_bytes(const ArchSpec& arch, WeightFormat format, const KernelTable& kernels);
 
 // The largest gemm workspace that a product with one of these weights can use.
 size_t gemm_workspace_bytes(const Weights& weights, const KernelTable& kernels, bool batch_invariant);

@@ -3,6 +3,7 @@
 // clang-format off
 #include "cpu/vec_math.inl"
 #include "cpu/gemm.inl"
+#include "cpu/gemm_int8.inl"
 #include "cpu/norm.inl"
 #include "cpu/mean_rows.inl"
 #include "cpu/embedding.inl"

@@ -1,5 +1,5 @@
-// The AVX-512 (F, BW, DQ, VL and BF16) kernels: the shared sources of kernels/cpu compiled for one instruction set, in
-// a namespace of their own. The AMX table is the same one with products on tiles.
+// The AVX-512 (F, BW, DQ, VL, VNNI and BF16) kernels: the shared sources of kernels/cpu compiled for one instruction
+// set, in a namespace of their own. The AMX table is the same one with products on tiles.
 //
 // Headers come before the target region, so that no inline function of the standard library is compiled with
 // instructions the machine may lack and then chosen by the linker for everybody.
@@ -30,7 +30,7 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 
 namespace quire::cpu::avx512 {
 namespace {
@@ -42,10 +42,11 @@ constexpr const char* kName = "avx512";
 #include "cpu/all_kernels.inl"
 
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-bf16")
+#pragma GCC target("amx-tile,amx-bf16,amx-int8")
 
 // clang-format off
 #include "cpu/gemm_amx.inl"
+#include "cpu/gemm_int8_amx.inl"
 #include "cpu/attention_amx.inl"
 // clang-format on
 
@@ -54,7 +55,7 @@ constexpr const char* kName = "avx512";
 constexpr KernelTable with_amx() {
   KernelTable table = kTable;
   table.name = "amx";
-  table.gemm = gemm_amx;
+  table.gemm = gemm_amx_of_any_weight;
   table.paged_attention = paged_attention_amx;
   return table;
 }
@@ -84,13 +85,14 @@ bool may_use_tiles() {
 const KernelTable* avx512_kernels() {
   static const bool supported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                                __builtin_cpu_supports("avx512bf16");
+                                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
   return supported ? &avx512::kTable : nullptr;
 }
 
 const KernelTable* amx_kernels() {
   static const bool supported = avx512_kernels() != nullptr && __builtin_cpu_supports("amx-tile") &&
-                                __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+                                __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
+                                may_use_tiles();
   return supported ? &avx512::kAmxTable : nullptr;
 }
 

@@ -12,8 +12,8 @@ namespace quire::cpu {
 // nullptr when this build or this machine cannot run it.
 const KernelTable* portable_kernels();
 const KernelTable* avx2_kernels();    // AVX2, FMA, F16C
-const KernelTable* avx512_kernels();  // AVX-512 F, BW, DQ, VL and BF16
-const KernelTable* amx_kernels();     // the same, and AMX-BF16 for products
+const KernelTable* avx512_kernels();  // AVX-512 F, BW, DQ, VL, VNNI and BF16
+const KernelTable* amx_kernels();     // the same, and AMX-BF16 and AMX-INT8 for products
 
 // The best table this machine can run. QUIRE_CPU_ISA=portable|avx2|avx512|amx overrides; naming one that this machine
 // cannot run, or an unknown one, throws InvalidArgument (never an illegal instruction).

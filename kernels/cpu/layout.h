@@ -3,6 +3,8 @@
 // Weights: panels of 32 output columns. bf16 keeps the two elements of a k pair together, [k / 2][32][2], as VDPBF16PS
 // wants them; f32 and f16 are [k][32]. A gated panel holds 16 gate columns, then their 16 up columns, so that the
 // epilogue has both in registers. The last panel and an odd last k are padded with zeros.
+// i8 weights: [k / 4][32][4] bytes, each 128 above its value, k padded with zeros to whole steps of 64, then the scales
+// of the 32 columns, float.
 // KV pages: [kv_head][tile of 16 tokens]. A K tile is transposed, so that a vector of scores is one running sum:
 // bf16 [head_dim / 2][16][2], then [16] for an odd last element; f32 and f16 [head_dim][16]. V is [token][head_dim].
 #pragma once
@@ -57,5 +59,34 @@ constexpr int64_t key_offset(int64_t d, int64_t lane, int64_t head_dim, DType dt
   if (d == head_dim - 1 && head_dim % 2 != 0) return d * kTileTokens + lane;
   return (d / 2 * kTileTokens + lane) * 2 + d % 2;
 }
+
+constexpr int64_t kByteStepK = 64;  // of a step on tiles
+constexpr int kByteGroup = 4;       // k that lie together
+constexpr int kByteZero = 128;      // how a weight of 0 is stored
+
+constexpr int64_t padded_byte_cols(int64_t cols) { return round_up(cols, kByteStepK); }
+constexpr int64_t byte_panel_bytes(int64_t cols) {
+  return padded_byte_cols(cols) * kPanelColumns + kPanelColumns * static_cast<int64_t>(sizeof(float));
+}
+
+// Rows of activations as the products with i8 weights read them: padded_byte_cols(cols) values, then of every run of
+// kInt8Run k its scale and a number that is added to its sums. What a row takes is no power of two, so that rows of a
+// tile do not meet in one set of the cache.
+struct ByteRows {
+  uint8_t* data;
+  int64_t cols;  // padded
+  int64_t num_runs;
+  int64_t stride;
+
+  ByteRows(void* rows, int64_t num_cols)
+      : data(static_cast<uint8_t*>(rows)),
+        cols(padded_byte_cols(num_cols)),
+        num_runs(ceil_div(cols, kInt8Run)),
+        stride(round_up(cols + num_runs * 8, 64)) {}
+
+  int8_t* values(int64_t row) const { return reinterpret_cast<int8_t*>(data + row * stride); }
+  float* scales(int64_t row) const { return reinterpret_cast<float*>(data + row * stride + cols); }
+  int32_t* offsets(int64_t row) const { return reinterpret_cast<int32_t*>(scales(row) + num_runs); }
+};
 
 }  // namespace quire::cpu

@@ -95,6 +95,7 @@ size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated) 
   weight.gated = gated;
   weight.rows = rows;
   weight.cols = cols;
+  if (dtype == DType::i8) return packed_int8_bytes(weight);
   return static_cast<size_t>(num_panels(weight) * panel_elements(cols, dtype)) * dtype_bytes(dtype);
 }
 
@@ -105,6 +106,7 @@ void pack_weight(const PackWeightParams& p, Stream stream) {
   QUIRE_CHECK(p.cols == p.weight.cols, p.cols, " != ", p.weight.cols);
   QUIRE_CHECK(p.row_begin >= 0 && p.rows >= 0 && p.row_begin + p.rows <= half_rows, p.row_begin, " + ", p.rows, " > ",
               half_rows);
+  if (p.weight.dtype == DType::i8) return pack_int8_weight(p, stream);
   for (const DType dtype : {p.source_dtype, p.weight.dtype}) with_element_type(dtype, [](auto) {});
   // Ranges are whole panels' worth of rows where the begin allows it.
   const int64_t num_runs = ceil_div(p.rows, kPanelColumns);

@@ -81,6 +81,23 @@ struct Vec {
     store(p + kWidth, high);
   }
 
+  // Sums of products of bytes: four a lane, weights as they are stored (layout.h). Signs go from the weights to a, so
+  // that the sums of two products fit 16 bits.
+  using I = __m256i;
+  static constexpr int kByteOffset = 0;
+  static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
+  static I dot_bytes(I acc, U weights, U a) {
+    const __m256i w = _mm256_xor_si256(weights, _mm256_set1_epi8(static_cast<char>(0x80)));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static F byte_sums(I x) { return _mm256_cvtepi32_ps(x); }
+  static void store_bytes(int8_t* p, F x) {  // whole numbers
+    const __m256i wide = _mm256_cvtps_epi32(x);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+  }
+
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -1,4 +1,4 @@
-// Vec for AVX-512 F, BW, DQ, VL and BF16: 16 floats in a register.
+// Vec for AVX-512 F, BW, DQ, VL, VNNI and BF16: 16 floats in a register.
 //
 // Included inside the target region and namespace of backend_avx512.cpp, where the std and intrinsics headers already
 // are; it is no header on its own. max(a, b) and min(a, b) give b when one of them is NaN, in every Vec.
@@ -59,6 +59,17 @@ struct Vec {
   static U load_u(const void* p) { return _mm512_loadu_si512(p); }
   // acc += a.first * b.first + a.second * b.second
   static F dot(F acc, U a, U b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+
+  // Sums of products of bytes: four a lane, weights as they are stored (layout.h), which are kByteOffset too large
+  // here.
+  using I = __m512i;
+  static constexpr int kByteOffset = 128;
+  static I set1_i(int32_t x) { return _mm512_set1_epi32(x); }
+  static I dot_bytes(I acc, U weights, U a) { return _mm512_dpbusd_epi32(acc, weights, a); }
+  static F byte_sums(I x) { return _mm512_cvtepi32_ps(x); }
+  static void store_bytes(int8_t* p, F x) {  // whole numbers
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
 
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }

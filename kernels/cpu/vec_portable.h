@@ -65,6 +65,27 @@ struct Vec {
     store(p + kWidth, high);
   }
 
+  // Sums of products of bytes: four a lane, weights as they are stored (layout.h). In floats, which are exact as far as
+  // these sums go and which every machine multiplies.
+  using I = F;
+  static constexpr int kByteOffset = 0;
+  static I set1_i(int32_t x) { return set1(static_cast<float>(x)); }
+  template <int kByte>
+  static F byte_of(U x) {
+    return __builtin_convertvector((S)(x << (24 - 8 * kByte)) >> 24, F);
+  }
+  static I dot_bytes(I acc, U weights, U a) {
+    const U w = weights ^ 0x80808080u;
+    acc = acc + byte_of<0>(w) * byte_of<0>(a);
+    acc = acc + byte_of<1>(w) * byte_of<1>(a);
+    acc = acc + byte_of<2>(w) * byte_of<2>(a);
+    return acc + byte_of<3>(w) * byte_of<3>(a);
+  }
+  static F byte_sums(I x) { return x; }
+  static void store_bytes(int8_t* p, F x) {  // whole numbers
+    for (int i = 0; i < kWidth; ++i) p[i] = static_cast<int8_t>(x[i]);
+  }
+
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }

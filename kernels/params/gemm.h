@@ -12,6 +12,11 @@
 
 namespace quire {
 
+// A weight of DType::i8 is rounded when it is packed: of every row, w = scale * q with scale = max|w| / 127 and q a
+// whole number in [-127, 127], the nearest to w * (127 / max|w|). Activations are rounded in the same way by the
+// product, each run of kInt8Run along k with a scale of its own.
+constexpr int64_t kInt8Run = 128;
+
 enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, tanh };
 
 // A [rows, cols] matrix in the layout of the backend that packed it. `rows` are the outputs (n), `cols` the inputs (k).
@@ -42,7 +47,7 @@ struct PackWeightParams {
 };
 
 struct GemmParams {
-  const void* a = nullptr;  // [m, weight.cols], rows a_stride elements apart, element type weight.dtype
+  const void* a = nullptr;  // [m, weight.cols], rows a_stride elements apart, element type a_dtype()
   int64_t a_stride = 0;
   int64_t m = 0;
   PackedWeight weight;
@@ -51,16 +56,21 @@ struct GemmParams {
   float softcap = 0.0f;  // > 0: softcap * tanh(x / softcap) after everything else (final logits of Gemma 2)
   float scale = 1.0f;    // multiplies the sum before the bias
   void* out = nullptr;   // [m, n] with n = weight.rows, or the width for gated weights; rows out_stride elements apart
-  DType out_dtype = DType::f32;  // f32, or weight.dtype
+  DType out_dtype = DType::f32;  // f32, or a_dtype()
   int64_t out_stride = 0;
   bool accumulate = false;  // out += result; out_dtype f32 only (the residual stream)
   // false: a product of many rows may go to a library that is faster and whose bits are not those of few rows; then a
   // row's bits depend on how its prompt was cut into launches. Ignored where there is no such library, or where the
   // workspace is smaller than KernelTable::gemm_library_workspace_bytes.
   bool batch_invariant = true;
+  // Of weights of i8: what a is made of, and KernelTable::int8_rows_bytes(m, weight.cols) bytes, 64-byte aligned.
+  DType int8_a_dtype = DType::f32;
+  void* int8_rows = nullptr;
   // Optional: lets several blocks share the sums of a narrow weight (KernelTable::gemm_workspace_bytes); same bits.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
+
+  DType a_dtype() const { return weight.dtype == DType::i8 ? int8_a_dtype : weight.dtype; }
 };
 
 }  // namespace quire

@@ -38,6 +38,8 @@ struct KernelTable {
   size_t (*gemm_workspace_bytes)(int64_t rows, int64_t cols, DType dtype) = nullptr;
   // The same where GemmParams::batch_invariant may be false; at least as many bytes. Null: there is no library to use.
   size_t (*gemm_library_workspace_bytes)(int64_t rows, int64_t cols, DType dtype) = nullptr;
+  // What GemmParams::int8_rows takes. Null: this backend has no products with weights of i8.
+  size_t (*int8_rows_bytes)(int64_t m, int64_t cols) = nullptr;
   void (*rope_kv_write)(const RopeKvWriteParams&, Stream) = nullptr;
   void (*paged_attention)(const PagedAttentionParams&, Stream) = nullptr;
   // Enough for any launch with at most max_tokens queries of max_seqs sequences.

@@ -147,6 +147,7 @@ py::dict model_info_dict(const ModelInfo& info) {
   py::dict values;
   values["architecture"] = info.architecture;
   values["dtype"] = info.dtype;
+  values["quantization"] = info.quantization.empty() ? py::object(py::none()) : py::str(info.quantization);
   values["device"] = info.device;
   values["kernels"] = info.kernels;
   values["max_model_len"] = info.max_model_len;

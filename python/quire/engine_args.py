@@ -79,7 +79,12 @@ ARGS: dict[str, Arg] = {
     "allowed_local_media_path": _no_effect("", _TEXT_ONLY),
     "tensor_parallel_size": _only(1, _ONE_DEVICE),
     "dtype": _engine("auto"),
-    "quantization": _only(None, "Load an unquantized checkpoint (float32, float16 or bfloat16)."),
+    "quantization": _only(
+        None,
+        "int8, on a CPU, rounds the weights as they are loaded. Load an unquantized checkpoint (float32, float16 or "
+        "bfloat16).",
+        ("int8",),
+    ),
     "revision": _python(),
     "tokenizer_revision": _python(),
     "seed": _engine(None, "None: a new one from the operating system. Global random generators are never touched."),
@@ -232,7 +237,7 @@ _INTEGERS = tuple(
 _QUANTIZATIONS = frozenset(
     "aqlm awq deepspeedfp tpu_int8 fp8 ptpc_fp8 fbgemm_fp8 modelopt nvfp4 marlin gguf gptq_marlin_24 gptq_marlin "
     "awq_marlin gptq compressed-tensors bitsandbytes qqq hqq experts_int8 neuron_quant ipex quark moe_wna16 torchao "
-    "mxfp4 modelopt_fp4".split()
+    "mxfp4 modelopt_fp4 int8".split()
 )
 _DTYPES = {"auto": "auto", "half": "float16", "float16": "float16", "bfloat16": "bfloat16", "float": "float32"}
 _DTYPES["float32"] = "float32"
@@ -375,6 +380,7 @@ def engine_options(values: Mapping[str, Any], config_overrides: str) -> dict[str
     """The EngineOptions of the core."""
     options = {name: values[name] for name, arg in ARGS.items() if arg.use is Use.ENGINE and values[name] is not None}
     options["dtype"] = dtype_name(values["dtype"])
+    options["quantization"] = values["quantization"] or ""
     options["device"] = _device(values["device"])
     options.update(graphs.engine_options(values))
     options["load_format"] = {"dummy": "dummy"}.get(values["load_format"], "auto")

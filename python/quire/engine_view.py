@@ -17,6 +17,7 @@ class ModelConfigView:
     model: str
     tokenizer: str
     dtype: str
+    quantization: str | None
     max_model_len: int
     architecture: str
     runner_type: str
@@ -84,6 +85,7 @@ def engine_view(
             model=model,
             tokenizer=str(values["tokenizer"] or model),
             dtype=info["dtype"],
+            quantization=info["quantization"],
             max_model_len=info["max_model_len"],
             architecture=info["architecture"],
             runner_type="generate" if task == "generate" else "pooling",

@@ -102,6 +102,9 @@ struct BeamSearchParams {
 // How an engine is built. Zero or empty means: derive it.
 struct EngineOptions {
   std::string dtype = "auto";  // auto, float32, float16, bfloat16
+  // int8: the weights of linear layers are rounded to 8 bits as they are loaded, with a scale a row, and activations as
+  // they are multiplied. On the cpu.
+  std::string quantization = {};
   std::string device = "auto";
   std::string load_format = "auto";   // auto, safetensors, dummy
   std::string config_overrides = {};  // a JSON object merged over config.json
@@ -247,7 +250,7 @@ struct PluginInfo {
 };
 
 struct ModelInfo {
-  std::string architecture, dtype, device, kernels;
+  std::string architecture, dtype, quantization, device, kernels;
   int64_t max_model_len = 0, vocab_size = 0, num_layers = 0, hidden_size = 0, num_parameters = 0;
   int64_t offloaded_weight_bytes = 0;  // in host memory, not in weight_bytes
   int64_t weight_bytes = 0, workspace_bytes = 0, kv_cache_bytes = 0, kv_bytes_per_token = 0;

@@ -43,6 +43,7 @@ def _model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("layers, hidden size", f"{plan['num_layers']}, {plan['hidden_size']}"),
         ("vocabulary", f"{plan['vocab_size']:,}"),
         ("dtype on device", f"{plan['dtype']} on {plan['device']} ({plan['kernels']} kernels)"),
+        ("quantization", plan["quantization"] or "none"),
         ("longest sequence", f"{plan['max_model_len']:,} tokens"),
         ("weights", in_bytes(plan["weight_bytes"])),
     ]

@@ -21,7 +21,7 @@ class KernelCases : public testing::TestWithParam<const KernelTable*> {};
 TEST_P(KernelCases, MatchTheirReference) {
   ThreadPool one(1), three(3);
   std::set<std::string> names;
-  for (const cases::CaseEntry& entry : cases::all_cases()) {
+  for (const cases::CaseEntry& entry : cases::cpu_cases()) {
     EXPECT_TRUE(names.insert(entry.name).second) << "two cases are called " << entry.name;
     if (!is_tested(entry, *GetParam())) continue;
     for (ThreadPool* pool : {&one, &three}) {
@@ -35,7 +35,7 @@ TEST_P(KernelCases, MatchTheirReference) {
 
 // A checker that accepts anything would make the test above worthless.
 TEST_P(KernelCases, UntouchedOutputsFail) {
-  for (const cases::CaseEntry& entry : cases::all_cases()) {
+  for (const cases::CaseEntry& entry : cases::cpu_cases()) {
     if (!is_tested(entry, *GetParam())) continue;
     const auto kernel_case = entry.make(*GetParam(), Stream{});
     kernel_case->reset();

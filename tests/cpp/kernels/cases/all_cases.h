@@ -1,4 +1,4 @@
-// The table of kernel cases.
+// The table of kernel cases: those of every backend, and those of the cpu.
 #pragma once
 
 #include "kernels/cases/attention_cases.h"
@@ -22,6 +22,13 @@ inline std::vector<CaseEntry> all_cases() {
   add_rows_cases(cases);
   add_load_cases(cases);
   add_pool_cases(cases);
+  return cases;
+}
+
+// Those of the cpu.
+inline std::vector<CaseEntry> cpu_cases() {
+  std::vector<CaseEntry> cases = all_cases();
+  add_int8_gemm_cases(cases);
   return cases;
 }
 
