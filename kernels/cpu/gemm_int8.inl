@@ -78,17 +78,14 @@ static ByteRows quantize_activations(const GemmParams& g, Stream stream) {
   return is_first ? Vec::mul(whole, scale) : Vec::fma(whole, scale, sum);
 }
 
-// The scales of the columns of a panel, and the epilogue of `rows` rows of it.
-static void finish_bytes(const GemmParams& g, float* tile, int rows, int64_t row, int64_t panel) {
-  const uint8_t* data = static_cast<const uint8_t*>(g.weight.data) + (panel + 1) * byte_panel_bytes(g.weight.cols);
-  const float* scales = reinterpret_cast<const float*>(data) - kPanelColumns;
-  for (int j = 0; j < kPanelVecs; ++j) {
-    const Vec::F scale = Vec::load(scales + j * Vec::kWidth);
-    for (int r = 0; r < rows; ++r) {
-      float* sums = tile + r * kPanelColumns + j * Vec::kWidth;
-      Vec::store(sums, Vec::mul(Vec::load(sums), scale));
-    }
-  }
+// The last run's sum is scaled once more, by column.
+static inline const float* byte_column_scales(const PackedWeight& weight, int64_t panel) {
+  const int8_t* next = static_cast<const int8_t*>(weight.data) + (panel + 1) * byte_panel_bytes(weight.cols);
+  return reinterpret_cast<const float*>(next) - kPanelColumns;
+}
+
+// The epilogue of `rows` rows of a panel.
+static void finish_bytes(const GemmParams& g, const float* tile, int rows, int64_t row, int64_t panel) {
   if (g.out_dtype == DType::bf16) return finish_as<Bf16>(g, tile, rows, row, panel);
   if (g.out_dtype == DType::f16) return finish_as<F16>(g, tile, rows, row, panel);
   finish_as<float>(g, tile, rows, row, panel);
@@ -102,11 +99,11 @@ struct ByteSums {
 // Four k of all columns.
 template <int R, int P>
 [[gnu::always_inline]] static inline void step_bytes(ByteSums<R, P>& sums, const int8_t* a, int64_t a_stride,
-                                                     const uint8_t* b, int64_t panel_stride) {
+                                                     const int8_t* b, int64_t panel_stride) {
   Vec::U columns[P * kPanelVecs];
 #pragma GCC unroll 16
   for (int j = 0; j < P * kPanelVecs; ++j) {
-    columns[j] = Vec::load_u(b + j / kPanelVecs * panel_stride + j % kPanelVecs * Vec::kWidth * kByteGroup);
+    columns[j] = Vec::load_bytes(b + j / kPanelVecs * panel_stride + j % kPanelVecs * Vec::kWidth * kByteGroup);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -118,12 +115,14 @@ template <int R, int P>
   }
 }
 
-// tile[p][r][32] = sums of rows [row, row + R) with P neighbouring panels, to be scaled by column. As in gemm.inl, the
+// tile[p][r][32] = sums of rows [row, row + R) with P neighbouring panels, whose scales are there. As in gemm.inl, the
 // last bytes of each panel prefetch the panels that come next.
 template <int R, int P>
-static void multiply_bytes(const ByteRows& rows, int64_t row, const uint8_t* b, int64_t panel_stride, float* tile) {
+static void multiply_bytes(const ByteRows& rows, int64_t row, const int8_t* b, int64_t panel_stride, float* tile) {
   constexpr int kGroupBytes = kByteGroup * kPanelColumns;
   const int8_t* a = rows.values(row);
+  const float* column_scales = reinterpret_cast<const float*>(b + panel_stride) - kPanelColumns;
+  const int64_t scale_stride = panel_stride / static_cast<int64_t>(sizeof(float));
   const int64_t last_own = greater(0, rows.cols - kPrefetchBytes / kPanelColumns);
   for (int64_t run = 0; run < rows.num_runs; ++run) {
     ByteSums<R, P> sums;
@@ -146,7 +145,12 @@ static void multiply_bytes(const ByteRows& rows, int64_t row, const uint8_t* b, 
       for (int j = 0; j < P * kPanelVecs; ++j) {
         float* sum = tile + (j / kPanelVecs * R + r) * kPanelColumns + j % kPanelVecs * Vec::kWidth;
         const Vec::F before = run == 0 ? Vec::zero() : Vec::load(sum);
-        Vec::store(sum, add_run(before, Vec::byte_sums(sums.sum[r][j]), scale, run == 0));
+        Vec::F after = add_run(before, Vec::byte_sums(sums.sum[r][j]), scale, run == 0);
+        if (run + 1 == rows.num_runs) {
+          after =
+              Vec::mul(after, Vec::load(column_scales + j / kPanelVecs * scale_stride + j % kPanelVecs * Vec::kWidth));
+        }
+        Vec::store(sum, after);
       }
     }
   }
@@ -157,7 +161,7 @@ template <int R, int P>
 static void byte_product(const GemmParams& g, const ByteRows& rows, int64_t row, int64_t panel) {
   alignas(64) float tile[P * R * kPanelColumns];
   const int64_t panel_stride = byte_panel_bytes(g.weight.cols);
-  const uint8_t* b = static_cast<const uint8_t*>(g.weight.data) + panel * panel_stride;
+  const int8_t* b = static_cast<const int8_t*>(g.weight.data) + panel * panel_stride;
   multiply_bytes<R, P>(rows, row, b, panel_stride, tile);
   for (int p = 0; p < P; ++p) finish_bytes(g, tile + p * R * kPanelColumns, R, row, panel + p);
 }

@@ -1,4 +1,4 @@
-// Products with weights of i8 on AMX tiles: the panels and rows of gemm_int8.inl, whose groups of four k lie as TDPBSUD
+// Products with weights of i8 on AMX tiles: the panels and rows of gemm_int8.inl, whose groups of four k lie as TDPBSSD
 // wants them, 64 k at a time.
 //
 // The whole numbers of a run are exact, so these products have the bits of those of gemm_int8.inl, which takes the
@@ -18,17 +18,31 @@ struct WaitingRun {
   void add_some(const GemmParams& g, const ByteRows& a, int count) {
     const int end = static_cast<int>(lesser(rows, first + count));
     if (first == end) return;
-    for (int r = first; r < end; ++r) {
-      const __m512i offset = Vec::set1_i(a.offsets(row + r)[run]);
-      const Vec::F scale = Vec::set1(a.scales(row + r)[run]);
+    const bool is_last = run + 1 == a.num_runs;
+    if (is_last) {
+      run == 0 ? add<true, true>(g, a, end) : add<false, true>(g, a, end);
+      finish_bytes(g, sums + first * kPanelColumns, end - first, row + first, panel);
+    } else {
+      run == 0 ? add<true, false>(g, a, end) : add<false, false>(g, a, end);
+    }
+    first = end;
+  }
+
+  template <bool kIsFirst, bool kIsLast>
+  void add(const GemmParams& g, const ByteRows& a, int end) const {
+    const float* scales = a.scales(row + first) + run;
+    const float* column_scales = byte_column_scales(g.weight, panel);
+    for (int r = first; r < end; ++r, scales += a.stride / static_cast<int64_t>(sizeof(float))) {
+      const Vec::F scale = Vec::set1(*scales);
+#pragma GCC unroll 2
       for (int j = 0; j < kPanelVecs; ++j) {
         const int at = r * kPanelColumns + j * Vec::kWidth;
-        const Vec::F values = Vec::byte_sums(Vec::add_u(Vec::load_u(whole + at), offset));
-        Vec::store(sums + at, add_run(run == 0 ? Vec::zero() : Vec::load(sums + at), values, scale, run == 0));
+        const Vec::F values = Vec::byte_sums(Vec::load_u(whole + at));
+        Vec::F sum = add_run(kIsFirst ? Vec::zero() : Vec::load(sums + at), values, scale, kIsFirst);
+        if (kIsLast) sum = Vec::mul(sum, Vec::load(column_scales + j * Vec::kWidth));
+        Vec::store(sums + at, sum);
       }
     }
-    if (run + 1 == a.num_runs) finish_bytes(g, sums + first * kPanelColumns, end - first, row + first, panel);
-    first = end;
   }
 };
 
@@ -69,28 +83,29 @@ class ByteBlockProduct {
   static constexpr int64_t kStepBytes = kByteStepK * kPanelColumns;
   static constexpr int64_t kWholeStride = kPanelColumns * sizeof(int32_t);
 
-  void add_step(const int8_t* low, const uint8_t* b) const {
+  void add_step(const int8_t* low, const int8_t* b) const {
     _tile_loadd(4, low, a_.stride);
     _tile_loadd(6, b, kPanelRowBytes);
     _tile_loadd(7, b + kPanelRowBytes / 2, kPanelRowBytes);
-    _tile_dpbsud(0, 4, 6);
+    _tile_dpbssd(0, 4, 6);
     if constexpr (kHigh) _tile_loadd(5, low + kTileRows * a_.stride, a_.stride);
-    _tile_dpbsud(1, 4, 7);
+    _tile_dpbssd(1, 4, 7);
     if constexpr (!kHigh) return;
-    _tile_dpbsud(2, 5, 6);
-    _tile_dpbsud(3, 5, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
   }
 
   void add_piece(int64_t row, int rows, int64_t panel, int64_t begin, int64_t end, float* sums) {
     const int8_t* low = a_.values(row) + begin;
-    const uint8_t* b =
-        static_cast<const uint8_t*>(g_.weight.data) + panel * byte_panel_bytes(g_.weight.cols) + begin * kPanelColumns;
+    const int8_t* b =
+        static_cast<const int8_t*>(g_.weight.data) + panel * byte_panel_bytes(g_.weight.cols) + begin * kPanelColumns;
+    const int64_t fetched = row == row_begin_ ? kStepBytes : 0;  // the other rows find the panel in the caches
     for (int64_t k = begin; k < end;) {
       const int64_t run_end = lesser(end, k + kInt8Run);
       const int64_t run = k / kInt8Run;
       zero_sums();
       for (; k < run_end; k += kByteStepK, low += kByteStepK, b += kStepBytes) {
-        for (int64_t line = 0; line < kStepBytes; line += 64) Vec::prefetch(b + kPrefetchBytes + line);
+        for (int64_t line = 0; line < fetched; line += 64) Vec::prefetch(b + kPrefetchBytes + line);
         add_step(low, b);
         waiting_.add_some(g_, a_, kTile / 2);
       }

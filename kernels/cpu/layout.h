@@ -3,7 +3,7 @@
 // Weights: panels of 32 output columns. bf16 keeps the two elements of a k pair together, [k / 2][32][2], as VDPBF16PS
 // wants them; f32 and f16 are [k][32]. A gated panel holds 16 gate columns, then their 16 up columns, so that the
 // epilogue has both in registers. The last panel and an odd last k are padded with zeros.
-// i8 weights: [k / 4][32][4] bytes, each 128 above its value, k padded with zeros to whole steps of 64, then the scales
+// i8 weights: [k / 4][32][4], k padded with zeros to whole steps of 64, then the scales
 // of the 32 columns, float.
 // KV pages: [kv_head][tile of 16 tokens]. A K tile is transposed, so that a vector of scores is one running sum:
 // bf16 [head_dim / 2][16][2], then [16] for an odd last element; f32 and f16 [head_dim][16]. V is [token][head_dim].
@@ -62,7 +62,6 @@ constexpr int64_t key_offset(int64_t d, int64_t lane, int64_t head_dim, DType dt
 
 constexpr int64_t kByteStepK = 64;  // of a step on tiles
 constexpr int kByteGroup = 4;       // k that lie together
-constexpr int kByteZero = 128;      // how a weight of 0 is stored
 
 constexpr int64_t padded_byte_cols(int64_t cols) { return round_up(cols, kByteStepK); }
 constexpr int64_t byte_panel_bytes(int64_t cols) {

@@ -22,7 +22,7 @@ class RoundedRows {
       : cols_(cols),
         padded_(padded_byte_cols(cols)),
         values_(std::make_unique<float[]>(static_cast<size_t>(cols))),
-        bytes_(std::make_unique<uint8_t[]>(static_cast<size_t>(padded_ * kPanelColumns))) {}
+        bytes_(std::make_unique<int8_t[]>(static_cast<size_t>(padded_ * kPanelColumns))) {}
 
   template <typename From>
   void round(const PackWeightParams& p, int64_t begin, int64_t end) {
@@ -34,9 +34,9 @@ class RoundedRows {
   }
 
   // Rows [0, rows) become columns [column, column + rows) of a panel.
-  void store(uint8_t* panel, int64_t column, int64_t rows) const {
+  void store(int8_t* panel, int64_t column, int64_t rows) const {
     for (int64_t k = 0; k < padded_; k += kByteGroup) {
-      uint8_t* to = panel + k * kPanelColumns + column * kByteGroup;
+      int8_t* to = panel + k * kPanelColumns + column * kByteGroup;
       for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * kByteGroup, row(r) + k, kByteGroup);
     }
     float* scales = reinterpret_cast<float*>(panel + padded_ * kPanelColumns);
@@ -44,7 +44,7 @@ class RoundedRows {
   }
 
  private:
-  uint8_t* row(int64_t r) const { return bytes_.get() + r * padded_; }
+  int8_t* row(int64_t r) const { return bytes_.get() + r * padded_; }
 
   void round_row(int64_t r) {
     float largest = 0.0f;
@@ -54,29 +54,29 @@ class RoundedRows {
       largest = largest < size ? size : largest;
       is_finite &= size <= std::numeric_limits<float>::max();
     }
-    uint8_t* out = row(r);
-    std::memset(out, kByteZero, static_cast<size_t>(padded_));
+    int8_t* out = row(r);
+    std::memset(out, 0, static_cast<size_t>(padded_));
     scales_[r] = is_finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
     const float inverse = 127.0f / largest;
     if (!is_finite || !(inverse <= std::numeric_limits<float>::max())) return;
     // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
     constexpr float kMagic = 0x1.8p23f;
     for (int64_t k = 0; k < cols_; ++k) {
-      const float shifted = values_[static_cast<size_t>(k)] * inverse + (kMagic + static_cast<float>(kByteZero));
-      uint32_t bits;
+      const float shifted = values_[static_cast<size_t>(k)] * inverse + kMagic;
+      int32_t bits;
       std::memcpy(&bits, &shifted, sizeof(bits));
-      out[k] = static_cast<uint8_t>(bits);
+      out[k] = static_cast<int8_t>(bits);
     }
   }
 
   int64_t cols_, padded_;
   std::unique_ptr<float[]> values_;
-  std::unique_ptr<uint8_t[]> bytes_;
+  std::unique_ptr<int8_t[]> bytes_;
   float scales_[kPanelColumns] = {};
 };
 
-uint8_t* panel_of(const PackedWeight& weight, int64_t panel) {
-  return static_cast<uint8_t*>(weight.data) + panel * byte_panel_bytes(weight.cols);
+int8_t* panel_of(const PackedWeight& weight, int64_t panel) {
+  return static_cast<int8_t*>(weight.data) + panel * byte_panel_bytes(weight.cols);
 }
 
 // Columns that no row of the matrix has.
@@ -84,11 +84,11 @@ void pad_last_panel(const PackWeightParams& p, int64_t half) {
   const int64_t width = outputs_per_panel(p.weight), rows = num_outputs(p.weight);
   const int64_t used = rows % width;
   if (used == 0) return;
-  uint8_t* panel = panel_of(p.weight, rows / width);
+  int8_t* panel = panel_of(p.weight, rows / width);
   const int64_t padded = padded_byte_cols(p.cols);
   for (int64_t k = 0; k < padded; k += kByteGroup) {
-    uint8_t* to = panel + k * kPanelColumns + (half + used) * kByteGroup;
-    std::memset(to, kByteZero, static_cast<size_t>((width - used) * kByteGroup));
+    int8_t* to = panel + k * kPanelColumns + (half + used) * kByteGroup;
+    std::memset(to, 0, static_cast<size_t>((width - used) * kByteGroup));
   }
   float* scales = reinterpret_cast<float*>(panel + padded * kPanelColumns);
   for (int64_t c = used; c < width; ++c) scales[half + c] = 0.0f;

@@ -81,13 +81,13 @@ struct Vec {
     store(p + kWidth, high);
   }
 
-  // Sums of products of bytes: four a lane, weights as they are stored (layout.h). Signs go from the weights to a, so
-  // that the sums of two products fit 16 bits.
+  // Sums of products of bytes: four a lane. Signs go from the weights to a, so that the sums of two products fit 16
+  // bits.
   using I = __m256i;
   static constexpr int kByteOffset = 0;
   static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
-  static I dot_bytes(I acc, U weights, U a) {
-    const __m256i w = _mm256_xor_si256(weights, _mm256_set1_epi8(static_cast<char>(0x80)));
+  static U load_bytes(const int8_t* p) { return load_u(p); }
+  static I dot_bytes(I acc, U w, U a) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }

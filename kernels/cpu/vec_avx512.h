@@ -60,11 +60,11 @@ struct Vec {
   // acc += a.first * b.first + a.second * b.second
   static F dot(F acc, U a, U b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 
-  // Sums of products of bytes: four a lane, weights as they are stored (layout.h), which are kByteOffset too large
-  // here.
+  // Sums of products of bytes: four a lane. Weights are made unsigned as they are loaded, kByteOffset too large.
   using I = __m512i;
   static constexpr int kByteOffset = 128;
   static I set1_i(int32_t x) { return _mm512_set1_epi32(x); }
+  static U load_bytes(const int8_t* p) { return xor_u(load_u(p), set1_u(0x80808080u)); }
   static I dot_bytes(I acc, U weights, U a) { return _mm512_dpbusd_epi32(acc, weights, a); }
   static F byte_sums(I x) { return _mm512_cvtepi32_ps(x); }
   static void store_bytes(int8_t* p, F x) {  // whole numbers

@@ -65,8 +65,8 @@ struct Vec {
     store(p + kWidth, high);
   }
 
-  // Sums of products of bytes: four a lane, weights as they are stored (layout.h). In floats, which are exact as far as
-  // these sums go and which every machine multiplies.
+  // Sums of products of bytes: four a lane. In floats, which are exact as far as these sums go and which every machine
+  // multiplies.
   using I = F;
   static constexpr int kByteOffset = 0;
   static I set1_i(int32_t x) { return set1(static_cast<float>(x)); }
@@ -74,8 +74,8 @@ struct Vec {
   static F byte_of(U x) {
     return __builtin_convertvector((S)(x << (24 - 8 * kByte)) >> 24, F);
   }
-  static I dot_bytes(I acc, U weights, U a) {
-    const U w = weights ^ 0x80808080u;
+  static U load_bytes(const int8_t* p) { return load_u(p); }
+  static I dot_bytes(I acc, U w, U a) {
     acc = acc + byte_of<0>(w) * byte_of<0>(a);
     acc = acc + byte_of<1>(w) * byte_of<1>(a);
     acc = acc + byte_of<2>(w) * byte_of<2>(a);

@@ -49,6 +49,8 @@ class Operands {
     }
   }
 
+  cases::Buffer& a() { return a_; }
+
   // Multiplies rows [first, first + m) of a; the result starts at row 0 of the returned buffer.
   cases::Buffer multiply(int64_t first, int64_t m, ThreadPool& pool, Activation activation = Activation::gelu) {
     cases::Buffer out(DType::f32, m * problem_.n);
@@ -118,6 +120,28 @@ TEST(Int8Gemm, EveryInstructionSetWithFusedSumsHasTheSameBits) {
       cases::Buffer out = Operands(problem, *table).multiply(0, kMaxRows, one, Activation::none);
       EXPECT_TRUE(!expected.has_value() || out.same_bits(*expected)) << table->name;
       expected = std::move(out);
+    }
+  }
+}
+
+// A row with an infinity or a NaN has no result, a row of zeros has zeros, and their neighbours notice nothing.
+TEST_P(GemmInvariance, Int8RowsThatAreNotFiniteStayAlone) {
+  for (const int64_t m : {3, 20}) {
+    const Problem problem = {DType::bf16, 70, 300, false, true};
+    Operands operands(problem, *GetParam());
+    ThreadPool one(1);
+    const cases::Buffer before = operands.multiply(0, m, one, Activation::none);
+    operands.a().set(0 * problem.k + 290, std::numeric_limits<double>::infinity());
+    operands.a().set(1 * problem.k + 5, std::nan(""));
+    for (int64_t i = 0; i < problem.k; ++i) operands.a().set(2 * problem.k + i, 0.0);
+    const cases::Buffer after = operands.multiply(0, m, one, Activation::none);
+    for (int64_t i = 0; i < m * problem.n; ++i) {
+      const int64_t row = i / problem.n;
+      if (row < 2) {
+        EXPECT_TRUE(std::isnan(after.get(i))) << i;
+      } else {
+        EXPECT_EQ(after.get(i), row == 2 ? 0.0 : before.get(i)) << i;
+      }
     }
   }
 }
