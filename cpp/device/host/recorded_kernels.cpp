@@ -17,7 +17,8 @@ void add_dtype(Span& span, DType dtype) { span.add("dtype", dtype_name(dtype).da
 void describe(const GemmParams& params, Span& span) {
   const auto m = static_cast<double>(params.m), n = static_cast<double>(params.weight.rows),
              k = static_cast<double>(params.weight.cols);
-  const double element = element_bytes(params.weight.dtype), out_columns = params.weight.gated ? n / 2 : n;
+  const double element = element_bytes(params.weight.dtype), a_element = element_bytes(params.a_dtype());
+  const double out_columns = params.weight.gated ? n / 2 : n;
   span.add("m", m);
   span.add("n", n);
   span.add("k", k);
@@ -25,7 +26,7 @@ void describe(const GemmParams& params, Span& span) {
   span.add("out_dtype", dtype_name(params.out_dtype).data());
   span.add("gated", params.weight.gated ? 1.0 : 0.0);
   span.add("accumulate", params.accumulate ? 1.0 : 0.0);
-  span.add("bytes", element * (n * k + m * k) +
+  span.add("bytes", element * n * k + a_element * m * k +
                         m * out_columns * element_bytes(params.out_dtype) * (params.accumulate ? 2.0 : 1.0));
   span.add("flops", 2.0 * m * n * k);
 }

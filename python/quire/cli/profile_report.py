@@ -89,6 +89,8 @@ def limit_seconds(arguments: dict[str, Any], limits: dict[str, Any]) -> float:
     if arguments.get("bytes") and limits["read_bytes_per_second"]:
         seconds = arguments["bytes"] / limits["read_bytes_per_second"]
     rate = limits["bf16_flops" if arguments.get("dtype") == "bfloat16" else "f32_flops"]
+    if arguments.get("dtype") == "int8":
+        rate = 0.0  # not measured
     if arguments.get("flops") and rate:
         seconds = max(seconds, arguments["flops"] / rate)
     return seconds

@@ -102,6 +102,32 @@ TEST(RecordedKernels, BytesOfAProductAreThoseOfItsArrays) {
   EXPECT_EQ(numbers.at("flops"), 2 * 3 * 10 * 8);
 }
 
+// Weights of a byte, activations of two.
+TEST(RecordedKernels, AnInt8ProductCountsWhatItReads) {
+  const auto device = make_host_device({.num_threads = 1, .isa = "portable"});
+  const KernelTable& table = device->kernels();
+  const auto aligned = [](std::vector<std::byte>& bytes) {
+    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64);
+  };
+  std::vector<std::byte> packed(table.packed_weight_bytes(10, 8, DType::i8, false) + 64);
+  std::vector<std::byte> rows(table.int8_rows_bytes(3, 8) + 64);
+  std::vector<uint16_t> a(3 * 8);
+  std::vector<float> out(3 * 10);
+  Recorder recorder;
+  device->set_recorder(&recorder);
+  table.gemm({.a = a.data(),
+              .a_stride = 8,
+              .m = 3,
+              .weight = {.data = aligned(packed), .dtype = DType::i8, .rows = 10, .cols = 8},
+              .out = out.data(),
+              .out_stride = 10,
+              .int8_a_dtype = DType::bf16,
+              .int8_rows = aligned(rows)},
+             device->stream());
+  ASSERT_EQ(recorder.spans().size(), 1u);
+  EXPECT_EQ(numbers_of(recorder.spans().front()).at("bytes"), 2 * 3 * 8 + 10 * 8 + 4 * 3 * 10);
+}
+
 // A chunk of 2 queries at the end of 10 keys in a window of 4: keys 5 to 8 and 6 to 9. A decode with 3 keys: all of
 // them. 2 heads of 16 over 1 KV head.
 TEST(RecordedKernels, AttentionCountsTheKeysThatItsQueriesSee) {
