@@ -92,7 +92,12 @@ def main() -> None:
         print(f"{name}: loaded in {seconds:.2f} s, weights {info['weight_bytes'] / 1e6:.1f} MB, {info['kernels']}")
     source = random.Random(1)
     for batch in map(int, arguments.batches.split(",")):
-        compare(f"decode of {batch}", arguments.rounds, engines, partial(decode, batch=batch, new=arguments.new, source=source))
+        compare(
+            f"decode of {batch}",
+            arguments.rounds,
+            engines,
+            partial(decode, batch=batch, new=arguments.new, source=source),
+        )
     for length in map(int, arguments.prompts.split(",")):
         compare(f"prefill of {length}", arguments.rounds, engines, partial(prefill, length=length, source=source))
     if arguments.text:
