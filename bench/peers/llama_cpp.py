@@ -26,7 +26,8 @@ class Adapter(Peer):
                 ("gguf", "numpy"),
             ),
             variables=(
-                ("CMAKE_ARGS", "-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"),
+                # Of its libraries the one that runs models; LLAVA is the one for images.
+                ("CMAKE_ARGS", "-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF"),
                 ("FORCE_CMAKE", "1"),
             ),
         ),

@@ -99,8 +99,24 @@ def test_markdown() -> None:
     assert "| S | d: 64 requests, 512 shared tokens, tok/s | failed | 1.00 | not run | fast | - | 2.00 | - |" in lines
     assert "- fast failed: out of memory (S c)" in lines and "- quire failed: broken (S d)" in lines
     assert "- fast 1: as fast is. First tokens that are quire's: 8 of 8." in lines
-    assert "Other processes took 25.0% of the machine during the median call, 25.0% during the worst." in shown
+    assert "Other processes took 25.0% of the machine during the median run, 25.0% during the worst." in shown
     assert compare_report.markdown([]) == "no runs"
+
+
+def test_quiet_runs() -> None:
+    def busy(engine: str, round_index: int, *shares: float | None, **more: Any) -> dict[str, Any]:
+        one = record(engine, "a", round_index, **more)
+        return {**one, "calls": [{**one["calls"][0], "foreign": share} for share in shares]}
+
+    runs = [
+        busy("quire", 0, 0.9, 0.1, speed=1.0),  # of the first call, which warms up, nothing is known
+        busy("quire", 1, 0.0, None, 0.3, speed=9.0),
+        busy("fast", 0, 0.5, 0.5, speed=2.0),
+    ]
+    (row,) = compare_report.rows(compare_report.quiet(runs, 0.2))
+    assert row.cells["quire"].values == (1.0,) and row.cells["fast"].error == "no quiet run"
+    assert "| 1.00 | no quiet run | - | - |" in compare_report.markdown(compare_report.quiet(runs, 0.2))
+    assert compare_report.quiet(runs, 0.5) == runs
 
 
 def test_agreement_counts_first_tokens() -> None:
@@ -239,6 +255,7 @@ def test_list_of_peers(tmp_path: Path) -> None:
         (("--workloads", "a,a"), "the workload 'a' is named twice"),
         (("--rounds", 0), "--rounds must be at least 1, got 0"),
         (("--threads", 0), "--threads must be at least 1, got 0"),
+        (("--max-foreign", 2), "--max-foreign is a share of the machine, from 0 to 1, got 2.0"),
         (("--timeout", 0), "--timeout must be at least 1, got 0.0"),
         (("--json", "/nowhere/runs.jsonl"), "/nowhere/runs.jsonl cannot be written: there is no folder /nowhere"),
     ],

@@ -47,6 +47,9 @@ def compare(
     output_json: Annotated[Path | None, typer.Option("--json", help="Add each run to this file, a line each.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the ratios into this file.")] = None,
+    max_foreign: Annotated[
+        float, typer.Option(help="Leave runs out of the table during which others took more of the machine.")
+    ] = 1.0,
     earlier: Annotated[
         list[Path] | None, typer.Option("--from", help="Run nothing: the table of this file of runs. May be repeated.")
     ] = None,
@@ -63,6 +66,8 @@ def compare(
     for option, value in (("--rounds", rounds), ("--threads", threads), ("--timeout", timeout)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
+    if not 0 <= max_foreign <= 1:
+        raise ValueError(f"--max-foreign is a share of the machine, from 0 to 1, got {max_foreign}")
     if threads > (num_cpus := len(os.sched_getaffinity(0))):
         raise ValueError(f"--threads {threads}: this process may use {num_cpus} CPUs")
     if png is not None and importlib.util.find_spec("matplotlib") is None:
@@ -71,7 +76,7 @@ def compare(
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
     folder = peers_dir.expanduser().resolve()
-    engines = {name: package.open_peer(name, folder) for name in ("quire", *chosen_peers)}
+    engines = {name: open_peer(name, folder) for name in ("quire", *chosen_peers)}
     if list_peers or setup:
         _list(engines, chosen_peers, setup)
         return
@@ -86,6 +91,7 @@ def compare(
             if output_json is not None:
                 with output_json.open("a") as file:
                     file.write(json.dumps(record) + "\n")
+    records = compare_report.quiet(records, max_foreign)
     table = compare_report.markdown(records)
     if markdown is not None:
         markdown.write_text(table + "\n")
@@ -116,6 +122,10 @@ def load_peers() -> ModuleType:
     return package
 
 
+def open_peer(name: str, folder: Path) -> Any:
+    return sys.modules["quire_peers"].open_peer(name, folder)
+
+
 def _list(engines: dict[str, Any], peers: list[str], setup: bool) -> None:
     failed = []
     for name in peers:
@@ -138,6 +148,7 @@ class Job:
     def __init__(self, engines: dict[str, Any], folder: Path, threads: int, timeout: float) -> None:
         self._engines, self._folder, self._threads, self._timeout = engines, folder, threads, timeout
         self._checkpoints = sys.modules["quire_peers.checkpoints"]
+        self._with_torch = [open_peer(name, folder) for name in ("transformers", "vllm")]
         self._machine = {**machine.describe(), "threads": threads}
         self._broken: dict[tuple[str, str, str], str] = {}  # (engine, shape, workload): why it is not run again
         self._position = 0
@@ -224,7 +235,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=self._variables(engine),
+                env=self._variables(self._engines[engine]),
                 preexec_fn=os.setpgrp,
             )
             try:
@@ -241,9 +252,9 @@ class Job:
             said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise RuntimeError((said[-1] if said else f"ended with {process.returncode}")[:300])
 
-    def _variables(self, engine: str) -> dict[str, str]:
-        variables = {**os.environ, **self._engines[engine].variables(self._threads)}
-        if str(self._engines[engine].python()) != sys.executable:
+    def _variables(self, engine: Any) -> dict[str, str]:
+        variables = {**os.environ, **engine.variables(self._threads)}
+        if str(engine.python()) != sys.executable:
             variables.pop("PYTHONPATH", None)  # of this interpreter
         return variables
 
@@ -276,12 +287,11 @@ class Job:
         return _quire.measure_machine("", self._threads, weight_bytes)
 
     def _torch_flops(self) -> float | None:
-        """What torch's product reaches, where a peer that is ready has torch."""
-        for name in ("transformers", "vllm"):
-            engine = self._engines.get(name)
-            if engine is not None and engine.missing() is None:
+        """What torch's product reaches, where an environment with torch is ready, of a peer that runs or of another."""
+        for engine in self._with_torch:
+            if engine.missing() is None:
                 command = [str(engine.python()), str(peers_folder() / "gemm_rate.py"), str(self._threads)]
-                ran = subprocess.run(command, capture_output=True, text=True, env=self._variables(name))
+                ran = subprocess.run(command, capture_output=True, text=True, env=self._variables(engine))
                 return float(ran.stdout) if ran.returncode == 0 else None
         return None
 

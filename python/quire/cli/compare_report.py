@@ -89,11 +89,28 @@ def rows(records: Sequence[Record]) -> list[Row]:
     return found
 
 
+def quiet(records: Iterable[Record], max_foreign: float) -> list[Record]:
+    """Runs whose timed calls saw more of other processes have no figures any more, but are known to have been."""
+    figures = {metric.field for metric in METRICS}
+
+    def silenced(record: Record) -> Record:
+        return {name: value for name, value in record.items() if name not in figures}
+
+    return [silenced(record) if foreign(record) > max_foreign else record for record in records]
+
+
+def foreign(record: Record) -> float:
+    """What others took of the machine during the worst of the timed calls."""
+    calls = record.get("calls", ())
+    return max((call["foreign"] or 0.0 for call in (calls[1:] or calls)), default=0.0)
+
+
 def _cell(records: Iterable[Record], engine: str, metric: Metric) -> Cell:
     own = [record for record in records if record["engine"] == engine]
     values = tuple(record[metric.field] * metric.scale for record in own if metric.field in record)
     errors = [record["error"] for record in own if "error" in record]
-    return Cell(values, errors[-1] if errors else None if values else "not run")
+    why = "no quiet run" if own else "not run"
+    return Cell(values, errors[-1] if errors else None if values else why)
 
 
 def _limit(runs: Sequence[Record], records: Iterable[Record]) -> float | None:
@@ -127,8 +144,7 @@ def line(record: Record) -> str:
         for metric in METRICS
         if metric.workload == record["workload"] and metric.field in record
     ]
-    foreign = max((call["foreign"] or 0 for call in record["calls"]), default=0)
-    return f"{head} {', '.join(shown)}  (others {foreign:.0%})"
+    return f"{head} {', '.join(shown)}  (others {foreign(record):.0%})"
 
 
 def _number(value: float) -> str:
@@ -137,7 +153,7 @@ def _number(value: float) -> str:
 
 def _shown(cell: Cell) -> str:
     if not cell.values:
-        return "not run" if cell.error == "not run" else "failed"
+        return cell.error if cell.error in ("not run", "no quiet run") else "failed"
     low, high = min(cell.values), max(cell.values)
     spread = f" ({_number(low)} to {_number(high)})" if len(cell.values) > 1 else ""
     return _number(cell.median) + spread + (", then failed" if cell.error else "")
@@ -169,10 +185,10 @@ def markdown(records: Sequence[Record]) -> str:
 def _notes(records: Sequence[Record], table: Sequence[Row]) -> list[str]:
     runs = [record for record in records if "engine" in record]
     machine = runs[-1]["machine"]
-    rounds = 1 + max(record["round"] for record in runs)
+    most = max([len(cell.values) for row in table for name, cell in row.cells.items() if name != "quire"], default=0)
     notes = [
-        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} (smallest to largest), quire beside each peer in "
-        "turns, each run a process of its own, of whose memory the peak is that of c; "
+        f"Medians (smallest to largest) of up to {most} runs of a peer and of one of quire beside each. A run is a "
+        "process, in c the one whose peak memory is told. "
         f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}."
     ]
     for engine in table[0].cells:
@@ -186,10 +202,10 @@ def _notes(records: Sequence[Record], table: Sequence[Row]) -> list[str]:
             cells = failures.setdefault(f"{record['engine']} failed: {record['error']}", [])
             cells.append(f"{record['shape']} {record['workload']}")
     notes += [f"- {why} ({', '.join(dict.fromkeys(cells))})" for why, cells in failures.items()]
-    shares = [call["foreign"] for record in runs for call in record.get("calls", ()) if call["foreign"] is not None]
+    shares = [foreign(record) for record in runs if record.get("calls")]
     if shares:
         notes.append(
-            f"- Other processes took {statistics.median(shares):.1%} of the machine during the median call, "
+            f"- Other processes took {statistics.median(shares):.1%} of the machine during the median run, "
             f"{max(shares):.1%} during the worst."
         )
     return notes + _limit_notes(runs, records)
