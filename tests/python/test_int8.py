@@ -72,17 +72,38 @@ def test_perplexity_of_its_own_stories(demo: dict[str, LLM]) -> None:
     assert abs(rounded / plain - 1) < MOST_MORE_PERPLEXITY
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_log_probabilities_are_close(tiny_model: Path, dtype: str) -> None:
+def rounded_reference(folder: Path, prompts: list[list[int]]) -> Any:
+    """Logits behind each prompt by transformers in float32, with the linear layers rounded as docs/python.md says."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def rounded(values: Any) -> Any:
+        scale = values.abs().amax(-1, keepdim=True) / 127
+        return torch.round(values / scale.clamp(min=1e-30)) * scale
+
+    def replace(linear: Any) -> None:
+        weight = rounded(linear.weight.data)
+        linear.forward = lambda x: torch.nn.functional.linear(
+            torch.cat([rounded(run) for run in x.split(128, dim=-1)], dim=-1), weight, linear.bias
+        )
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            replace(module)
+    with torch.no_grad():
+        return np.stack([model(torch.tensor([ids])).logits[0, -1].numpy() for ids in prompts])
+
+
+def test_logits_are_those_of_rounded_layers(tiny_model: Path) -> None:
+    """In float32 all that differs is which way a value between two steps goes; rounding changes these logits by 0.072."""
     prompts = [[2 + (7 * i + 31 * p) % 390 for i in range(20 + p)] for p in range(8)]
     params = SamplingParams(max_tokens=1, temperature=0, return_logits=True)
-    logits = []
-    for quantization in (None, "int8"):
-        with LLM(str(tiny_model), dtype=dtype, quantization=quantization, seed=0, num_gpu_blocks_override=64) as llm:
-            outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-            logits.append(np.stack([output.outputs[0].logits[0] for output in outputs]))
-    error = np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / np.std(logits[0])
-    assert 0 < error < 0.03
+    with LLM(str(tiny_model), dtype="float32", quantization="int8", seed=0, num_gpu_blocks_override=64) as llm:
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    logits = np.stack([output.outputs[0].logits[0] for output in outputs])
+    reference = rounded_reference(tiny_model, prompts)
+    assert np.sqrt(np.mean((logits - reference) ** 2)) / np.std(reference) < 0.01
 
 
 def test_it_takes_less_memory_and_says_so(demo: dict[str, LLM]) -> None:
