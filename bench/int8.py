@@ -5,7 +5,7 @@ Both engines live in one process. Decode rates are of the tokens behind the firs
 token. With --text, stories separated by lines "<|endoftext|>", perplexity is that of every token of each story and of
 the closing token 0, which also begins it (how the model card of quire/demo counts).
 
-usage: python bench/int8.py [--model quire/demo] [--rounds 9] [--new 128] [--batches 1,8] [--prompts 64,512,1024]
+usage: python bench/int8.py [--model quire/demo] [--rounds 9] [--new 128] [--batches 1,8] [--prompts 64,512,1000]
        [--isa avx512] [--text FILE [--stories 299]]
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--prompts", default="64,512,1024")
+    parser.add_argument("--prompts", default="64,512,1000")
     parser.add_argument("--isa", default="")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--stories", type=int, default=299)

@@ -96,7 +96,7 @@ def rounded_reference(folder: Path, prompts: list[list[int]]) -> Any:
 
 
 def test_logits_are_those_of_rounded_layers(tiny_model: Path) -> None:
-    """In float32 all that differs is which way a value between two steps goes; rounding changes these logits by 0.072."""
+    """What differs is which way a value between two steps goes. Rounding changes these logits by 0.072."""
     prompts = [[2 + (7 * i + 31 * p) % 390 for i in range(20 + p)] for p in range(8)]
     params = SamplingParams(max_tokens=1, temperature=0, return_logits=True)
     with LLM(str(tiny_model), dtype="float32", quantization="int8", seed=0, num_gpu_blocks_override=64) as llm:
