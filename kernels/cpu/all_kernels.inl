@@ -11,6 +11,8 @@
 #include "cpu/softmax_state.inl"
 #include "cpu/attention.inl"
 #include "cpu/attention_tile.inl"
+#include "cpu/attention_shared.inl"
+#include "cpu/attention_launch.inl"
 #include "cpu/sampling.inl"
 #include "cpu/table.inl"
 // clang-format on

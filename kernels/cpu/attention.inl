@@ -14,6 +14,7 @@ struct AttentionTile {
   int num_rows;
   int64_t kv_head;
   const int32_t* block_table;
+  int32_t seq;  // of the launch
 };
 
 struct RowRange {

@@ -1,4 +1,5 @@
-// The loop over chunks and splits of a tile, and the launcher. What a chunk computes is in attention.inl.
+// The loop over chunks and splits of a tile. What a chunk computes is in attention.inl, how a launch is cut into tiles
+// in attention_launch.inl.
 
 // State of all rows of a tile.
 struct TileState {
@@ -194,21 +195,24 @@ struct VectorAttention {
   }
 };
 
-// The state of a tile over the keys of one split.
-template <typename Method>
-static void attend_split(const PagedAttentionParams& p, const AttentionTile& tile, int64_t split, TileScratch& scratch,
-                         TileState& state) {
-  using T = typename Method::Element;
-  const int64_t out_size = tile.num_rows * out_stride_of(p.kv.head_dim);
+static void clear_states(const AttentionTile& tile, int64_t head_dim, TileState& state) {
+  const int64_t out_size = tile.num_rows * out_stride_of(head_dim);
   for (int64_t i = 0; i < out_size; i += Vec::kWidth) Vec::store(state.out + i, Vec::zero());
   for (int r = 0; r < tile.num_rows; ++r) {
     state.max[r] = -__builtin_inff();
     state.sum[r] = 0.0f;
   }
+}
+
+// Adds the keys of one split, from `first_key` on, to the state of a tile.
+template <typename Method>
+static void attend_keys(const PagedAttentionParams& p, const AttentionTile& tile, int64_t first_key, int64_t split,
+                        TileScratch& scratch, TileState& state) {
+  using T = typename Method::Element;
   // Rows ascend in position, and with them both ends of what they see.
   const RowRange all = {scratch.visible[0].begin, scratch.visible[tile.num_rows - 1].end};
   const int64_t end = lesser(all.end, (split + 1) * kSplitKeys);
-  int64_t begin = greater(all.begin, split * kSplitKeys) / kChunkKeys * kChunkKeys;
+  int64_t begin = greater(all.begin, first_key) / kChunkKeys * kChunkKeys;
   if (begin >= end) return;
   ChunkTiles<T> tiles = find_tiles<T>(p, tile, begin, all);
   for (; begin < end; begin += kChunkKeys) {
@@ -219,26 +223,38 @@ static void attend_split(const PagedAttentionParams& p, const AttentionTile& til
   }
 }
 
+// The state of a tile over the keys of one split.
+template <typename Method>
+static void attend_split(const PagedAttentionParams& p, const AttentionTile& tile, int64_t split, TileScratch& scratch,
+                         TileState& state) {
+  clear_states(tile, p.kv.head_dim, state);
+  attend_keys<Method>(p, tile, split * kSplitKeys, split, scratch, state);
+}
+
+// Row r of the tile becomes head `head` of the launch's token `token`, which is at `position` and sees `visible`.
+template <typename Method>
+static void prepare_row(const PagedAttentionParams& p, int r, int64_t token, int64_t head, int64_t position,
+                        RowRange visible, TileScratch& scratch) {
+  const auto* query = static_cast<const typename Method::Element*>(p.q) + token * p.q_stride + head * p.kv.head_dim;
+  scratch.query[r] = Method::prepare_query(query, p.kv.head_dim, r, scratch);
+  scratch.position[r] = position;
+  scratch.visible[r] = visible;
+  scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
+  const int64_t reach = p.relative_reach;
+  scratch.bias[r] = p.relative_bias != nullptr ? p.relative_bias + head * (2 * reach + 1) + reach : nullptr;
+}
+
 // Rows of the tile: where their queries lie and which keys they see.
 template <typename Method>
 static void prepare_rows(const PagedAttentionParams& p, const AttentionTile& tile, TileScratch& scratch) {
-  using T = typename Method::Element;
-  const int64_t head_dim = p.kv.head_dim;
   const int64_t group = p.num_heads / p.kv.num_kv_heads;
+  const int64_t ahead = p.causal ? 1 : p.window > 0 ? p.window : tile.kv_len;
   for (int r = 0; r < tile.num_rows; ++r) {
     const int64_t row = tile.row_begin + r;
-    const int64_t head = tile.kv_head * group + row % group;
-    const int64_t token = row / group;
-    const T* query = static_cast<const T*>(p.q) + (tile.token_begin + token) * p.q_stride + head * head_dim;
-    scratch.query[r] = Method::prepare_query(query, head_dim, r, scratch);
-    const int64_t position = tile.first_position + token;
+    const int64_t position = tile.first_position + row / group;
     const int64_t begin = p.window > 0 ? greater(0, position + 1 - p.window) : 0;
-    scratch.position[r] = position;
-    const int64_t ahead = p.causal ? 1 : p.window > 0 ? p.window : tile.kv_len;
-    scratch.visible[r] = {begin, lesser(tile.kv_len, position + ahead)};
-    scratch.slope[r] = p.alibi_slopes != nullptr ? p.alibi_slopes[head] : 0.0f;
-    const int64_t reach = p.relative_reach;
-    scratch.bias[r] = p.relative_bias != nullptr ? p.relative_bias + head * (2 * reach + 1) + reach : nullptr;
+    prepare_row<Method>(p, r, tile.token_begin + row / group, tile.kv_head * group + row % group, position,
+                        {begin, lesser(tile.kv_len, position + ahead)}, scratch);
   }
 }
 
@@ -271,145 +287,4 @@ static void merge_tiles(const AttentionTile& tile, int64_t head_dim, TileState& 
     merge_states({&left.max[r], &left.sum[r], left.out + r * stride},
                  {&right.max[r], &right.sum[r], right.out + r * stride}, head_dim);
   }
-}
-
-// How a launch is cut. Tasks are (tile, kv head), or with splits (tile, kv head, split), then a merge of each tile.
-struct AttentionPlan {
-  const int32_t* tile_begin;  // [num_seqs + 1]
-  int64_t rows_per_tile;
-  int64_t num_splits;  // of the longest sequence
-  bool splits_in_tasks;
-  float* states;  // of (tile, kv head, split): max[rows], sum[rows], out[rows][stride]
-  int64_t state_floats;
-};
-
-static AttentionTile find_tile(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t tile_id,
-                               int64_t kv_head) {
-  int64_t low = 0, high = p.num_seqs;  // the last sequence whose tile_begin is <= tile_id
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (plan.tile_begin[middle] <= tile_id ? low : high) = middle;
-  }
-  const int64_t group = p.num_heads / p.kv.num_kv_heads;
-  const int64_t num_queries = p.query_start[low + 1] - p.query_start[low];
-  AttentionTile tile;
-  tile.token_begin = p.query_start[low];
-  tile.kv_len = p.kv_lens[low];
-  tile.first_position = tile.kv_len - num_queries;
-  tile.row_begin = (tile_id - plan.tile_begin[low]) * plan.rows_per_tile;
-  tile.num_rows = static_cast<int>(lesser(plan.rows_per_tile, num_queries * group - tile.row_begin));
-  tile.kv_head = kv_head;
-  tile.block_table = p.block_tables + low * p.block_table_stride;
-  return tile;
-}
-
-template <typename Method>
-static void attend_tile(const PagedAttentionParams& p, const AttentionTile& tile) {
-  TileScratch scratch;
-  TileState total, part;
-  prepare_rows<Method>(p, tile, scratch);
-  const int64_t first = scratch.visible[0].begin / kSplitKeys;  // rows ascend in position
-  const int64_t last = ceil_div(scratch.visible[tile.num_rows - 1].end, kSplitKeys);
-  Method::begin_tile(tile);
-  attend_split<Method>(p, tile, first, scratch, total);
-  for (int64_t split = first + 1; split < last; ++split) {
-    attend_split<Method>(p, tile, split, scratch, part);
-    merge_tiles(tile, p.kv.head_dim, total, part);
-  }
-  Method::end_tile();
-  write_rows<typename Method::Element>(p, tile, total);
-}
-
-template <typename Method>
-static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t task) {
-  const int64_t tile_task = task / plan.num_splits;
-  const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
-  TileScratch scratch;
-  TileState state;
-  prepare_rows<Method>(p, tile, scratch);
-  Method::begin_tile(tile);
-  attend_split<Method>(p, tile, task % plan.num_splits, scratch, state);
-  Method::end_tile();
-  float* saved = plan.states + task * plan.state_floats;
-  const auto rows = static_cast<size_t>(tile.num_rows);
-  memcpy(saved, state.max, rows * sizeof(float));
-  memcpy(saved + kMaxTileRows, state.sum, rows * sizeof(float));
-  memcpy(saved + 2 * kMaxTileRows, state.out, rows * static_cast<size_t>(out_stride_of(p.kv.head_dim)) * sizeof(float));
-}
-
-template <typename T>
-static void merge_splits_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t tile_task) {
-  const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
-  const int64_t stride = out_stride_of(p.kv.head_dim);
-  TileState total;
-  for (int r = 0; r < tile.num_rows; ++r) total.sum[r] = 0.0f;
-  for (int64_t i = 0; i < tile.num_rows * stride; i += Vec::kWidth) Vec::store(total.out + i, Vec::zero());
-  for (int64_t split = 0; split < plan.num_splits; ++split) {
-    float* saved = plan.states + (tile_task * plan.num_splits + split) * plan.state_floats;
-    for (int r = 0; r < tile.num_rows; ++r) {
-      merge_states({&total.max[r], &total.sum[r], total.out + r * stride},
-                   {saved + r, saved + kMaxTileRows + r, saved + 2 * kMaxTileRows + r * stride}, p.kv.head_dim);
-    }
-  }
-  write_rows<T>(p, tile, total);
-}
-
-template <typename Method>
-static void run_attention(const PagedAttentionParams& p, const AttentionPlan& plan, double estimate_ns, Stream stream) {
-  const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
-  if (plan.splits_in_tasks) {
-    for_each_task(stream, num_tiles * plan.num_splits, estimate_ns,
-                  [&](int64_t task) { attend_split_task<Method>(p, plan, task); });
-    for_each_task(stream, num_tiles, estimate_ns,
-                  [&](int64_t task) { merge_splits_task<typename Method::Element>(p, plan, task); });
-    return;
-  }
-  for_each_task(stream, num_tiles, estimate_ns, [&](int64_t task) {
-    attend_tile<Method>(p, find_tile(p, plan, task / p.kv.num_kv_heads, task % p.kv.num_kv_heads));
-  });
-}
-
-// OfBf16: how products of bf16 are computed.
-template <typename OfBf16>
-static void paged_attention_with(const PagedAttentionParams& p, Stream stream) {
-  if (p.num_seqs == 0) return;
-  const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim, OfBf16::kMaxRows);
-  check_attention(p, shape);
-  int32_t* tile_begin = static_cast<int32_t*>(p.workspace);
-  const int64_t group = p.num_heads / p.kv.num_kv_heads;
-  int64_t max_kv_len = 1, max_rows = 1;
-  double work = 0.0;
-  tile_begin[0] = 0;
-  for (int32_t s = 0; s < p.num_seqs; ++s) {
-    const int64_t rows = (p.query_start[s + 1] - p.query_start[s]) * group;
-    tile_begin[s + 1] = tile_begin[s] + static_cast<int32_t>(ceil_div(rows, shape.rows_per_tile));
-    if (rows > 0) max_kv_len = greater(max_kv_len, p.kv_lens[s]);
-    max_rows = greater(max_rows, rows);
-    work += static_cast<double>(greater(rows, 4)) * p.kv_lens[s];
-  }
-  AttentionPlan plan;
-  plan.tile_begin = tile_begin;
-  plan.rows_per_tile = shape.rows_per_tile;
-  plan.num_splits = ceil_div(max_kv_len, kSplitKeys);
-  plan.state_floats = 2 * kMaxTileRows + lesser(max_rows, shape.rows_per_tile) * out_stride_of(p.kv.head_dim);
-  plan.states = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + attention_index_bytes(p.num_seqs));
-  const int64_t tiles = int64_t{tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
-  const size_t needed = attention_index_bytes(p.num_seqs) +
-                        static_cast<size_t>(tiles * plan.num_splits * plan.state_floats) * sizeof(float);
-  const int num_threads = num_threads_of(stream);
-  plan.splits_in_tasks =
-      num_threads > 1 && plan.num_splits > 1 && tiles < 2 * num_threads && needed <= p.workspace_bytes;
-  const double estimate_ns = work * p.kv.num_kv_heads * p.kv.head_dim * 0.02;
-  switch (p.dtype) {
-    case DType::bf16:
-      return run_attention<OfBf16>(p, plan, estimate_ns, stream);
-    case DType::f16:
-      return run_attention<VectorAttention<F16>>(p, plan, estimate_ns, stream);
-    default:
-      return run_attention<VectorAttention<float>>(p, plan, estimate_ns, stream);
-  }
-}
-
-static void paged_attention(const PagedAttentionParams& p, Stream stream) {
-  paged_attention_with<VectorAttention<Bf16>>(p, stream);
 }

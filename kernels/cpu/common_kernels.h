@@ -45,8 +45,34 @@ struct AttentionShape {
 AttentionShape attention_shape(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim, int most_rows);
 void check_attention(const PagedAttentionParams& params, const AttentionShape& shape);
 
-// How the workspace of attention is used: tile_begin[num_seqs + 1] int32, then, when splits of one tile run on several
-// threads, states of head_dim + 2 floats for each (tile, kv head, split, row).
+// Sequences of a launch that begin with the same pages: what their queries see of those is computed together, and each
+// sequence goes on from there. A view of a plan.
+struct SharedPrefixes {
+  struct Group {
+    int32_t first_member;  // in members; up to that of the next group
+    int32_t num_keys;      // a multiple of kChunkKeys
+    int32_t first_row;     // (token, head of a KV head) of all members, in their order
+  };
+  int32_t* num_groups;
+  Group* groups;       // [num_groups + 1], the last one an end
+  int32_t* members;    // sequences, group by group
+  int32_t* num_keys;   // [num_seqs] those of the sequence's group, 0: it is in none
+  int32_t* first_row;  // [num_seqs] of its group's rows and all before, the first that is its own
+
+  SharedPrefixes(void* plan, int64_t num_seqs)
+      : num_groups(static_cast<int32_t*>(plan)),
+        groups(reinterpret_cast<Group*>(num_groups + 2)),
+        members(reinterpret_cast<int32_t*>(groups + num_seqs + 1)),
+        num_keys(members + num_seqs),
+        first_row(num_keys + num_seqs) {}
+};
+
+// Of a row's state over shared keys there are two parts: that of whole splits, and that of the last, begun one.
+constexpr int64_t shared_state_floats(int64_t head_dim) { return 2 * (head_dim + 2); }
+
+// How the workspace of attention is used: tile_begin[num_seqs + 1] int32, a plan for a launch that has none, then the
+// states of shared prefixes, of (row, kv head), or, when splits of one tile run on several threads, those of head_dim +
+// 2 floats for each (tile, kv head, split, row).
 constexpr size_t attention_index_bytes(int64_t num_seqs) {
   return (static_cast<size_t>(num_seqs + 1) * sizeof(int32_t) + 63) / 64 * 64;
 }

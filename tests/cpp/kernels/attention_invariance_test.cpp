@@ -19,6 +19,7 @@ class AttentionInvariance : public testing::TestWithParam<const KernelTable*> {
   struct Piece {
     int32_t begin, end;
   };
+  bool share_pages_ = false;  // a piece takes the pages that the longest one before it has of its keys
 
   std::vector<uint8_t> row_bits(const cases::AttentionCase& done, const cases::AttentionSpec& spec, int64_t token) {
     const size_t row_bytes = static_cast<size_t>(spec.num_heads * spec.head_dim) * dtype_bytes(spec.dtype);
@@ -36,7 +37,14 @@ class AttentionInvariance : public testing::TestWithParam<const KernelTable*> {
   std::vector<std::vector<uint8_t>> attend(cases::AttentionSpec spec, const std::vector<Piece>& pieces, uint64_t seed,
                                            ThreadPool& pool) {
     spec.seqs.clear();
-    for (const Piece& piece : pieces) spec.seqs.push_back({piece.end - piece.begin, piece.end});
+    for (const Piece& piece : pieces) {
+      const auto longest = std::max_element(spec.seqs.begin(), spec.seqs.end(),
+                                            [](const auto& a, const auto& b) { return a.kv_len < b.kv_len; });
+      const bool shares = share_pages_ && !spec.seqs.empty();
+      const auto with = shares ? static_cast<int32_t>(longest - spec.seqs.begin()) : -1;
+      const int32_t shared = shares ? std::min(longest->kv_len, piece.end) : 0;
+      spec.seqs.push_back({piece.end - piece.begin, piece.end, with, shared});
+    }
     const Stream stream{&pool};
     const auto fill_inputs = [&](cases::Buffer& queries, int64_t q_stride, cases::Buffer& kv, int64_t kv_stride) {
       int64_t token = 0, key = 0;
@@ -136,6 +144,21 @@ TEST_P(AttentionInvariance, SplitsOfLongContexts) {
   check(spec, 2200, {1100, 700});
   spec.window = 1300;
   check(spec, 2200, {1100, 700});
+}
+
+// Sequences with the same first pages are computed together as far as those go.
+TEST_P(AttentionInvariance, SharedPages) {
+  share_pages_ = true;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    cases::AttentionSpec spec = {.dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 40, .seqs = {}};
+    check(spec, 200, {1, 3, 50});
+    spec.has_alibi = spec.has_sinks = true;
+    spec.softcap = 3.0f;
+    spec.relative_reach = 21;
+    check(spec, 200, {4});
+  }
+  cases::AttentionSpec spec = {.dtype = DType::bf16, .num_heads = 2, .num_kv_heads = 1, .head_dim = 16, .seqs = {}};
+  check(spec, 1300, {8});
 }
 
 INSTANTIATE_TEST_SUITE_P(, AttentionInvariance, testing::ValuesIn(tables_with_own(&KernelTable::paged_attention)),

@@ -13,6 +13,7 @@ namespace quire::cases {
 struct SequenceSpec {
   int32_t num_queries = 1;
   int32_t kv_len = 1;
+  int32_t shares_with = -1, shared_keys = 0;  // whole pages of these keys are those of an earlier sequence
 };
 
 struct AttentionSpec {
@@ -65,6 +66,7 @@ class AttentionCase : public KernelCase {
       Random of_distances(17);  // of no seed: they are the model's, not the batch's
       relative_bias_.fill_uniform(of_distances, kMaxValue);
     }
+    share_keys();
     place_pages(random);
     write_cache(table, stream);
     hide_unused_blocks();
@@ -152,6 +154,17 @@ class AttentionCase : public KernelCase {
     return {k_cache_.data(), v_cache_.data(), spec_.dtype, spec_.block_size, spec_.num_kv_heads, head_dim_};
   }
 
+  void share_keys() {
+    for (size_t s = 0; s < spec_.seqs.size(); ++s) {
+      const SequenceSpec& seq = spec_.seqs[s];
+      const int64_t whole = seq.shared_keys / spec_.block_size * spec_.block_size * kv_stride_;
+      for (int64_t i = 0; i < whole; ++i) {
+        qkv_.set(kv_start_[s] * kv_stride_ + i,
+                 qkv_.get(kv_start_[static_cast<size_t>(seq.shares_with)] * kv_stride_ + i));
+      }
+    }
+  }
+
   void place_pages(Random& random) {
     int32_t num_blocks = 3;
     table_stride_ = max_kv_len_ / spec_.block_size + 3;
@@ -162,7 +175,10 @@ class AttentionCase : public KernelCase {
     block_tables_.assign(spec_.seqs.size() * static_cast<size_t>(table_stride_), kUnusedBlock);
     size_t next = 0;
     for (size_t s = 0; s < spec_.seqs.size(); ++s) {
-      for (int32_t b = 0; b * spec_.block_size < spec_.seqs[s].kv_len; ++b) block_of(s, b) = ids[next++];
+      for (int32_t b = 0; b * spec_.block_size < spec_.seqs[s].kv_len; ++b) {
+        const bool is_shared = (b + 1) * spec_.block_size <= spec_.seqs[s].shared_keys;
+        block_of(s, b) = is_shared ? block_of(static_cast<size_t>(spec_.seqs[s].shares_with), b) : ids[next++];
+      }
     }
     const int64_t elements = int64_t{num_blocks} * spec_.block_size * spec_.num_kv_heads * head_dim_;
     k_cache_ = Buffer(spec_.dtype, elements);  // all NaN
@@ -356,6 +372,27 @@ inline void add_tensor_core_attention(std::vector<CaseEntry>& cases, DType dtype
   add_attention(cases, "splits_window", base);
 }
 
+// Sequences that begin with the same pages: two families among each other and others, some with several queries, with a
+// whole prompt's, ending within the shared pages, or sharing less than their family.
+inline void add_shared_attention(std::vector<CaseEntry>& cases, DType dtype) {
+  AttentionSpec base = {.dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 40, .seqs = {}};
+  base.seqs = {{1, 300},         {1, 333},          {1, 290, 0, 272}, {1, 350, 1, 320},
+               {2, 280, 0, 272}, {60, 340, 0, 272}, {1, 200, 0, 200}, {3, 400, 1, 320},
+               {1, 77},          {1, 301, 2, 272},  {1, 190, 1, 144}, {40, 40}};
+  add_attention(cases, "shared", base);
+  base.has_alibi = base.has_sinks = true;
+  base.softcap = 2.0f;
+  base.relative_reach = 70;
+  add_attention(cases, "shared_all", base);
+  base.window = 100;
+  add_attention(cases, "shared_window", base);
+  base = {.dtype = dtype, .num_heads = 2, .num_kv_heads = 1, .head_dim = 16, .seqs = {{1, 2600}}};
+  for (const int32_t keys : {1024, 1600, 2048, 2590}) {
+    for (int32_t i = 0; i < 10; ++i) base.seqs.push_back({1 + i % 2, keys + 10 + 70 * i, 0, keys});
+    add_attention(cases, str_cat("shared_splits_", keys), base);
+  }
+}
+
 inline void add_attention_cases(std::vector<CaseEntry>& cases) {
   const std::vector<SequenceSpec> mixed = {{1, 1}, {5, 5}, {1, 70}, {33, 40}, {1, 129}, {64, 200}, {0, 30}, {2, 17}};
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -379,6 +416,7 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
     base.window = 1500;
     add_attention(cases, "splits_window", base);
     if (dtype != DType::f32) add_tensor_core_attention(cases, dtype);
+    add_shared_attention(cases, dtype);
   }
   // More sequences, and more tiles of rows, than a block has threads.
   std::vector<SequenceSpec> many;
@@ -396,6 +434,10 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
     bench("decode1_of_8192", 9, 3, head_dim, {{1, 8192}});
     bench("decode1_of_65536", 9, 3, head_dim, {{1, 65536}});
     bench("decode64_of_1024", 9, 3, head_dim, std::vector<SequenceSpec>(64, {1, 1024}));
+    std::vector<SequenceSpec> sharing(64, {1, 560, 0, 512});
+    sharing[0].shares_with = -1;
+    sharing[0].shared_keys = 0;
+    bench("decode64_of_560_sharing_512", 9, 3, head_dim, sharing);
     bench("prefill_1024", 9, 3, head_dim, {{1024, 1024}});
     bench("chunk_256_of_4096", 14, 2, head_dim, {{256, 4096}});
   }
