@@ -88,8 +88,12 @@ struct LastKeys {
 };
 
 // V of the keys [begin, end) of a chunk, those of a pair side by side: [pair][columns][2], where `columns` is head_dim
-// in whole tiles. Other keys of the same steps are zeros. Returns whether all values are finite.
-static bool pair_values(const Bf16* const* tiles, int64_t head_dim, RowRange keys, Bf16* out) {
+// in whole tiles. Other keys of the same steps are zeros. Returns whether all values are finite. With kAhead the next
+// chunk is asked for on the way, line by line, since in one go its lines wait for each other; into the second level,
+// which has more of them under way.
+template <bool kAhead>
+static bool pair_values(const Bf16* const* tiles, const ChunkTiles<Bf16>* next, int64_t head_dim, RowRange keys,
+                        Bf16* out) {
   const int64_t columns = round_up(head_dim, kValueColumns);
   alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -104,7 +108,14 @@ static bool pair_values(const Bf16* const* tiles, int64_t head_dim, RowRange key
       rows[i] = tiles[(key + i) / kTileTokens] + (key + i) % kTileTokens * head_dim;
     }
     Bf16* pair = out + key * columns;
+    const int64_t line = key % kTileTokens * head_dim;
     for (int64_t d = 0; d < columns; d += kValueColumns) {
+      if constexpr (kAhead) {
+        for (const int64_t at : {line + d, line + head_dim + d}) {
+          _mm_prefetch(reinterpret_cast<const char*>(next->k[key / kTileTokens] + at), _MM_HINT_T1);
+          _mm_prefetch(reinterpret_cast<const char*>(next->v[key / kTileTokens] + at), _MM_HINT_T1);
+        }
+      }
       const __mmask32 some = head_dim - d >= kValueColumns ? ~__mmask32{0} : (__mmask32{1} << (head_dim - d)) - 1;
       const __m512i even = _mm512_maskz_loadu_epi16(is_seen[0] ? some : 0, rows[0] + d);
       const __m512i odd = _mm512_maskz_loadu_epi16(is_seen[1] ? some : 0, rows[1] + d);
@@ -229,15 +240,6 @@ struct TileAttention {
     }
   }
 
-  static void prefetch(const ChunkTiles<Bf16>& next, int64_t head_dim) {
-    for (int t = 0; t < kChunkTiles; ++t) {
-      for (int64_t i = 0; i < head_dim * kTileTokens; i += 32) {
-        Vec::prefetch(next.k[t] + i);
-        Vec::prefetch(next.v[t] + i);
-      }
-    }
-  }
-
   static void attend_chunk(const PagedAttentionParams& p, const AttentionTile& tile, int64_t chunk_begin,
                            const ChunkTiles<Bf16>& tiles, const ChunkTiles<Bf16>& next, TileScratch& scratch,
                            TileState& state) {
@@ -252,14 +254,13 @@ struct TileAttention {
     }
     // Long before they are read as tiles: a load of a tile waits until what it reads has left the store buffer.
     alignas(64) Bf16 values[kChunkKeys * kMaxHeadDim];
-    const bool is_finite = pair_values(tiles.v, head_dim, seen, values);
     // Few rows wait for memory; many find in a cache what the tiles before them brought there.
-    const bool has_few_rows = tile.num_rows <= kTileRows;
+    const bool is_finite = tile.num_rows <= kTileRows ? pair_values<true>(tiles.v, &next, head_dim, seen, values)
+                                                      : pair_values<false>(tiles.v, &next, head_dim, seen, values);
     for (int begin = 0; begin < tile.num_rows; begin += kSpanRows) {
       const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
       score(rows, tiles, head_dim, static_cast<int>(seen.begin / kTileTokens),
             static_cast<int>(ceil_div(seen.end, kTileTokens)), scratch);
-      if (has_few_rows && next.k[0] != tiles.k[0]) prefetch(next, head_dim);
       for (int r = begin; r < begin + rows.count; ++r) {
         if (keys[r].begin < keys[r].end) continue;
         zero_weights(seen.begin / kTileK * kTileK, round_up(seen.end, kTileK), scratch.weights + r * kChunkKeys);
@@ -277,7 +278,7 @@ struct TileAttention {
       if (keys[r].begin >= keys[r].end) continue;
       const int begin = r / kSpanRows * kSpanRows;
       const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
-      pair_values(tiles.v, head_dim, keys[r], values);
+      pair_values<false>(tiles.v, nullptr, head_dim, keys[r], values);
       add_values(rows, {r, 1}, values, head_dim, keys[r], scratch, state);
     }
   }
