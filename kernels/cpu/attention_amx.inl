@@ -257,17 +257,26 @@ struct TileAttention {
     // Few rows wait for memory; many find in a cache what the tiles before them brought there.
     const bool is_finite = tile.num_rows <= kTileRows ? pair_values<true>(tiles.v, &next, head_dim, seen, values)
                                                       : pair_values<false>(tiles.v, &next, head_dim, seen, values);
-    for (int begin = 0; begin < tile.num_rows; begin += kSpanRows) {
-      const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
+    // Span after span, so that what one of them stores has left the store buffer when it is read as tiles.
+    const auto for_each_span = [&](const auto& body) {
+      for (int begin = 0; begin < tile.num_rows; begin += kSpanRows) {
+        body(RowSpan{begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))});
+      }
+    };
+    for_each_span([&](RowSpan rows) {
       score(rows, tiles, head_dim, static_cast<int>(seen.begin / kTileTokens),
             static_cast<int>(ceil_div(seen.end, kTileTokens)), scratch);
-      for (int r = begin; r < begin + rows.count; ++r) {
+    });
+    for_each_span([&](RowSpan rows) {
+      for (int r = rows.begin; r < rows.begin + rows.count; ++r) {
         if (keys[r].begin < keys[r].end) continue;
         zero_weights(seen.begin / kTileK * kTileK, round_up(seen.end, kTileK), scratch.weights + r * kChunkKeys);
       }
-      weigh_keys<TileAttention>(p, begin, begin + rows.count, chunk_begin, keys, scratch, state);
+      weigh_keys<TileAttention>(p, rows.begin, rows.begin + rows.count, chunk_begin, keys, scratch, state);
+    });
+    for_each_span([&](RowSpan rows) {
       if (is_finite) add_values(rows, rows, values, head_dim, seen, scratch, state);
-    }
+    });
     if (!is_finite) add_values_by_rows(tile, tiles, head_dim, keys, values, scratch, state);
   }
 
