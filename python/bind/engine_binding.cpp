@@ -141,8 +141,8 @@ py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
     while (!fetch(request_ids, outputs, deltas)) {
       if (!llm.step() && !fetch(request_ids, outputs, deltas)) {
+        if (!request_ids.empty()) wait_a_little();  // another thread put it to sleep, or took its weights
         if (!llm.is_sleeping()) return;
-        wait_a_little();
       }
       if (std::chrono::steady_clock::now() >= deadline) {
         fetch(request_ids, outputs, deltas);
