@@ -1,6 +1,7 @@
 // Implements quire.h: one engine behind one lock.
 //
 // The lock is recursive so that callbacks, which run inside step(), may submit and cancel.
+#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -43,7 +44,21 @@ struct LLM::Impl {
   std::vector<RequestOutput> run_all(const std::vector<std::vector<int32_t>>& prompts, const Params& params,
                                      const Submit& submit);
 
+  // Steps follow each other so closely that the mutex alone would let nobody in between; they give way to who asks.
+  // Not for long: a callback may ask for a step, and then the mutex is its thread's already.
+  std::unique_lock<std::recursive_mutex> lock_for_step() {
+    for (int i = 0; i < 20 && num_asking > 0; ++i) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    return std::unique_lock(mutex);
+  }
+  std::unique_lock<std::recursive_mutex> lock_between_steps() {
+    ++num_asking;
+    std::unique_lock lock(mutex);
+    --num_asking;
+    return lock;
+  }
+
   std::recursive_mutex mutex;
+  std::atomic<int> num_asking = 0;
   ModelInfo description;
   Engine engine;
 };
@@ -94,7 +109,7 @@ std::vector<RequestOutput> LLM::Impl::run_all(const std::vector<std::vector<int3
   }
   try {
     for (;;) {
-      std::unique_lock lock(mutex);
+      std::unique_lock lock = lock_for_step();
       if (num_finished == prompts.size()) return outputs;
       const bool worked = engine.step();
       if (!worked && !engine.can_run()) wait_for_others(lock);  // that woke it up, or will
@@ -133,7 +148,7 @@ uint64_t LLM::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchPa
 }
 
 bool LLM::step() {
-  const std::lock_guard lock(impl_->mutex);
+  const std::unique_lock lock = impl_->lock_for_step();
   return impl_->engine.step();
 }
 
@@ -158,7 +173,7 @@ bool LLM::reset_prefix_cache() {
 }
 
 void LLM::sleep(int32_t level, SleepMode mode) {
-  const std::lock_guard lock(impl_->mutex);
+  const std::unique_lock lock = impl_->lock_between_steps();
   impl_->engine.sleep(level, mode);
 }
 
