@@ -320,8 +320,7 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, InternalMethods, Unavailabl
         if output_type not in (None, RequestOutput):
             raise NotImplementedError(f"wait_for_completion gives RequestOutput only, got {output_type!r}")
         self._check_open()
-        if self._queued and self._engine.is_sleeping():
-            raise ValidationError("The engine is asleep and computes nothing; call wake_up() first.")
+        self._refuse_to_wait_asleep()
         queued, self._queued = self._queued, {}
         with runner.Waiting(self._engine) as waiting:
             waiting.adopt(queued)

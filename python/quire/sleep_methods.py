@@ -82,6 +82,14 @@ class SleepMethods:
             raise ValidationError("A pooling model has no KV cache; sleep(level=1) gives its memory back.")
         self._engine.release_kv_cache_memory()
 
+    def _refuse_to_wait_asleep(self) -> None:
+        """What has finished can be fetched; what was kept waits for wake_up(), which this thread would not reach."""
+        if not self._engine.is_sleeping():
+            return
+        stats = self._engine.stats()
+        if stats["num_running"] + stats["num_waiting"] > 0:
+            raise ValidationError("The engine is asleep and its requests wait; call wake_up() first.")
+
     def _finish_requests(self) -> None:
         """In short runs; the rest, if other threads go on submitting, is the core's."""
         if self._task != "generate":
