@@ -10,7 +10,8 @@ optional: LLM.stats() with step_seconds, host_seconds, device_seconds or device_
   throughput  output tokens/s: 256 x 1,024 in / 1,024 out (Qwen3-8B), nano-vllm's 256 requests (Qwen3-0.6B)
   startup     a process from its start to its first token, the checkpoint in the page cache, and its phases
   trace       what the device does in some steps, and how much of the time it does nothing
-  memory      what close() gives back            invariant   batch_invariant=True against False
+  memory      what close() gives back            sleep   what sleep() gives back and how long it takes
+  invariant   batch_invariant=True against False
 
 usage: python bench/gpu_engine.py [RECORD.jsonl...] [--device cuda|simt|cpu] [--json FILE] [--seconds S] [--filter RE]
 """
@@ -172,6 +173,57 @@ def run_memory(context: Context, model: str) -> Iterator[Line]:
     }  # fmt: skip
 
 
+def run_sleep(context: Context, model: str) -> Iterator[Line]:
+    """Levels 1 and 2, three times each, on weights that are copied whatever they are; and what is left each time.
+
+    `left_bytes` is what is in use more than before the engine was made, `context_bytes` what a closed engine leaves:
+    the process's context on the device. Of host memory the copy of the weights is counted while it sleeps and after.
+    """
+    empty = memory_used(context.device)
+    engine = Quire(context, model, enable_sleep_mode=True)
+    prompts = [workloads.tokens_of(model, "sleep", 32)] * 2
+    with engine.llm as llm:
+        info = llm.info()
+        held = info["weight_bytes"] + info["workspace_bytes"] + info["kv_cache_bytes"]
+        engine.generate(prompts, [8, 8], 1.0)
+        graphs, opened = llm.stats()["num_graphs"], memory_used(context.device)
+        host_before = memory_used("host")
+        for level in (1, 2):
+            runs = []
+            for _ in range(3):
+                times = []
+                begin = time.perf_counter()
+                llm.sleep(level=level)
+                times.append(time.perf_counter() - begin)
+                left, host = memory_used(context.device) - empty, memory_used("host") - host_before
+                for tags in (["weights"], ["kv_cache"]):
+                    begin = time.perf_counter()
+                    llm.wake_up(tags=tags)
+                    times.append(time.perf_counter() - begin)
+                if level == 1:
+                    engine.generate(prompts, [8, 8], 1.0)
+                runs.append((*times, left, host, memory_used("host") - host_before))
+                if context.clock.left() < 2 * sum(times):
+                    break
+            first = runs[0][0]
+            runs.sort(key=lambda run: run[0] + run[1] + run[2])
+            most = [max(sizes) for sizes in zip(*(run[3:] for run in runs), strict=True)]
+            names = ("sleep_seconds", "wake_weights_seconds", "wake_cache_seconds")
+            sizes = ("left_bytes", "host_asleep_bytes", "host_awake_bytes")
+            yield {
+                "kind": "engine", "case": f"sleep/{model}/level{level}", "workload": "sleep", "model": model,
+                "level": level, **dict(zip(names, runs[len(runs) // 2][:3], strict=True)),
+                "first_sleep_seconds": first, "runs": len(runs), "planned_bytes": held,
+                "open_bytes": opened - empty, **dict(zip(sizes, most, strict=True)),
+                "graphs_captured_again": llm.stats()["num_graphs"] - graphs,
+            }  # fmt: skip
+    del llm, engine
+    yield {
+        "kind": "engine", "case": f"sleep/{model}/closed", "workload": "sleep-closed", "model": model,
+        "context_bytes": memory_used(context.device) - empty,
+    }  # fmt: skip
+
+
 def run_invariant(context: Context, model: str) -> Iterator[Line]:
     """Decode by batch, and prompts alone: that is where batch_invariant may choose other kernels."""
     measured: dict[str, list[float]] = {}
@@ -218,6 +270,7 @@ def jobs_of(scale: str) -> list[Job]:
         Job(f"startup/{large}", 35.0, lambda c: run_startup(c, large)),
         Job(f"trace/{large}", 20.0, lambda c: run_trace(c, large)),
         Job(f"memory/{small}", 15.0, lambda c: run_memory(c, small)),
+        Job(f"sleep/{eight}", 20.0, lambda c: run_sleep(c, eight)),
         Job(f"throughput-8b/{eight}", 60.0, lambda c: run_shared(c, workloads.throughput_8b(eight, scale))),
         Job(f"invariant/{small}", 20.0, lambda c: run_invariant(c, small)),
     ]

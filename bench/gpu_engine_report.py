@@ -89,6 +89,9 @@ def goals(lines: EngineLines) -> list[Line]:
     idle = [lines.measured(case) for case in ("decode/llama-8b/b1", "trace/llama-8b/b1")]
     shares = [share for line in idle if line and (share := idle_share(line)) is not None]
     share = shares[0] if shares else None
+    slept = lines.measured("sleep/qwen3-8b/level1")
+    slow = max(slept["sleep_seconds"], slept["wake_weights_seconds"] + slept["wake_cache_seconds"]) if slept else None
+    left = slept["left_bytes"] / 2**20 if slept else None
     return [
         latency("llama-8b", "Llama 8B", 3.9),
         latency("llama-1b", "Llama 1B", 0.72),
@@ -101,6 +104,14 @@ def goals(lines: EngineLines) -> list[Line]:
         goal(
             "GPU idle between steps, Llama 8B, batch 1", "at most 1%", share, share is not None and share <= 0.01,
             f"{share:.1%}" if share is not None else "-",
+        ),
+        goal(
+            "sleep and wake-up of level 1, Qwen3-8B", "at most 0.45 s each", slow, (slow or 1e9) <= 0.45,
+            f"{slow:.2f} s" if slow is not None else "-",
+        ),
+        goal(
+            "GPU memory left in sleep, Qwen3-8B", "at most 300 MiB", left, left is not None and left <= 300,
+            f"{left:,.0f} MiB" if left is not None else "-",
         ),
     ]  # fmt: skip
 
@@ -193,6 +204,14 @@ def others(lines: EngineLines) -> Table:
             f"{line['given_back']:.1%} given back of what opening took; {mb['growth_bytes']:.1f} MB more after two more"
         )
         rows.append([line["case"], f"{text} (planned: {mb['planned_bytes']:,.0f} MB)"])
+    for line in lines.of("sleep"):
+        wake = line["wake_weights_seconds"] + line["wake_cache_seconds"]
+        text = (
+            f"asleep in {line['sleep_seconds']:.3f} s (the first time {line['first_sleep_seconds']:.3f} s), awake in "
+            f"{wake:.3f} s; {line['left_bytes'] / 2**20:,.0f} of {line['open_bytes'] / 2**20:,.0f} MiB left, host "
+            f"memory {line['host_asleep_bytes'] / 2**20:,.0f} MiB more asleep, {line['host_awake_bytes'] / 2**20:,.0f} awake"
+        )
+        rows.append([line["case"], text])
     for line in lines.of("invariant"):
         text = f"{line['ms_on']:.3f} ms on, {line['ms_off']:.3f} ms off: {line['ratio']:.3f} times"
         rows.append([line["case"], text])

@@ -1,8 +1,10 @@
 // Implements quire.h: one engine behind one lock.
 //
 // The lock is recursive so that callbacks, which run inside step(), may submit and cancel.
+#include <atomic>
 #include <chrono>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "api/checkpoints.h"
@@ -28,10 +30,11 @@ struct LLM::Impl {
     const auto start = std::chrono::steady_clock::now();
     std::unique_ptr<Device> device = make_device(options);
     EngineConfig config = resolve_engine_config(model_dir, options, *device);
-    const std::unique_ptr<Checkpoint> checkpoint = open();
-    std::unique_ptr<Checkpoint> draft_checkpoint;
+    const std::shared_ptr<const Checkpoint> checkpoint = open();
+    std::shared_ptr<const Checkpoint> draft_checkpoint;
     if (config.speculation.has_draft_model()) draft_checkpoint = open_checkpoint(options.draft_model, options);
     auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get(), draft_checkpoint.get());
+    impl->engine.adopt_checkpoints(checkpoint, draft_checkpoint);
     impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return impl;
   }
@@ -41,7 +44,21 @@ struct LLM::Impl {
   std::vector<RequestOutput> run_all(const std::vector<std::vector<int32_t>>& prompts, const Params& params,
                                      const Submit& submit);
 
+  // Steps follow each other so closely that the mutex alone would let nobody in between; they give way to who asks.
+  // Not for long: a callback may ask for a step, and then the mutex is its thread's already.
+  std::unique_lock<std::recursive_mutex> lock_for_step() {
+    for (int i = 0; i < 20 && num_asking > 0; ++i) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    return std::unique_lock(mutex);
+  }
+  std::unique_lock<std::recursive_mutex> lock_between_steps() {
+    ++num_asking;
+    std::unique_lock lock(mutex);
+    --num_asking;
+    return lock;
+  }
+
   std::recursive_mutex mutex;
+  std::atomic<int> num_asking = 0;
   ModelInfo description;
   Engine engine;
 };
@@ -55,6 +72,15 @@ LLM::LLM(const std::string& model_dir, const EngineOptions& options, const std::
 LLM::~LLM() = default;
 LLM::LLM(LLM&&) noexcept = default;
 LLM& LLM::operator=(LLM&&) noexcept = default;
+
+namespace {
+
+void wait_for_others(std::unique_lock<std::recursive_mutex>& lock) {
+  lock.unlock();
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+}  // namespace
 
 template <typename Params, typename Submit>
 std::vector<RequestOutput> LLM::Impl::run_all(const std::vector<std::vector<int32_t>>& prompts, const Params& params,
@@ -83,9 +109,10 @@ std::vector<RequestOutput> LLM::Impl::run_all(const std::vector<std::vector<int3
   }
   try {
     for (;;) {
-      const std::lock_guard lock(mutex);
+      std::unique_lock lock = lock_for_step();
       if (num_finished == prompts.size()) return outputs;
-      engine.step();
+      const bool worked = engine.step();
+      if (!worked && !engine.can_run()) wait_for_others(lock);  // that woke it up, or will
     }
   } catch (...) {
     // The callbacks refer to this frame: none may outlive it.
@@ -121,7 +148,7 @@ uint64_t LLM::submit_beam_search(std::vector<int32_t> prompt, const BeamSearchPa
 }
 
 bool LLM::step() {
-  const std::lock_guard lock(impl_->mutex);
+  const std::unique_lock lock = impl_->lock_for_step();
   return impl_->engine.step();
 }
 
@@ -143,6 +170,26 @@ void LLM::set_vocabulary(std::vector<std::string> token_bytes) {
 bool LLM::reset_prefix_cache() {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.reset_prefix_cache();
+}
+
+void LLM::sleep(int32_t level, SleepMode mode) {
+  const std::unique_lock lock = impl_->lock_between_steps();
+  impl_->engine.sleep(level, mode);
+}
+
+bool LLM::wake_up(const std::vector<std::string>& tags) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.wake_up(tags);
+}
+
+bool LLM::is_sleeping() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.is_sleeping();
+}
+
+void LLM::release_kv_cache_memory() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.release_kv_cache();
 }
 
 void LLM::start_recording() {

@@ -1,6 +1,7 @@
 // Implements pooling.h: one engine behind one lock, which is recursive so that callbacks may submit and cancel.
 #include <chrono>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "api/checkpoints.h"
@@ -28,6 +29,7 @@ struct PoolingModel::Impl {
     std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
     checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
     auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+    impl->engine.adopt_checkpoint(std::move(checkpoint));
     impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return impl;
   }
@@ -72,9 +74,11 @@ std::vector<PoolingOutput> PoolingModel::pool(const std::vector<PoolingInput>& t
   }
   try {
     for (;;) {
-      const std::lock_guard lock(impl_->mutex);
+      std::unique_lock lock(impl_->mutex);
       if (num_finished == texts.size()) return outputs;
-      impl_->engine.step();
+      if (impl_->engine.step() || impl_->engine.can_run()) continue;
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // another thread put it to sleep
     }
   } catch (...) {
     // The callbacks refer to this frame: none may outlive it.
@@ -101,6 +105,21 @@ bool PoolingModel::cancel(uint64_t request_id) {
 
 void PoolingModel::check(const PoolingInput& text, const PoolingParams& params) const {
   impl_->engine.validate(text, params);  // reads the configuration alone
+}
+
+void PoolingModel::sleep(int32_t level, SleepMode mode) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.sleep(level, mode);
+}
+
+bool PoolingModel::wake_up(const std::vector<std::string>& tags) {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.wake_up(tags);
+}
+
+bool PoolingModel::is_sleeping() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.is_sleeping();
 }
 
 PoolingStats PoolingModel::stats() const {

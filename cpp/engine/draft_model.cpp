@@ -79,10 +79,24 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   drafts_ = places.drafts;
   bind_gemm_scratch(weights_, batch_invariant, places.gemm, device_, ops_);
   fill_rope_tables(model_, rope_, device_);
+  memory_ = std::make_unique<ModelMemory>(device_, ModelMemory::Parts{.weights = weight_region_.get(),
+                                                                      .kv_cache = kv_region_.get(),
+                                                                      .workspace = workspace_region_.get(),
+                                                                      .kept = {{0, workspace_region_->num_bytes()}}});
 }
 
 void DraftModel::load(const Checkpoint* checkpoint) {
   load_weights_or_dummy(model_.arch, checkpoint, device_, weights_);
+  std::optional<ModelMemory::Source> source;
+  if (checkpoint == nullptr) {
+    source = ModelMemory::Source::of_dummy([this] { load_dummy_weights(model_.arch, device_, weights_); });
+  }
+  memory_->set_source(std::move(source));
+}
+
+void DraftModel::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
+  const auto pack = [this](const Checkpoint& again) { load_weights(model_.arch, again, device_, weights_); };
+  if (checkpoint != nullptr) memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
 }
 
 void DraftModel::run(Batch& batch, const SamplingBatch& sampling) {

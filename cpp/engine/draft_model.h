@@ -14,6 +14,7 @@
 #include "device/arena.h"
 #include "device/device.h"
 #include "engine/engine_config.h"
+#include "engine/model_memory.h"
 #include "engine/sampling_batch.h"
 #include "engine/staging.h"
 #include "engine/step_memory.h"
@@ -29,6 +30,9 @@ class DraftModel {
   DraftModel(const EngineConfig& config, Device& device, Arena& arena);
   // nullptr: dummy weights.
   void load(const Checkpoint* checkpoint);
+  // As of the worker.
+  void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
+  ModelMemory& memory() { return *memory_; }
 
   // Its largest pass: a sequence may have one token to catch up with.
   static SchedulerOptions step_options(const SchedulerOptions& scheduler);
@@ -69,6 +73,7 @@ class DraftModel {
   RopePlacement rope_;
   Ops ops_;
   Decoder decoder_;
+  std::unique_ptr<ModelMemory> memory_;
   int32_t* drafts_ = nullptr;  // [num_tokens, max_num_seqs] on the device
   Staging staging_;
 

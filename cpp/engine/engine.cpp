@@ -70,6 +70,7 @@ bool Engine::step() {
     throw InvalidArgument(
         "a logits processor or constraint cannot run the engine that calls it; it may submit requests");
   }
+  if (!can_run()) return false;
   const Flag stepping(in_step_);
   const Stopwatch whole(totals_.step_seconds);
   const SpanScope span = timed("step");
@@ -465,6 +466,7 @@ uint64_t Engine::submit(std::vector<int32_t> prompt, const SamplingParams& param
 }
 
 std::unique_ptr<Request> Engine::make_request(std::vector<int32_t> prompt, const SamplingParams& params) {
+  require_can_run();
   auto request = std::make_unique<Request>();
   request->id = next_request_id_++;
   request->params = params;

@@ -18,6 +18,7 @@
 #include "engine/ngram_proposer.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
+#include "engine/sleep_state.h"
 #include "engine/validation.h"
 #include "engine/worker.h"
 
@@ -73,6 +74,19 @@ class Engine {
   // cannot, InvalidArgument while that is done already and in a step.
   void start_recording();
   Recording stop_recording();
+  // Gives memory back and takes no requests until wake_up(); level 0 only stops the steps. Throws in a callback.
+  void sleep(int32_t level, SleepMode mode);
+  // Wakes what the tags name ("weights", "kv_cache", "scheduling"), without any all; whether all is awake now.
+  bool wake_up(const std::vector<std::string>& tags = {});
+  bool is_sleeping() const { return asleep_.any(); }
+  // Of an engine that sleeps.
+  void release_kv_cache();
+  // Awake, with weights. Else step() does nothing and submitting throws.
+  bool can_run() const { return !asleep_.any() && worker_.has_weights(); }
+  void adopt_checkpoints(std::shared_ptr<const Checkpoint> checkpoint,
+                         std::shared_ptr<const Checkpoint> draft_checkpoint) {
+    worker_.adopt_checkpoints(std::move(checkpoint), std::move(draft_checkpoint));
+  }
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
   const EngineConfig& config() const { return config_; }
@@ -114,6 +128,10 @@ class Engine {
   void collect();
   void commit(StepInFlight& step, const SampledTokens& sampled, double now);
   void require_no_step() const;
+  void require_can_run() const;
+  void finish_requests();
+  void abort_requests();
+  void empty_cache();
   SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
@@ -153,7 +171,8 @@ class Engine {
   size_t first_step_ = 0;
   bool in_step_ = false;   // the caller's callbacks may run
   bool in_hooks_ = false;  // the caller's code runs in the midst of a step
-  std::string broken_;     // what the device said; empty while it works
+  SleepState asleep_;
+  std::string broken_;  // what the device said; empty while it works
   Stats totals_;
   double wait_seconds_ = 0.0;
   std::unique_ptr<Recorder> recorder_;  // null: nobody wants to know

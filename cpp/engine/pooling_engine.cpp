@@ -30,6 +30,7 @@ PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> devic
 
 bool PoolingEngine::step() {
   if (!broken_.empty()) throw DeviceError(broken_);
+  if (!can_run()) return false;
   const auto start = std::chrono::steady_clock::now();
   const std::vector<uint64_t> ids = queue_.plan();
   if (ids.empty()) return false;
@@ -49,9 +50,16 @@ bool PoolingEngine::step() {
   totals_.num_finished += static_cast<int64_t>(ids.size());
   totals_.prompt_tokens += batch_.num_tokens();
   totals_.step_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (Request& request : finished) {
-    if (request.callback) request.callback(std::move(request.output));
+  in_step_ = true;
+  try {
+    for (Request& request : finished) {
+      if (request.callback) request.callback(std::move(request.output));
+    }
+  } catch (...) {
+    in_step_ = false;
+    throw;
   }
+  in_step_ = false;
   return true;
 }
 
@@ -140,6 +148,7 @@ void PoolingEngine::validate(const PoolingInput& text, const PoolingParams& para
 
 uint64_t PoolingEngine::submit(PoolingInput text, const PoolingParams& params, PoolingCallback callback) {
   validate(text, params);
+  require_can_run();
   const uint64_t id = next_request_id_++;
   Request request = {
       .text = std::move(text), .params = params, .kind = kind_of(params), .callback = std::move(callback)};

@@ -7,10 +7,12 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "engine/pooling_config.h"
 #include "engine/pooling_queue.h"
 #include "engine/pooling_worker.h"
+#include "engine/sleep_state.h"
 
 namespace quire {
 
@@ -28,6 +30,15 @@ class PoolingEngine {
   // that throws loses nothing, unless the device is broken, which each step says.
   bool step();
 
+  // As of Engine (pooling_sleep.cpp); the KV cache that sleeps is the workspace.
+  void sleep(int32_t level, SleepMode mode);
+  bool wake_up(const std::vector<std::string>& tags = {});
+  bool is_sleeping() const { return asleep_.any(); }
+  bool can_run() const { return !asleep_.any() && worker_.memory().has_weights(); }
+  void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
+    worker_.adopt_checkpoint(std::move(checkpoint));
+  }
+
   PoolingStats stats() const;
   const PoolingConfig& config() const { return config_; }
 
@@ -43,6 +54,9 @@ class PoolingEngine {
   PoolingKind kind_of(const PoolingParams& params) const;
   void validate_pooling(int64_t num_tokens, const PoolingParams& params) const;
   void compute(const std::vector<uint64_t>& ids, PoolingKind kind);
+  void require_can_run() const;
+  void finish_requests();
+  void abort_requests();
   void put_back(const std::vector<uint64_t>& ids);
 
   PoolingConfig config_;
@@ -51,7 +65,9 @@ class PoolingEngine {
   PoolingBatch batch_;
   std::map<uint64_t, Request> requests_;
   uint64_t next_request_id_ = 0;
-  std::string broken_;  // what the device said; empty while it works
+  SleepState asleep_;
+  bool in_step_ = false;  // the caller's callbacks may run
+  std::string broken_;    // what the device said; empty while it works
   PoolingStats totals_;
 };
 

@@ -45,6 +45,14 @@ size_t place_pooling_buffers(const PoolingConfig& config, std::byte* base, Pooli
   return rope_bytes + batch_bytes + placer.used();
 }
 
+std::vector<RegionSpan> kept_pooling_spans(const PoolingConfig& config, size_t num_buffer_bytes, const Weights& weights,
+                                           const KernelTable& kernels) {
+  Placer pages(nullptr);
+  place_scratch_pages(config, pages);
+  return {{0, num_buffer_bytes - pages.used()},
+          {num_buffer_bytes, gemm_scratch_bytes(weights, kernels, config.options.batch_invariant)}};
+}
+
 size_t measure_pooling_arena(const PoolingConfig& config, const KernelTable& kernels, int num_threads) {
   const ModelConfig& model = config.model;
   Weights weights;

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "engine/pooling_config.h"
+#include "engine/region_copy.h"
 #include "engine/step_memory.h"
 
 namespace quire {
@@ -21,6 +23,10 @@ struct PoolingBuffers {
 
 // Both return the bytes they take from `base` on (nullptr: only measure).
 size_t place_pooling_buffers(const PoolingConfig& config, std::byte* base, PoolingBuffers& buffers);
+// Of the workspace, what outlives a step: all but the pages and the arena. `num_buffer_bytes`: of
+// place_pooling_buffers.
+std::vector<RegionSpan> kept_pooling_spans(const PoolingConfig& config, size_t num_buffer_bytes, const Weights& weights,
+                                           const KernelTable& kernels);
 // Scratch of the worst-case step, found by dry runs of forward and pool.
 size_t measure_pooling_arena(const PoolingConfig& config, const KernelTable& kernels, int num_threads);
 

@@ -62,7 +62,12 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.workspace_bytes));
   place_weights(model.arch, model.weight_format(), kernels, weight_region_->data(), weights_);
   std::byte* base = workspace_region_->data();
-  base += place_pooling_buffers(config, base, buffers_);
+  const size_t num_buffer_bytes = place_pooling_buffers(config, base, buffers_);
+  base += num_buffer_bytes;
+  memory_ = std::make_unique<ModelMemory>(
+      *device_, ModelMemory::Parts{.weights = weight_region_.get(),
+                                   .workspace = workspace_region_.get(),
+                                   .kept = kept_pooling_spans(config, num_buffer_bytes, weights_, kernels)});
   bind_gemm_scratch(weights_, config.options.batch_invariant, base, *device_, ops_);
   base += gemm_scratch_bytes(weights_, kernels, config.options.batch_invariant);
   const auto arena_bytes = static_cast<size_t>(config.arena_bytes);
@@ -74,6 +79,33 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
 
 void PoolingWorker::load(const Checkpoint* checkpoint) {
   load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_);
+  std::optional<ModelMemory::Source> source;
+  if (checkpoint == nullptr) {
+    source = ModelMemory::Source::of_dummy([this] { load_dummy_weights(config_.model.arch, *device_, weights_); });
+  }
+  memory_->set_source(std::move(source));
+}
+
+void PoolingWorker::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
+  if (checkpoint == nullptr || device_->is_asynchronous()) return;
+  const auto pack = [this](const Checkpoint& again) { load_weights(config_.model.arch, again, *device_, weights_); };
+  memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
+}
+
+void PoolingWorker::sleep(bool keep_weights) {
+  step_scope_.reset();
+  memory_->sleep({.weights = true, .workspace = true}, keep_weights);
+}
+
+void PoolingWorker::wake(bool weights, bool workspace) {
+  const ModelMemory::Which which = {.weights = weights, .workspace = workspace};
+  try {
+    memory_->claim(which);
+    memory_->wake(which);
+  } catch (...) {
+    memory_->release_claimed();
+    throw;
+  }
 }
 
 void PoolingWorker::upload(const PoolingBatch& batch) {

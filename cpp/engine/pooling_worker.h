@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/arena.h"
+#include "engine/model_memory.h"
 #include "engine/pooling_memory.h"
 #include "model/decoder.h"
 #include "model/pooler.h"
@@ -54,6 +55,12 @@ class PoolingWorker {
   std::span<const float> fetch();
 
   const Device& device() const { return *device_; }
+  // As of Worker; there is no KV cache.
+  void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
+  void sleep(bool keep_weights);
+  void wake(bool weights, bool workspace);
+  void weights_replaced() { memory_->set_source(std::nullopt); }
+  const ModelMemory& memory() const { return *memory_; }
 
  private:
   Tensor pool_on_host(const PoolingBatch& batch, const Tensor& states);
@@ -63,6 +70,7 @@ class PoolingWorker {
   std::unique_ptr<Region> weight_region_, workspace_region_;
   Weights weights_;
   PoolingBuffers buffers_;
+  std::unique_ptr<ModelMemory> memory_;
   Arena arena_;
   Ops ops_;
   Decoder decoder_;

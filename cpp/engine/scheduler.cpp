@@ -258,6 +258,18 @@ void Scheduler::preempt(Sequence& sequence) {
   }
 }
 
+void Scheduler::preempt_all() {
+  QUIRE_CHECK(num_in_flight_ == 0, num_in_flight_, " steps are in flight");
+  while (!running_.empty() || !sharing_.empty()) preempt(newest_holder());
+}
+
+std::vector<uint64_t> Scheduler::request_ids() const {
+  std::vector<uint64_t> ids;
+  for (const auto& [id, request] : requests_) ids.push_back(id);
+  std::ranges::sort(ids);
+  return ids;
+}
+
 void Scheduler::release_blocks(Sequence& sequence) const {
   // Last one first: a prefix must stay in the cache longer than what continues it.
   while (!sequence.blocks.empty()) sequence.blocks.pop_back();

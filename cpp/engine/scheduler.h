@@ -101,6 +101,9 @@ class Scheduler {
   void drop(Sequence& sequence);
   // Forgets all steps in flight: they were not run, or not to their end. Rows are told everything again.
   void abandon();
+  // Nobody runs and nobody holds a block any more: all wait, and compute their tokens again. With no step in flight.
+  void preempt_all();
+  std::vector<uint64_t> request_ids() const;  // ascending
   // Requests all of whose sequences ended, in the order they did. Those that a step in flight still names stay alive
   // here until it is committed.
   std::vector<std::shared_ptr<Request>> take_finished();

@@ -63,6 +63,12 @@ void Worker::place_workspace() {
   base += gemm_scratch_bytes(weights_, device_->kernels(), config_.options.batch_invariant);
   QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
+  const auto num_kept = static_cast<size_t>(base - workspace_region_->data());
+  memory_ = std::make_unique<ModelMemory>(*device_, ModelMemory::Parts{.weights = weight_region_.get(),
+                                                                       .kv_cache = kv_region_.get(),
+                                                                       .workspace = workspace_region_.get(),
+                                                                       .kept = {{0, num_kept}},
+                                                                       .offloaded = &offloaded_});
   arena_.bind(base, arena_bytes);
   fill_rope_tables(model, rope_, *device_);
 }
@@ -85,12 +91,17 @@ void Worker::describe_pages() {
 
 void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint) {
   if (draft_model_ != nullptr) draft_model_->load(draft_checkpoint);
-  if (const OffloadPlan& plan = config_.memory.offload; !plan.empty()) {
+  if (const OffloadPlan& plan = config_.memory.offload; !plan.empty() && offloaded_ == nullptr) {
     offloaded_ = std::make_unique<OffloadedLayers>(*device_, plan, weight_region_->data());
     decoder_.set_layer_source(offloaded_.get());
   }
   const LoadOptions options = {.offload = offloaded_.get()};
   load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_, options);
+  std::optional<ModelMemory::Source> source;
+  if (checkpoint == nullptr) {
+    source = ModelMemory::Source::of_dummy([this] { load_dummy_weights(config_.model.arch, *device_, weights_); });
+  }
+  memory_->set_source(std::move(source));
 }
 
 void Worker::upload(const Batch& batch) {

@@ -14,6 +14,7 @@
 #include "device/device.h"
 #include "engine/draft_model.h"
 #include "engine/engine_config.h"
+#include "engine/model_memory.h"
 #include "engine/prompt_logprobs.h"
 #include "engine/returned_states.h"
 #include "engine/row_state.h"
@@ -65,6 +66,20 @@ class Worker {
   // Waits for whatever is under way and forgets it; what went wrong in it is not told again.
   void abandon();
 
+  // Sleep (worker_sleep.cpp), with nothing under way. What sleeps with the weights or the cache is the workspace too;
+  // it comes back with the last of them. keep_weights: see ModelMemory::sleep; those of a draft model are kept always.
+  void sleep(bool weights, bool kv_cache, bool keep_weights);
+  // All or, when it throws, nothing that was asleep.
+  void wake(bool weights, bool kv_cache);
+  // False: they were dropped and none were loaded since.
+  bool has_weights() const;
+  bool weights_resident() const { return memory_->weights_resident(); }
+  // Where the weights that were loaded can be read again. Not called: what is in memory is the only copy.
+  void adopt_checkpoints(std::shared_ptr<const Checkpoint> checkpoint,
+                         std::shared_ptr<const Checkpoint> draft_checkpoint);
+  // Somebody wrote others over the weights: what is in memory is the only copy, and sleep must keep it.
+  void weights_replaced() { memory_->set_source(std::nullopt); }
+
   // Hidden states of all tokens of a flat batch, without sampling.
   void upload(const Batch& batch);
   void forward();
@@ -80,6 +95,7 @@ class Worker {
 
  private:
   void place_workspace();
+  std::vector<ModelMemory*> memories() const;
   void describe_pages();
   // The launches of a step, from its rows where it has them to the tokens of its rows.
   void launch(const StepShape& shape);
@@ -103,6 +119,8 @@ class Worker {
   Decoder decoder_;
   std::unique_ptr<OffloadedLayers> offloaded_;  // null: all layers are on the device
   std::unique_ptr<DraftModel> draft_model_;     // null: none
+  std::unique_ptr<ModelMemory> memory_;
+  bool cache_sleeps_ = false;
 
   std::optional<RowState> rows_;                   // on an asynchronous device
   std::optional<SamplingUpload> sampling_upload_;  // there, with flat batches

@@ -39,8 +39,18 @@ OffloadPlan plan_offload(const ArchSpec& arch, WeightFormat format, const Kernel
 
 OffloadedLayers::OffloadedLayers(Device& device, OffloadPlan plan, std::byte* slots)
     : device_(device), plan_(std::move(plan)), slots_(slots), unread_(device.make_event()) {
-  for (const size_t num_bytes : plan_.layer_bytes) host_.push_back(device.allocate_host(num_bytes));
+  restore();
   for (int32_t i = 0; i < plan_.num_slots; ++i) copied_.push_back(device.make_event());
+}
+
+void OffloadedLayers::drop() {
+  device_.synchronize();
+  host_.clear();
+}
+
+void OffloadedLayers::restore() {
+  if (!host_.empty()) return;
+  for (const size_t num_bytes : plan_.layer_bytes) host_.push_back(device_.allocate_host(num_bytes));
 }
 
 void OffloadedLayers::store(int32_t layer) {

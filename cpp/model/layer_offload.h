@@ -31,6 +31,9 @@ class OffloadedLayers final : public LayerWeightSource {
   // At load: takes the packed weights of an offloaded layer, which work on device.stream() puts into its slot, to host
   // memory. The next layer of the slot may be packed behind it.
   void store(int32_t layer);
+  // Gives the host memory back, and takes as much again, elsewhere and with nothing in it.
+  void drop();
+  void restore();
 
   void begin_step() override;
   void acquire(int32_t layer) override;

@@ -29,6 +29,7 @@ class MappedCheckpoint final : public Checkpoint {
       tensors_.push_back(std::move(tensor));
     }
     files_.push_back(std::move(file));
+    paths_.push_back(path.string());
   }
 
   // Name of tensor -> name of the file that holds it.
@@ -47,8 +48,20 @@ class MappedCheckpoint final : public Checkpoint {
     }
   }
 
+  void release_all() const override {
+    for (const FileMap& file : files_) file.discard(0, file.bytes().size());
+  }
+
+  std::string reread_problem() const override {
+    for (size_t i = 0; i < files_.size(); ++i) {
+      if (files_[i].was_written()) return str_cat(paths_[i], " was written to after it was loaded");
+    }
+    return {};
+  }
+
  private:
   std::vector<FileMap> files_;
+  std::vector<std::string> paths_;
   std::vector<CheckpointTensor> tensors_;
   std::map<std::string, std::string> file_of_;
 };

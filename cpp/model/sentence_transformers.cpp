@@ -150,6 +150,15 @@ class JoinedCheckpoint final : public Checkpoint {
   void release(const CheckpointTensor& tensor) const override {
     for (const auto& part : parts_) part->release(tensor);
   }
+  void release_all() const override {
+    for (const auto& part : parts_) part->release_all();
+  }
+  std::string reread_problem() const override {
+    for (const auto& part : parts_) {
+      if (std::string problem = part->reread_problem(); !problem.empty()) return problem;
+    }
+    return {};
+  }
 
  private:
   std::vector<std::unique_ptr<Checkpoint>> parts_;

@@ -20,6 +20,8 @@ class LabelledCheckpoint final : public Checkpoint {
   void release(const CheckpointTensor& tensor) const override {
     if (tensor.data != labels_.data()) main_->release(tensor);
   }
+  void release_all() const override { main_->release_all(); }
+  std::string reread_problem() const override { return main_->reread_problem(); }
 
  private:
   std::unique_ptr<Checkpoint> main_;

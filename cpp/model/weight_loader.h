@@ -32,6 +32,10 @@ class Checkpoint {
   virtual const std::vector<CheckpointTensor>& tensors() const = 0;
   // The loader is done with this tensor: mapped pages may be dropped.
   virtual void release(const CheckpointTensor&) const {}
+  // The same for all of it.
+  virtual void release_all() const {}
+  // Why its tensors cannot be read another time, after the load; empty: they can, and are what they were.
+  virtual std::string reread_problem() const { return "they came from memory that is the caller's"; }
 };
 
 // Opens the safetensors of a model directory: model.safetensors, or the shards that model.safetensors.index.json names.

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include "bind/external_weights.h"
@@ -79,11 +80,24 @@ std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::o
     }
     std::vector<uint64_t> ids;
     ids.reserve(all_ids.size());
-    for (size_t i = 0; i < all_ids.size(); ++i) {
-      ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false, priority_of(i)));
+    try {
+      for (size_t i = 0; i < all_ids.size(); ++i) {
+        ids.push_back(post(llm, std::move(all_ids[i]), params_of(i), false, priority_of(i)));
+      }
+    } catch (...) {
+      take_back(llm, ids);
+      throw;
     }
     return ids;
   });
+}
+
+void PyEngine::take_back(LLM& llm, const std::vector<uint64_t>& ids) const {
+  for (const uint64_t id : ids) {
+    llm.cancel(id);
+    const std::lock_guard lock(mailbox_->mutex);
+    mailbox_->mail.erase(id);
+  }
 }
 
 std::vector<uint64_t> PyEngine::submit_beam_search(const py::list& prompts, const py::dict& params) {
@@ -99,11 +113,7 @@ std::vector<uint64_t> PyEngine::submit_beam_search(const py::list& prompts, cons
         ids.push_back(llm.submit_beam_search(std::move(prompt), search, deliver()));
       }
     } catch (...) {
-      for (const uint64_t id : ids) {
-        llm.cancel(id);
-        const std::lock_guard lock(mailbox_->mutex);
-        mailbox_->mail.erase(id);
-      }
+      take_back(llm, ids);
       throw;
     }
     return ids;
@@ -130,7 +140,10 @@ py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
   with_llm([&](LLM& llm) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
     while (!fetch(request_ids, outputs, deltas)) {
-      if (!llm.step() && !fetch(request_ids, outputs, deltas)) return;
+      if (!llm.step() && !fetch(request_ids, outputs, deltas)) {
+        if (!request_ids.empty()) wait_a_little();  // another thread put it to sleep, or took its weights
+        if (!llm.is_sleeping()) return;
+      }
       if (std::chrono::steady_clock::now() >= deadline) {
         fetch(request_ids, outputs, deltas);
         return;
@@ -158,6 +171,38 @@ void PyEngine::set_vocabulary(std::vector<std::string> token_bytes) {
 
 bool PyEngine::reset_prefix_cache() {
   return with_llm([](LLM& llm) { return llm.reset_prefix_cache(); });
+}
+
+SleepMode sleep_mode(const std::string& mode) {
+  if (mode == "abort") return SleepMode::abort;
+  if (mode == "wait") return SleepMode::wait;
+  if (mode == "keep") return SleepMode::keep;
+  throw std::invalid_argument("the sleep mode must be \"abort\", \"wait\" or \"keep\", got \"" + mode + "\"");
+}
+
+void wait_a_little() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
+
+void PyEngine::sleep(int32_t level, const std::string& mode) {
+  with_llm([&](LLM& llm) {
+    llm.sleep(level, sleep_mode(mode));
+    return true;
+  });
+  throw_interrupt();
+}
+
+bool PyEngine::wake_up(const std::vector<std::string>& tags) {
+  return with_llm([&](LLM& llm) { return llm.wake_up(tags); });
+}
+
+bool PyEngine::is_sleeping() {
+  return with_llm([](LLM& llm) { return llm.is_sleeping(); });
+}
+
+void PyEngine::release_kv_cache_memory() {
+  with_llm([](LLM& llm) {
+    llm.release_kv_cache_memory();
+    return true;
+  });
 }
 
 void PyEngine::start_recording() {

@@ -31,6 +31,11 @@ class PyEngine {
   bool cancel(uint64_t request_id);
   void set_vocabulary(std::vector<std::string> token_bytes);
   bool reset_prefix_cache();
+  // mode: "abort", "wait" or "keep".
+  void sleep(int32_t level, const std::string& mode);
+  bool wake_up(const std::vector<std::string>& tags);
+  bool is_sleeping();
+  void release_kv_cache_memory();
   void start_recording();
   py::dict stop_recording();
   py::dict stats();
@@ -54,6 +59,8 @@ class PyEngine {
   auto with_llm(const Use& use);
   DeltaCallback deliver() const;
   uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream, int32_t priority);
+  // Requests of a call that was refused in its midst.
+  void take_back(LLM& llm, const std::vector<uint64_t>& ids) const;
   bool fetch(const std::vector<uint64_t>& request_ids, std::vector<RequestOutput>& outputs, std::vector<Delta>& deltas);
 
   std::shared_mutex llm_mutex_;  // exclusive: close; shared: everything else
@@ -65,5 +72,8 @@ void bind_outputs(py::module_& module);
 // The spans as a list of dicts, and how many found no room.
 py::dict recording_dict(const Recording& recording);
 py::dict model_info_dict(const ModelInfo& info);
+SleepMode sleep_mode(const std::string& mode);
+// Between two looks at an engine that another thread put to sleep.
+void wait_a_little();
 
 }  // namespace quire::bind

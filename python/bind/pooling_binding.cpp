@@ -119,7 +119,10 @@ py::list PyPoolingEngine::run(uint64_t call, int max_ms) {
   with_model([&](PoolingModel& model) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
     while (!fetch(call, outputs)) {
-      if (!model.step() && !fetch(call, outputs)) return;
+      if (!model.step() && !fetch(call, outputs)) {
+        if (!model.is_sleeping()) return;
+        wait_a_little();
+      }
       if (!outputs.empty()) return;
       if (std::chrono::steady_clock::now() < deadline) continue;
       fetch(call, outputs);
@@ -144,6 +147,21 @@ void PyPoolingEngine::close_call(uint64_t call) {
   const std::shared_lock lock(model_mutex_);
   if (model_ == nullptr) return;
   for (const uint64_t id : pending) model_->cancel(id);
+}
+
+void PyPoolingEngine::sleep(int32_t level, const std::string& mode) {
+  with_model([&](PoolingModel& model) {
+    model.sleep(level, sleep_mode(mode));
+    return true;
+  });
+}
+
+bool PyPoolingEngine::wake_up(const std::vector<std::string>& tags) {
+  return with_model([&](PoolingModel& model) { return model.wake_up(tags); });
+}
+
+bool PyPoolingEngine::is_sleeping() {
+  return with_model([](PoolingModel& model) { return model.is_sleeping(); });
 }
 
 py::dict PyPoolingEngine::stats() {
@@ -184,6 +202,9 @@ void bind_pooling(py::module_& module) {
            py::arg("params"))
       .def("run", &PyPoolingEngine::run, py::arg("call"), py::arg("max_ms") = 50)
       .def("close_call", &PyPoolingEngine::close_call, py::arg("call"))
+      .def("sleep", &PyPoolingEngine::sleep, py::arg("level") = 1, py::arg("mode") = "abort")
+      .def("wake_up", &PyPoolingEngine::wake_up, py::arg("tags") = std::vector<std::string>())
+      .def("is_sleeping", &PyPoolingEngine::is_sleeping)
       .def("stats", &PyPoolingEngine::stats)
       .def("info", &PyPoolingEngine::info)
       .def("close", &PyPoolingEngine::close);

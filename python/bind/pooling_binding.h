@@ -30,6 +30,9 @@ class PyPoolingEngine {
   py::list run(uint64_t call, int max_ms);
   // Cancels what has not finished, and forgets the call. Does nothing when the engine is closed.
   void close_call(uint64_t call);
+  void sleep(int32_t level, const std::string& mode);
+  bool wake_up(const std::vector<std::string>& tags);
+  bool is_sleeping();
   py::dict stats();
   py::dict info();
   // Frees weights and threads now; waits for a step in progress.

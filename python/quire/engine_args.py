@@ -164,7 +164,7 @@ ARGS: dict[str, Arg] = {
     "logits_processor_pattern": _no_effect(None, "It guards a server; there is none."),
     "limit_mm_per_prompt": _python(),
     "disable_mm_preprocessor_cache": _no_effect(False, _TEXT_ONLY),
-    "enable_sleep_mode": _only(False, "close() gives all memory back. " + _LATER),
+    "enable_sleep_mode": _python(False, "True: sleep(level=1) and sleep(level=2) may be called. It costs nothing."),
     "generation_config": _python("auto"),
     "override_generation_config": _python(),
     "rope_scaling": _python(None, "Deprecated: use hf_overrides."),
@@ -298,6 +298,8 @@ def _check_ranges(values: dict[str, Any]) -> None:
         if not isinstance(values[name], Integral) or values[name] < 1:
             raise ValidationError(f"{name} must be at least 1, got {values[name]!r}.")
     _check_memory(values)
+    if not isinstance(values["enable_sleep_mode"], bool):
+        raise TypeError(f"enable_sleep_mode must be a bool, got {values['enable_sleep_mode']!r}")
     backend = values["distributed_executor_backend"]
     if isinstance(backend, str) and backend not in ("ray", "mp", "uni", "external_launcher"):
         raise ValidationError(

@@ -1,10 +1,11 @@
 """`llm.llm_engine`: the configuration of a running engine under the names that vLLM's users read.
 
-Read-only values copied once; it holds no reference to the LLM or the engine, so it keeps neither alive.
+Read-only values copied once; it holds no reference to the LLM and a weak one to the engine, so it keeps neither alive.
 """
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,15 @@ class EngineView:
         self.scheduler_config = scheduler
         self.vllm_config = SimpleNamespace(model_config=model, cache_config=cache, scheduler_config=scheduler)
         self._tokenizer = tokenizer
+        self._engine: weakref.ref[Any] | None = None
+
+    def watch(self, engine: Any) -> None:
+        """The engine whose state is asked for; it may go at any time."""
+        self._engine = weakref.ref(engine)
+
+    def is_sleeping(self) -> bool:
+        engine = None if self._engine is None else self._engine()
+        return engine is not None and bool(engine.is_sleeping())
 
     def get_model_config(self) -> ModelConfigView:
         return self.model_config

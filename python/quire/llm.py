@@ -49,6 +49,7 @@ from quire.requests import (
     with_guided_options,
 )
 from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+from quire.sleep_methods import SleepMethods
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from quire.unavailable import UnavailableMethods
 from quire.vllm_internals import InternalMethods
@@ -56,7 +57,7 @@ from quire.vllm_internals import InternalMethods
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
 
-class LLM(ChatMethods, PoolingMethods, InternalMethods, UnavailableMethods):
+class LLM(ChatMethods, PoolingMethods, SleepMethods, InternalMethods, UnavailableMethods):
     """A language model and its engine. See docs/python.md for every argument."""
 
     DEPRECATE_LEGACY: ClassVar[bool] = True
@@ -144,11 +145,13 @@ class LLM(ChatMethods, PoolingMethods, InternalMethods, UnavailableMethods):
         self._grammars = self._make_grammars()
         self._queued: dict[int, tuple[Request, str]] = {}
         self._closed = False
+        self._enable_sleep_mode = values["enable_sleep_mode"]
         self.request_counter = itertools.count()
         self.default_sampling_params: SamplingParams | None = None
         self.llm_engine: EngineView = engine_view(
             str(model), values, options, info, config, self._tokenizer, self._task
         )
+        self.llm_engine.watch(self._engine)
         if self._task != "generate":
             self._start_pooling(str(model), info, config, path)
 
@@ -317,6 +320,7 @@ class LLM(ChatMethods, PoolingMethods, InternalMethods, UnavailableMethods):
         if output_type not in (None, RequestOutput):
             raise NotImplementedError(f"wait_for_completion gives RequestOutput only, got {output_type!r}")
         self._check_open()
+        self._refuse_to_wait_asleep()
         queued, self._queued = self._queued, {}
         with runner.Waiting(self._engine) as waiting:
             waiting.adopt(queued)

@@ -156,6 +156,8 @@ def run(
 def _output(request: PoolingRequest, name: str, raw: Any) -> PoolingRequestOutput[PoolingOutput]:
     if request.error is not None:
         return PoolingRequestOutput(name, None, request.token_ids, True, error=str(request.error))  # type: ignore[arg-type]
+    if raw.is_cancelled:
+        raise RuntimeError("A text of this call was aborted: another thread put the engine to sleep.")
     return PoolingRequestOutput(name, PoolingOutput(raw.data), request.token_ids, True)
 
 

@@ -17,12 +17,6 @@ def _later(method: str, instead: str) -> NoReturn:
 class UnavailableMethods:
     """Mixed into LLM."""
 
-    def sleep(self, level: int = 1, *args: Any, **kwargs: Any) -> NoReturn:
-        _later("sleep", "close() gives all memory back.")
-
-    def wake_up(self, tags: list[str] | None = None) -> NoReturn:
-        _later("wake_up", "Build a new LLM after close().")
-
     def collective_rpc(self, method: Any, timeout: float | None = None, *args: Any, **kwargs: Any) -> NoReturn:
         _later("collective_rpc", "There are no workers: the engine runs in this process.")
 

@@ -204,7 +204,7 @@ def test_too_little_memory_says_how_much_and_what_to_do(tiny_model: Path) -> Non
         ({"enable_lora": True}, NotImplementedError, "enable_lora=True"),
         ({"speculative_config": {"method": "ngram"}}, ValueError, "num_speculative_tokens must be provided"),
         ({"spec_method": "medusa", "spec_tokens": 2}, NotImplementedError, "the method 'medusa' is not supported"),
-        ({"enable_sleep_mode": True}, NotImplementedError, "enable_sleep_mode"),
+        ({"enable_sleep_mode": 1}, TypeError, "enable_sleep_mode"),
         ({"logprobs_mode": "cooked"}, ValueError, "Invalid logprobs_mode 'cooked'."),
         ({"scheduling_policy": "random"}, ValueError, "Invalid scheduling_policy 'random'"),
         ({"kv_cache_dtype": "fp8"}, NotImplementedError, "kv_cache_dtype='fp8'"),
@@ -395,7 +395,7 @@ def test_closed(tiny_model: Path) -> None:
 
 
 def test_methods_of_later_releases(llm: LLM) -> None:
-    later = ("sleep", "wake_up", "collective_rpc", "apply_model", "start_profile", "stop_profile")
+    later = ("collective_rpc", "apply_model", "start_profile", "stop_profile")
     arguments: dict[str, tuple[Any, ...]] = {
         "collective_rpc": ("f",),
         "apply_model": (None,),

@@ -93,7 +93,7 @@ def test_every_workload_of_the_engine_has_a_figure(out: Path) -> None:
     lines = lines_of(out)
     assert [line for line in lines if line["kind"] == "engine_failed"] == []
     figures = [line for line in lines if line["kind"] == "engine"]
-    assert {line["workload"] for line in figures} >= {"decode", "throughput", "startup", "memory"}
+    assert {line["workload"] for line in figures} >= {"decode", "throughput", "startup", "memory", "sleep"}
     device = figures[0]["device"]
     assert device in ("simt", "cpu") and {line["device"] for line in figures} == {device}
     decodes = {line["shape"]["batch"]: line for line in figures if line["workload"] == "decode"}
@@ -103,6 +103,11 @@ def test_every_workload_of_the_engine_has_a_figure(out: Path) -> None:
     (start,) = [line for line in figures if line["workload"] == "startup"]
     phases = sum(start["phases"][name] for name in ("python", "import", "load", "first_token"))
     assert start["seconds"] == pytest.approx(phases, rel=0.05)
+    asleep = {line["level"]: line for line in figures if line["workload"] == "sleep"}
+    assert set(asleep) == {1, 2}
+    for line in asleep.values():
+        assert line["sleep_seconds"] > 0 and line["wake_weights_seconds"] > 0
+        assert line["graphs_captured_again"] == 0
     (trace,) = [line for line in lines if line["kind"] == "engine_trace"]
     assert len(trace["token_us"]) > 3
     peers = {(line["peer"], line["case"]) for line in lines if line["kind"] == "engine_peer"}

@@ -41,6 +41,16 @@ class QUIRE_API PoolingModel {
   // Throws what submit() would throw, and does nothing else.
   void check(const PoolingInput& text, const PoolingParams& params) const;
 
+  // Gives memory back, which is free on return, until wake_up(). Level 0 only stops the steps. At level 1 the weights
+  // come back by themselves (from host memory on a GPU; on a CPU they are packed again from the checkpoint's files) and
+  // scratch is given back; at level 2 the weights are dropped, and others have to be loaded after wake_up(). While
+  // it sleeps, requests are refused with std::invalid_argument. Throws in a callback.
+  void sleep(int32_t level = 1, SleepMode mode = SleepMode::abort);
+  // Wakes what the tags name ("weights", "kv_cache", "scheduling"), without any all of it; true when all is awake. A
+  // tag that is unknown or awake logs a warning. When it throws, what slept sleeps on.
+  bool wake_up(const std::vector<std::string>& tags = {});
+  bool is_sleeping() const;
+
   PoolingStats stats() const;
   const ModelInfo& info() const;
 

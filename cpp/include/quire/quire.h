@@ -60,6 +60,18 @@ class QUIRE_API LLM {
   // Forgets cached prefixes. False, and no change, while sequences are running.
   bool reset_prefix_cache();
 
+  // Gives memory back, which is free on return, until wake_up(). Level 0 only stops the steps. At level 1 the weights
+  // come back by themselves (from host memory on a GPU; on a CPU they are packed again from the checkpoint's files) and
+  // the KV cache is dropped; at level 2 the weights are dropped, and others have to be loaded after wake_up(). While
+  // it sleeps, requests are refused with std::invalid_argument. Throws in a callback.
+  void sleep(int32_t level = 1, SleepMode mode = SleepMode::abort);
+  // Wakes what the tags name ("weights", "kv_cache", "scheduling"), without any all of it; true when all is awake. A
+  // tag that is unknown or awake logs a warning. When it throws, what slept sleeps on.
+  bool wake_up(const std::vector<std::string>& tags = {});
+  bool is_sleeping() const;
+  // After sleep(0): drops the KV cache too. What was computed is computed again after wake_up().
+  void release_kv_cache_memory();
+
   // From now on the parts of each step, and the kernels in them, are recorded; it costs about 0.1 us a kernel. Throws
   // where the device's kernels run behind the host's back, and while a recording is under way.
   void start_recording();

@@ -220,6 +220,11 @@ using DeltaCallback = std::function<void(const Delta&)>;
 // When a callback is called: for every token, or once, when the request has finished.
 enum class Notify : uint8_t { every_token, finished };
 
+// What becomes of requests that have not finished when an engine goes to sleep: they end with FinishReason::abort, are
+// finished first, or stay queued and go on after wake_up() (what they had computed is computed again, with the same
+// result).
+enum class SleepMode : uint8_t { abort, wait, keep };
+
 struct Stats {
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_blocks = 0, num_free_blocks = 0, num_cached_blocks = 0;  // cached: evictable, not held by a sequence
