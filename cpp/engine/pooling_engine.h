@@ -11,6 +11,7 @@
 #include "engine/pooling_config.h"
 #include "engine/pooling_queue.h"
 #include "engine/pooling_worker.h"
+#include "model/weight_reader.h"
 
 namespace quire {
 
@@ -28,7 +29,18 @@ class PoolingEngine {
   // that throws loses nothing, unless the device is broken, which each step says.
   bool step();
 
+  // As those of Engine. Weights may be changed while no text waits.
+  void load_weights(const NextTensor& next, bool atomic);
+  void check_weights(const std::vector<CheckpointTensor>& tensors) { check_tensors(worker_.weight_access(), tensors); }
+  void reload_weights(const Checkpoint* checkpoint);
+  uint64_t weights_version() const { return worker_.weight_state().version; }
+  std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
+  std::vector<std::byte> read_weight(const std::string& name) {
+    return quire::read_weight(worker_.weight_access(), name);
+  }
+
   PoolingStats stats() const;
+  double weight_seconds() const { return weight_seconds_; }  // of loading them
   const PoolingConfig& config() const { return config_; }
 
  private:
@@ -43,6 +55,9 @@ class PoolingEngine {
   PoolingKind kind_of(const PoolingParams& params) const;
   void validate_pooling(int64_t num_tokens, const PoolingParams& params) const;
   void compute(const std::vector<uint64_t>& ids, PoolingKind kind);
+  template <typename Change>
+  void change_weights(const Change& change);
+  void require_whole_weights() const;
   void put_back(const std::vector<uint64_t>& ids);
 
   PoolingConfig config_;
@@ -51,8 +66,10 @@ class PoolingEngine {
   PoolingBatch batch_;
   std::map<uint64_t, Request> requests_;
   uint64_t next_request_id_ = 0;
+  bool in_weight_update_ = false;
   std::string broken_;  // what the device said; empty while it works
   PoolingStats totals_;
+  double weight_seconds_ = 0.0;
 };
 
 }  // namespace quire

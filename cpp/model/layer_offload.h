@@ -31,6 +31,10 @@ class OffloadedLayers final : public LayerWeightSource {
   // At load: takes the packed weights of an offloaded layer, which work on device.stream() puts into its slot, to host
   // memory. The next layer of the slot may be packed behind it.
   void store(int32_t layer);
+  // For changing and reading weights between steps: puts a copy into the layer's slot on device.stream(), and where
+  // they stay otherwise.
+  void bring(int32_t layer);
+  const HostBuffer& host_memory(int32_t layer) const { return *host_.at(static_cast<size_t>(plan_.ordinal(layer))); }
 
   void begin_step() override;
   void acquire(int32_t layer) override;

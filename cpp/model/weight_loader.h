@@ -42,6 +42,9 @@ std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_
 // Tensors the caller keeps alive during the load (checkpoints read by torch, weights built in memory).
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
+struct BoundRule;
+struct WeightSlot;
+
 struct LoadOptions {
   StagingOptions staging;              // of asynchronous devices
   OffloadedLayers* offload = nullptr;  // keeps the weights of its layers, which `weights` places in its slots
@@ -57,5 +60,22 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
 // Dummy values where there is no checkpoint.
 void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, Device& device, Weights& weights,
                            const LoadOptions& options = {});
+
+// Writes matched tensors into weights that are there, one at a time.
+class WeightWriter {
+ public:
+  virtual ~WeightWriter() = default;
+  // Those that hold rows of the tensor.
+  virtual std::vector<const WeightSlot*> slots_of(const BoundRule& entry) const = 0;
+  // The tensor may go when it returns.
+  virtual void write(const BoundRule& entry) = 0;
+  // Everything written so far is on device.stream().
+  virtual void flush() = 0;
+  // Every row of every slot was written.
+  virtual bool is_complete() const = 0;
+};
+
+std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights,
+                                                 const StagingOptions& staging = {});
 
 }  // namespace quire

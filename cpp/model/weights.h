@@ -45,6 +45,7 @@ struct LayerWeights {
 
 struct Weights {
   WeightFormat format;
+  size_t spelling = 0;  // of WeightRules::spellings: that of the checkpoint they came from
   PackedWeight embedding;                                           // [vocab, embed_dim]
   PackedWeight position_embedding;                                  // [max_positions + offset, hidden]
   PackedWeight token_type_embedding;                                // [num_token_types, hidden]

@@ -1,6 +1,7 @@
 """`llm.llm_engine`: the configuration of a running engine under the names that vLLM's users read.
 
-Read-only values copied once; it holds no reference to the LLM or the engine, so it keeps neither alive.
+Read-only values copied once; it holds no reference to the LLM or the engine, so it keeps neither alive. The workers of
+`model_executor` hold the engine weakly.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from quire.tokenizer import Tokenizer
+from quire.workers import Executor
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class EngineView:
         self.scheduler_config = scheduler
         self.vllm_config = SimpleNamespace(model_config=model, cache_config=cache, scheduler_config=scheduler)
         self._tokenizer = tokenizer
+        self.model_executor: Executor  # set when the engine is there
+
+    def collective_rpc(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """LLM.collective_rpc."""
+        return self.model_executor.collective_rpc(*args, **kwargs)
+
+    def apply_model(self, func: Any) -> list[Any]:
+        """LLM.apply_model."""
+        return self.model_executor.apply_model(func)
 
     def get_model_config(self) -> ModelConfigView:
         return self.model_config

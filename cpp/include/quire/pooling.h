@@ -7,6 +7,7 @@
 // padding. Threads, errors and callbacks are as in quire.h.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,6 +41,15 @@ class QUIRE_API PoolingModel {
   bool cancel(uint64_t request_id);
   // Throws what submit() would throw, and does nothing else.
   void check(const PoolingInput& text, const PoolingParams& params) const;
+
+  // As those of LLM.
+  uint64_t load_weights(const TensorSource& next, bool atomic = true);
+  void check_weights(const std::vector<ExternalTensor>& tensors) const;
+  uint64_t reload_weights(const std::string& model_dir);
+  uint64_t reload_weights(const std::vector<ExternalTensor>& tensors);
+  uint64_t weights_version() const;
+  std::vector<WeightInfo> weights() const;
+  std::vector<std::byte> read_weight(const std::string& name) const;
 
   PoolingStats stats() const;
   const ModelInfo& info() const;
