@@ -14,13 +14,52 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const 
                              "\" is not supported; use \"auto\", \"safetensors\" or \"dummy\""));
 }
 
-std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
-  std::vector<CheckpointTensor> tensors;
-  tensors.reserve(weights.size());
-  for (const ExternalTensor& tensor : weights) {
-    tensors.push_back({tensor.name, parse_dtype(tensor.dtype), tensor.shape, tensor.data});
+CheckpointTensor adopt_tensor(const ExternalTensor& tensor) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i64, DType::i32, DType::u8,
+                            DType::boolean, DType::i8}) {
+    if (dtype_name(dtype) == tensor.dtype) return {tensor.name, dtype, tensor.shape, tensor.data};
   }
-  return checkpoint_in_memory(std::move(tensors));
+  throw InvalidArgument(
+      str_cat(tensor.name, " is of dtype ", tensor.dtype, "; give it as float32, float16, bfloat16 or float64"));
+}
+
+std::vector<CheckpointTensor> adopt_all(const std::vector<ExternalTensor>& tensors) {
+  std::vector<CheckpointTensor> adopted;
+  adopted.reserve(tensors.size());
+  for (const ExternalTensor& tensor : tensors) adopted.push_back(adopt_tensor(tensor));
+  return adopted;
+}
+
+NextTensor adopt_source(const TensorSource& next) {
+  return [&next](CheckpointTensor& tensor) {
+    ExternalTensor given;
+    if (!next(given)) return false;
+    tensor = adopt_tensor(given);
+    return true;
+  };
+}
+
+std::vector<WeightInfo> describe_weights(const std::vector<ReadableWeight>& weights, DType dtype) {
+  std::vector<WeightInfo> described;
+  described.reserve(weights.size());
+  for (const ReadableWeight& weight : weights) {
+    described.push_back({weight.name, std::string(dtype_name(dtype)), weight.shape, weight.same_as});
+  }
+  return described;
+}
+
+std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
+  return checkpoint_in_memory(adopt_all(weights));
+}
+
+void tell_start_up(double device_seconds, double plan_seconds, double open_seconds, double engine_seconds,
+                   double weight_seconds, ModelInfo& info) {
+  info.device_seconds = device_seconds;
+  info.plan_seconds = plan_seconds;
+  info.open_seconds = open_seconds;
+  info.memory_seconds = engine_seconds - weight_seconds;
+  info.weight_seconds = weight_seconds;
+  info.load_seconds = device_seconds + plan_seconds + open_seconds + engine_seconds;
 }
 
 }  // namespace quire

@@ -9,6 +9,7 @@
 
 #include "api/checkpoints.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "engine/engine.h"
 #include "engine/validation.h"
@@ -27,15 +28,19 @@ struct LLM::Impl {
   template <typename OpenCheckpoint>
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const OpenCheckpoint& open) {
-    const auto start = std::chrono::steady_clock::now();
+    LapClock clock;
     std::unique_ptr<Device> device = make_device(options);
+    const double device_seconds = clock.lap();
     EngineConfig config = resolve_engine_config(model_dir, options, *device);
+    const double plan_seconds = clock.lap();
     const std::shared_ptr<const Checkpoint> checkpoint = open();
     std::shared_ptr<const Checkpoint> draft_checkpoint;
     if (config.speculation.has_draft_model()) draft_checkpoint = open_checkpoint(options.draft_model, options);
+    const double open_seconds = clock.lap();
     auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get(), draft_checkpoint.get());
     impl->engine.adopt_checkpoints(checkpoint, draft_checkpoint);
-    impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    tell_start_up(device_seconds, plan_seconds, open_seconds, clock.lap(), impl->engine.weight_seconds(),
+                  impl->description);
     return impl;
   }
 
@@ -190,6 +195,49 @@ bool LLM::is_sleeping() const {
 void LLM::release_kv_cache_memory() {
   const std::lock_guard lock(impl_->mutex);
   impl_->engine.release_kv_cache();
+}
+
+uint64_t LLM::load_weights(const TensorSource& next, bool atomic) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.load_weights(adopt_source(next), atomic);
+  return impl_->engine.weights_version();
+}
+
+void LLM::check_weights(const std::vector<ExternalTensor>& tensors) const {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.check_weights(adopt_all(tensors));
+}
+
+uint64_t LLM::reload_weights(const std::string& model_dir) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.reload_weights(model_dir.empty() ? nullptr : open_safetensors(model_dir).get());
+  return impl_->engine.weights_version();
+}
+
+uint64_t LLM::reload_weights(const std::vector<ExternalTensor>& tensors) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.reload_weights(adopt_tensors(tensors).get());
+  return impl_->engine.weights_version();
+}
+
+uint64_t LLM::weights_version() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.weights_version();
+}
+
+std::vector<WeightInfo> LLM::weights() const {
+  const std::lock_guard lock(impl_->mutex);
+  return describe_weights(impl_->engine.weights(), impl_->engine.config().model.dtype);
+}
+
+std::vector<std::byte> LLM::read_weight(const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.read_weight(name);
+}
+
+std::vector<Metric> LLM::metrics() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.metrics();
 }
 
 void LLM::start_recording() {

@@ -1,11 +1,11 @@
 // Implements pooling.h: one engine behind one lock, which is recursive so that callbacks may submit and cancel.
-#include <chrono>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "api/checkpoints.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "engine/engine_config.h"
 #include "engine/pooling_engine.h"
 #include "model/arch_registry.h"
@@ -23,14 +23,18 @@ struct PoolingModel::Impl {
   template <typename OpenCheckpoint>
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const PoolerOptions& pooler, const OpenCheckpoint& open) {
-    const auto start = std::chrono::steady_clock::now();
+    LapClock clock;
     std::unique_ptr<Device> device = make_device(options);
+    const double device_seconds = clock.lap();
     PoolingConfig config = resolve_pooling_config(model_dir, options, pooler, *device);
+    const double plan_seconds = clock.lap();
     std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
     checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
+    const double open_seconds = clock.lap();
     auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
     impl->engine.adopt_checkpoint(std::move(checkpoint));
-    impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    tell_start_up(device_seconds, plan_seconds, open_seconds, clock.lap(), impl->engine.weight_seconds(),
+                  impl->description);
     return impl;
   }
 
@@ -120,6 +124,48 @@ bool PoolingModel::wake_up(const std::vector<std::string>& tags) {
 bool PoolingModel::is_sleeping() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.is_sleeping();
+}
+
+uint64_t PoolingModel::load_weights(const TensorSource& next, bool atomic) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.load_weights(adopt_source(next), atomic);
+  return impl_->engine.weights_version();
+}
+
+void PoolingModel::check_weights(const std::vector<ExternalTensor>& tensors) const {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.check_weights(adopt_all(tensors));
+}
+
+uint64_t PoolingModel::reload_weights(const std::string& model_dir) {
+  const std::lock_guard lock(impl_->mutex);
+  const PoolingConfig& config = impl_->engine.config();
+  std::unique_ptr<Checkpoint> checkpoint = model_dir.empty() ? nullptr : open_safetensors(model_dir);
+  checkpoint = with_dense_weights(std::move(checkpoint), model_dir, config.dense_folders);
+  checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
+  impl_->engine.reload_weights(checkpoint.get());
+  return impl_->engine.weights_version();
+}
+
+uint64_t PoolingModel::reload_weights(const std::vector<ExternalTensor>& tensors) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.reload_weights(with_token_labels(adopt_tensors(tensors), impl_->engine.config().model.arch).get());
+  return impl_->engine.weights_version();
+}
+
+uint64_t PoolingModel::weights_version() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.weights_version();
+}
+
+std::vector<WeightInfo> PoolingModel::weights() const {
+  const std::lock_guard lock(impl_->mutex);
+  return describe_weights(impl_->engine.weights(), impl_->engine.config().model.dtype);
+}
+
+std::vector<std::byte> PoolingModel::read_weight(const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.read_weight(name);
 }
 
 PoolingStats PoolingModel::stats() const {

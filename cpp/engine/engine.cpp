@@ -58,8 +58,13 @@ void add_logprobs(const Sequence& sequence, const RequestRecord& record, Delta& 
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
                const Checkpoint* draft_checkpoint)
-    : config_(std::move(config)), worker_(config_, std::move(device)), scheduler_(config_.scheduler) {
+    : config_(std::move(config)),
+      worker_(config_, std::move(device)),
+      scheduler_(config_.scheduler),
+      metrics_(config_.model.max_model_len) {
+  LapClock clock;
   worker_.load(checkpoint, draft_checkpoint);
+  weight_seconds_ = clock.lap();
 }
 
 // ---------------------------------------------------------------------------------------------------------- the step
@@ -190,6 +195,7 @@ void Engine::collect() {
 
 void Engine::commit(StepInFlight& step, const SampledTokens& sampled, double now) {
   const SpanScope span = timed("commit");
+  metrics_.add_step(step.batch.num_tokens());
   if (!step.hooks.empty()) commit_hooks(step, sampled);
   record_prompt_logprobs(step, worker_.prompt_scores());
   record_prompt_states(step, worker_.state_rows());
@@ -371,6 +377,7 @@ void Engine::hand_out_finished(double now) {
     const RequestOutput output = make_output(*request);
     totals_.prompt_tokens += output.num_prompt_tokens;
     totals_.cached_prompt_tokens += output.num_cached_tokens;
+    metrics_.add_finished(output, request->params);
     if (!record.callback) continue;
     Delta delta;
     delta.request_id = request->id;
@@ -434,10 +441,12 @@ void Engine::validate(std::span<const int32_t> prompt, const SamplingParams& par
     throw InvalidArgument(str_cat("Got priority ", priority, " but Priority scheduling is not enabled."));
   }
   validate_request(prompt, params, limits());
+  require_whole_weights();
 }
 
 void Engine::validate(std::span<const int32_t> prompt, const BeamSearchParams& params) const {
   validate_request(prompt, params, limits());
+  require_whole_weights();
 }
 
 ModelLimits Engine::limits() const {

@@ -16,11 +16,13 @@
 #include "engine/engine_config.h"
 #include "engine/hooks.h"
 #include "engine/ngram_proposer.h"
+#include "engine/request_metrics.h"
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/sleep_state.h"
 #include "engine/validation.h"
 #include "engine/worker.h"
+#include "model/weight_reader.h"
 
 namespace quire {
 
@@ -87,8 +89,19 @@ class Engine {
                          std::shared_ptr<const Checkpoint> draft_checkpoint) {
     worker_.adopt_checkpoints(std::move(checkpoint), std::move(draft_checkpoint));
   }
+  // engine_weights.cpp. Weights may be changed while no request is running or waiting, unless they sleep; cached
+  // prefixes are forgotten. Throws InvalidArgument otherwise, and for tensors that do not fit, all of them at once.
+  void load_weights(const NextTensor& next, bool atomic);
+  void check_weights(const std::vector<CheckpointTensor>& tensors);
+  void reload_weights(const Checkpoint* checkpoint);
+  uint64_t weights_version() const { return worker_.weights_version(); }
+  // The weights under the names of a checkpoint, and the elements of one in the model's dtype.
+  std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
+  std::vector<std::byte> read_weight(const std::string& name);
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
+  std::vector<Metric> metrics() const { return metrics_.metrics(stats()); }
+  double weight_seconds() const { return weight_seconds_; }  // of loading them
   const EngineConfig& config() const { return config_; }
   const Worker& worker() const { return worker_; }
 
@@ -132,6 +145,10 @@ class Engine {
   void finish_requests();
   void abort_requests();
   void empty_cache();
+  template <typename Change>
+  void change_weights(const Change& change);
+  void require_whole_weights() const;
+  void require_resident_weights() const;
   SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
@@ -172,8 +189,11 @@ class Engine {
   bool in_step_ = false;   // the caller's callbacks may run
   bool in_hooks_ = false;  // the caller's code runs in the midst of a step
   SleepState asleep_;
+  bool in_weight_update_ = false;
   std::string broken_;  // what the device said; empty while it works
   Stats totals_;
+  RequestMetrics metrics_;
+  double weight_seconds_ = 0.0;
   double wait_seconds_ = 0.0;
   std::unique_ptr<Recorder> recorder_;  // null: nobody wants to know
 };

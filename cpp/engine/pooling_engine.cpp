@@ -23,7 +23,9 @@ PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> devic
     : config_(std::move(config)),
       worker_(config_, std::move(device)),
       queue_(config_.max_num_batched_tokens, config_.max_num_seqs) {
+  LapClock clock;
   worker_.load(checkpoint);
+  weight_seconds_ = clock.lap();
 }
 
 // ---------------------------------------------------------------------------------------------------------- the step
@@ -149,6 +151,7 @@ void PoolingEngine::validate(const PoolingInput& text, const PoolingParams& para
 uint64_t PoolingEngine::submit(PoolingInput text, const PoolingParams& params, PoolingCallback callback) {
   validate(text, params);
   require_can_run();
+  require_whole_weights();
   const uint64_t id = next_request_id_++;
   Request request = {
       .text = std::move(text), .params = params, .kind = kind_of(params), .callback = std::move(callback)};

@@ -13,6 +13,7 @@
 #include "engine/pooling_queue.h"
 #include "engine/pooling_worker.h"
 #include "engine/sleep_state.h"
+#include "model/weight_reader.h"
 
 namespace quire {
 
@@ -38,8 +39,16 @@ class PoolingEngine {
   void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
     worker_.adopt_checkpoint(std::move(checkpoint));
   }
+  // As those of Engine. Weights may be changed while no text waits.
+  void load_weights(const NextTensor& next, bool atomic);
+  void check_weights(const std::vector<CheckpointTensor>& tensors) { check_tensors(worker_.weight_access(), tensors); }
+  void reload_weights(const Checkpoint* checkpoint);
+  uint64_t weights_version() const { return worker_.weight_state().version; }
+  std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
+  std::vector<std::byte> read_weight(const std::string& name);
 
   PoolingStats stats() const;
+  double weight_seconds() const { return weight_seconds_; }  // of loading them
   const PoolingConfig& config() const { return config_; }
 
  private:
@@ -57,6 +66,10 @@ class PoolingEngine {
   void require_can_run() const;
   void finish_requests();
   void abort_requests();
+  template <typename Change>
+  void change_weights(const Change& change);
+  void require_whole_weights() const;
+  void require_resident_weights() const;
   void put_back(const std::vector<uint64_t>& ids);
 
   PoolingConfig config_;
@@ -67,8 +80,10 @@ class PoolingEngine {
   uint64_t next_request_id_ = 0;
   SleepState asleep_;
   bool in_step_ = false;  // the caller's callbacks may run
-  std::string broken_;    // what the device said; empty while it works
+  bool in_weight_update_ = false;
+  std::string broken_;  // what the device said; empty while it works
   PoolingStats totals_;
+  double weight_seconds_ = 0.0;
 };
 
 }  // namespace quire

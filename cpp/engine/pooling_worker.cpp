@@ -94,6 +94,7 @@ void PoolingWorker::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoin
 
 void PoolingWorker::sleep(bool keep_weights) {
   step_scope_.reset();
+  if (!(keep_weights && memory_->has_weights())) weight_state_.forget();
   memory_->sleep({.weights = true, .workspace = true}, keep_weights);
 }
 

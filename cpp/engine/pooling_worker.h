@@ -14,6 +14,7 @@
 #include "model/decoder.h"
 #include "model/pooler.h"
 #include "model/weight_loader.h"
+#include "model/weight_update.h"
 
 namespace quire {
 
@@ -54,6 +55,10 @@ class PoolingWorker {
   // Rows of the batch that was run, one after the other; valid until the next run().
   std::span<const float> fetch();
 
+  // To change and to read weights, between steps.
+  WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, nullptr, weight_state_}; }
+  const WeightState& weight_state() const { return weight_state_; }
+
   const Device& device() const { return *device_; }
   // As of Worker; there is no KV cache.
   void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
@@ -69,6 +74,7 @@ class PoolingWorker {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, workspace_region_;
   Weights weights_;
+  WeightState weight_state_;
   PoolingBuffers buffers_;
   std::unique_ptr<ModelMemory> memory_;
   Arena arena_;

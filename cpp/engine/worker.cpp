@@ -248,6 +248,7 @@ void Worker::launch(const StepShape& shape) {
 }
 
 void Worker::forward() {
+  const SpanScope span(recorder_, "step", "forward");
   step_scope_.reset();
   step_scope_.emplace(arena_);
   hidden_ = decoder_.forward(batch_, kv_cache_, ops_);
@@ -259,6 +260,7 @@ void Worker::forward() {
 }
 
 void Worker::sample(const StepShape& shape) {
+  const SpanScope span(recorder_, "step", "sample");
   const KernelTable& kernels = device_->kernels();
   const size_t workspace_bytes =
       kernels.sampling_workspace_bytes(shape.num_samples, logits_.size(1), device_->num_threads());

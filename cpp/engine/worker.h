@@ -26,6 +26,7 @@
 #include "model/batch.h"
 #include "model/decoder.h"
 #include "model/weight_loader.h"
+#include "model/weight_update.h"
 
 namespace quire {
 
@@ -86,8 +87,17 @@ class Worker {
   // Logits of every token of the uploaded batch, after forward(); tests compare them with a reference.
   std::vector<float> all_logits();
 
-  // Kernels become spans; null: none any more.
-  void set_recorder(Recorder* recorder) { device_->set_recorder(recorder); }
+  // Kernels and the parts of a run become spans; null: none any more.
+  void set_recorder(Recorder* recorder) {
+    device_->set_recorder(recorder);
+    recorder_ = recorder;
+  }
+
+  // To change and to read weights, while nothing is under way.
+  WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, offloaded_.get(), weight_state_}; }
+  // How often they were changed since load(): 0 means that they are those of the checkpoint.
+  uint64_t weights_version() const { return weight_state_.version; }
+  bool weights_incomplete() const { return weight_state_.is_incomplete; }
 
   const Device& device() const { return *device_; }
   size_t num_graphs() const { return graphs_.size(); }
@@ -108,6 +118,7 @@ class Worker {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, kv_region_, workspace_region_;
   Weights weights_;
+  WeightState weight_state_;
   KvCache kv_cache_;
   RopePlacement rope_;
   BatchBuffers buffers_;
@@ -132,6 +143,7 @@ class Worker {
   const StateRows* state_rows_ = nullptr;
   StepGraphs graphs_;
   double capture_seconds_ = 0.0;
+  Recorder* recorder_ = nullptr;
 
   // Of the step in progress.
   StepShape shape_;

@@ -28,6 +28,7 @@ void Worker::sleep(bool weights, bool kv_cache, bool keep_weights) {
   // Copies of offloaded layers in captured steps begin where their memory is now.
   if (weights && !keep_weights && offloaded_ != nullptr) graphs_.clear();
   cache_sleeps_ = cache_sleeps_ || kv_cache;
+  if (weights && !(keep_weights && memory_->has_weights())) weight_state_.forget();
   for (ModelMemory* memory : memories()) {
     // Nobody can load others into a draft model, so its weights are kept.
     memory->sleep({.weights = weights, .kv_cache = kv_cache, .workspace = true},

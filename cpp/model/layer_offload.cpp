@@ -60,6 +60,12 @@ void OffloadedLayers::store(int32_t layer) {
   device_.copy_async(host.data(), slots_ + slot_of(ordinal) * plan_.slot_bytes, host.num_bytes(), device_.stream());
 }
 
+void OffloadedLayers::bring(int32_t layer) {
+  const HostBuffer& host = host_memory(layer);
+  const size_t slot = slot_of(plan_.ordinal(layer));
+  device_.copy_async(slots_ + slot * plan_.slot_bytes, host.data(), host.num_bytes(), device_.stream());
+}
+
 void OffloadedLayers::fetch(int32_t ordinal) {
   const size_t slot = slot_of(ordinal);
   const HostBuffer& host = *host_[static_cast<size_t>(ordinal)];

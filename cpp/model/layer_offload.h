@@ -34,6 +34,10 @@ class OffloadedLayers final : public LayerWeightSource {
   // Gives the host memory back, and takes as much again, elsewhere and with nothing in it.
   void drop();
   void restore();
+  // For changing and reading weights between steps: puts a copy into the layer's slot on device.stream(), and where
+  // they stay otherwise.
+  void bring(int32_t layer);
+  const HostBuffer& host_memory(int32_t layer) const { return *host_.at(static_cast<size_t>(plan_.ordinal(layer))); }
 
   void begin_step() override;
   void acquire(int32_t layer) override;

@@ -45,9 +45,9 @@ const CheckpointTensor& find_head(const Checkpoint& checkpoint, const ArchSpec& 
   for (const std::string& name : names) {
     const auto found = std::ranges::find(checkpoint.tensors(), name, &CheckpointTensor::name);
     if (found == checkpoint.tensors().end()) continue;
-    if (found->shape == std::vector<int64_t>{arch.vocab_size, arch.hidden}) return *found;
-    throw InvalidArgument(
-        str_cat(name, " is not of the shape [", arch.vocab_size, ", ", arch.hidden, "] that config.json gives it"));
+    if (const std::string problem = label_source_problem(*found, arch); !problem.empty())
+      throw InvalidArgument(problem);
+    return *found;
   }
   throw InvalidArgument(
       str_cat("classifier_from_token takes rows of the model's head for text, but the checkpoint has "
@@ -71,21 +71,38 @@ float element(const CheckpointTensor& tensor, int64_t index) {
 
 }  // namespace
 
-std::unique_ptr<Checkpoint> with_token_labels(std::unique_ptr<Checkpoint> main, const ArchSpec& arch) {
+bool is_label_source(const std::string& tensor_name, const ArchSpec& arch) {
+  if (arch.pooler.label_token_ids.empty() || arch.pooler.head.empty()) return false;
+  const std::vector<std::string> names = head_names(arch);
+  return std::ranges::find(names, tensor_name) != names.end();
+}
+
+std::string label_source_problem(const CheckpointTensor& head, const ArchSpec& arch) {
+  if (head.shape == std::vector<int64_t>{arch.vocab_size, arch.hidden}) return {};
+  return str_cat(head.name, " is not of the shape [", arch.vocab_size, ", ", arch.hidden,
+                 "] that config.json gives it");
+}
+
+std::vector<float> label_weights(const CheckpointTensor& head, const ArchSpec& arch) {
   const std::vector<int32_t>& ids = arch.pooler.label_token_ids;
-  if (main == nullptr || ids.empty() || arch.pooler.head.empty()) return main;
-  const CheckpointTensor& head = find_head(*main, arch);
   const int64_t cols = arch.hidden;
   const bool is_difference = arch.pooler.is_label_difference;
-  const int64_t rows = is_difference ? 1 : static_cast<int64_t>(ids.size());
+  const size_t rows = is_difference ? 1 : ids.size();
   std::vector<float> labels;
-  labels.reserve(static_cast<size_t>(rows * cols));
-  for (int64_t row = 0; row < rows; ++row) {
+  labels.reserve(rows * static_cast<size_t>(cols));
+  for (size_t row = 0; row < rows; ++row) {
     for (int64_t col = 0; col < cols; ++col) {
       const auto value = [&](size_t token) { return element(head, ids[token] * cols + col); };
-      labels.push_back(is_difference ? value(1) - value(0) : value(static_cast<size_t>(row)));
+      labels.push_back(is_difference ? value(1) - value(0) : value(row));
     }
   }
+  return labels;
+}
+
+std::unique_ptr<Checkpoint> with_token_labels(std::unique_ptr<Checkpoint> main, const ArchSpec& arch) {
+  if (main == nullptr || arch.pooler.label_token_ids.empty() || arch.pooler.head.empty()) return main;
+  std::vector<float> labels = label_weights(find_head(*main, arch), arch);
+  const int64_t cols = arch.hidden, rows = static_cast<int64_t>(labels.size()) / cols;
   return std::make_unique<LabelledCheckpoint>(std::move(main), std::move(labels), rows, cols);
 }
 

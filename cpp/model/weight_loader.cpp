@@ -43,11 +43,7 @@ class Filler {
     const bool transposed = entry.rule->transposed;
     const int64_t num_rows = entry.shape[transposed ? 1 : 0];
     const int64_t num_cols = entry.shape.size() == 1 ? 0 : entry.shape[transposed ? 0 : 1];
-    std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows);
-    if (entry.rule->slot == Slot::embedding && arch_.tie_word_embeddings && has(Slot::lm_head)) {
-      pieces.push_back({Slot::lm_head, PackPart::whole, 0, num_rows, 0});  // the int8 copy
-    }
-    for (const Piece& piece : pieces) {
+    for (const Piece& piece : pieces(entry, num_rows)) {
       const WeightSlot& slot = find(piece.target, entry.layer);
       QUIRE_CHECK(slot.cols == num_cols && piece.source_row + piece.rows <= num_rows, "the rule for ", entry.rule->name,
                   " has the wrong shape: ", num_cols, " columns, the slot has ", slot.cols);
@@ -67,6 +63,16 @@ class Filler {
     }
   }
 
+  std::vector<const WeightSlot*> slots_of(const BoundRule& entry) const {
+    std::vector<const WeightSlot*> slots;
+    for (const Piece& piece : pieces(entry, entry.shape[entry.rule->transposed ? 1 : 0])) {
+      slots.push_back(&find(piece.target, entry.layer));
+    }
+    return slots;
+  }
+
+  const SlotRows& unfilled() const { return unfilled_; }
+
   // A slot that no rule fills would compute with garbage.
   void check_complete() const {
     for (const auto& [key, rows] : unfilled_) {
@@ -76,6 +82,14 @@ class Filler {
   }
 
  private:
+  std::vector<Piece> pieces(const BoundRule& entry, int64_t num_rows) const {
+    std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows);
+    if (entry.rule->slot == Slot::embedding && arch_.tie_word_embeddings && has(Slot::lm_head)) {
+      pieces.push_back({Slot::lm_head, PackPart::whole, 0, num_rows, 0});  // the int8 copy
+    }
+    return pieces;
+  }
+
   void fill_relative_bias(const BoundRule& entry) {
     const WeightSlot& slot = find(Slot::relative_bias, entry.layer);
     const DType dtype = entry.tensor->dtype;
@@ -100,7 +114,22 @@ class Filler {
   const ArchSpec& arch_;
   std::vector<WeightSlot> slots_;
   WeightSink& sink_;
-  std::map<std::pair<Slot, int32_t>, int64_t> unfilled_;
+  SlotRows unfilled_;
+};
+
+class SlotWriter final : public WeightWriter {
+ public:
+  SlotWriter(const ArchSpec& arch, Device& device, std::vector<WeightSlot> slots, const StagingOptions& staging)
+      : sink_(make_weight_sink(device, longest_row(slots), staging)), filler_(arch, std::move(slots), *sink_) {}
+
+  std::vector<const WeightSlot*> slots_of(const BoundRule& entry) const override { return filler_.slots_of(entry); }
+  void write(const BoundRule& entry) override { filler_.fill(entry); }
+  void flush() override { sink_->flush(); }
+  const SlotRows& unfilled() const override { return filler_.unfilled(); }
+
+ private:
+  std::unique_ptr<WeightSink> sink_;
+  Filler filler_;
 };
 
 // Elements that are made and packed at once.
@@ -139,6 +168,7 @@ std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> t
 void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& device, Weights& weights,
                   const LoadOptions& options) {
   std::vector<BoundRule> found = match_weights(arch, checkpoint);
+  weights.spelling = best_spelling(arch, checkpoint);
   // Offloaded layers come last, one after the other: they share slots.
   const auto ordinal = [&](const BoundRule& entry) {
     return options.offload != nullptr ? options.offload->plan().ordinal(entry.layer) : -1;
@@ -193,6 +223,11 @@ void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, D
   } else {
     load_weights(arch, *checkpoint, device, weights, options);
   }
+}
+
+std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights,
+                                                 const StagingOptions& staging) {
+  return std::make_unique<SlotWriter>(arch, device, weight_slots(arch, weights), staging);
 }
 
 }  // namespace quire

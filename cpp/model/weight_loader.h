@@ -6,8 +6,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/arch.h"
@@ -46,6 +48,9 @@ std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_
 // Tensors the caller keeps alive during the load (checkpoints read by torch, weights built in memory).
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
+struct BoundRule;
+struct WeightSlot;
+
 struct LoadOptions {
   StagingOptions staging;              // of asynchronous devices
   OffloadedLayers* offload = nullptr;  // keeps the weights of its layers, which `weights` places in its slots
@@ -61,5 +66,25 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
 // Dummy values where there is no checkpoint.
 void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, Device& device, Weights& weights,
                            const LoadOptions& options = {});
+
+// Rows of slots, by slot and layer.
+using SlotRows = std::map<std::pair<Slot, int32_t>, int64_t>;
+
+// Writes matched tensors into weights that are there, one at a time.
+class WeightWriter {
+ public:
+  virtual ~WeightWriter() = default;
+  // Those that hold rows of the tensor.
+  virtual std::vector<const WeightSlot*> slots_of(const BoundRule& entry) const = 0;
+  // The tensor may go when it returns.
+  virtual void write(const BoundRule& entry) = 0;
+  // Everything written so far is on device.stream().
+  virtual void flush() = 0;
+  // Rows that nothing was written to yet.
+  virtual const SlotRows& unfilled() const = 0;
+};
+
+std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights,
+                                                 const StagingOptions& staging = {});
 
 }  // namespace quire

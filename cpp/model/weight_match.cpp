@@ -115,11 +115,12 @@ size_t tensor_bytes(const CheckpointTensor& tensor) {
 
 // What does not fit, for one message.
 struct Misfits {
-  std::vector<std::string> missing, unexpected, misshaped;
+  std::vector<std::string> missing = {}, unexpected = {}, misshaped = {}, twice = {};
 
-  void throw_if_any(const ArchSpec& arch) const {
-    if (missing.empty() && unexpected.empty() && misshaped.empty()) return;
-    std::string message = str_cat("the checkpoint does not fit its config.json (", arch.name, "):");
+  void throw_if_any(const ArchSpec& arch,
+                    const char* what_does_not = "the checkpoint does not fit its config.json") const {
+    if (missing.empty() && unexpected.empty() && misshaped.empty() && twice.empty()) return;
+    std::string message = str_cat(what_does_not, " (", arch.name, "):");
     const auto add = [&](const char* what, const std::vector<std::string>& items) {
       if (items.empty()) return;
       message += str_cat("\n", items.size(), " ", what, ":");
@@ -128,6 +129,7 @@ struct Misfits {
     add("missing", missing);
     add("unexpected", unexpected);
     add("misshaped", misshaped);
+    add("given twice", twice);
     throw InvalidArgument(message);
   }
 };
@@ -137,6 +139,18 @@ BoundRule* find_rule(BoundRules& bound, const std::string& name, const WeightRul
     if (const auto found = bound.find(one); found != bound.end()) return &found->second;
   }
   return nullptr;
+}
+
+// Empty: the tensor is what the rule says.
+std::string shape_problem(const BoundRule& entry) {
+  if (entry.tensor->shape != entry.shape) {
+    return str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape), ", but config.json makes it ",
+                   shape_text(entry.shape));
+  }
+  if (!is_float(entry.tensor->dtype)) {
+    return str_cat(entry.tensor->name, ": ", dtype_name(entry.tensor->dtype), " is no float dtype");
+  }
+  return {};
 }
 
 void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, BoundRules& bound) {
@@ -151,23 +165,6 @@ void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, BoundRules
       QUIRE_CHECK(inserted, "two weight rules for ", expand(rule.name, i));
     }
   }
-}
-
-// The set of rules with the most names of the checkpoint; the first of equals.
-size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint) {
-  size_t best = 0;
-  ptrdiff_t most = -1;
-  for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
-    BoundRules bound;
-    bind(arch.weights.spellings[i], arch, bound);
-    const ptrdiff_t count = std::ranges::count_if(checkpoint.tensors(), [&](const CheckpointTensor& tensor) {
-      return find_rule(bound, tensor.name, arch.weights) != nullptr;
-    });
-    if (count <= most) continue;
-    most = count;
-    best = i;
-  }
-  return best;
 }
 
 BoundRule* find_slot(BoundRules& bound, Slot slot) {
@@ -247,6 +244,22 @@ BoundRules bind_rules(const ArchSpec& arch, size_t spelling) {
   return bound;
 }
 
+size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint) {
+  size_t best = 0;
+  ptrdiff_t most = -1;
+  for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
+    BoundRules bound;
+    bind(arch.weights.spellings[i], arch, bound);
+    const ptrdiff_t count = std::ranges::count_if(checkpoint.tensors(), [&](const CheckpointTensor& tensor) {
+      return find_rule(bound, tensor.name, arch.weights) != nullptr;
+    });
+    if (count <= most) continue;
+    most = count;
+    best = i;
+  }
+  return best;
+}
+
 std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& checkpoint) {
   BoundRules bound = bind_rules(arch, best_spelling(arch, checkpoint));
   Misfits misfits;
@@ -264,13 +277,7 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
       if (!entry.rule->optional) misfits.missing.push_back(name);
       continue;
     }
-    if (entry.tensor->shape != entry.shape) {
-      misfits.misshaped.push_back(str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape),
-                                          ", but config.json makes it ", shape_text(entry.shape)));
-    } else if (!is_float(entry.tensor->dtype)) {
-      misfits.misshaped.push_back(
-          str_cat(entry.tensor->name, ": ", dtype_name(entry.tensor->dtype), " is no float dtype"));
-    }
+    if (std::string problem = shape_problem(entry); !problem.empty()) misfits.misshaped.push_back(std::move(problem));
   }
   std::ranges::sort(misfits.unexpected);
   misfits.throw_if_any(arch);
@@ -280,6 +287,55 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
   }
   std::ranges::stable_sort(found, {}, &BoundRule::tensor);
   return found;
+}
+
+// ------------------------------------------------------------------------------------------------ one tensor at a time
+
+TensorBinder::TensorBinder(const ArchSpec& arch, size_t spelling) : arch_(arch) {
+  spellings_.push_back(bind_rules(arch, spelling));
+  for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
+    if (i != spelling) spellings_.push_back(bind_rules(arch, i));
+  }
+}
+
+BoundRule* TensorBinder::find(const std::string& name, bool& is_ignored_name) {
+  is_ignored_name = false;
+  for (BoundRules& bound : spellings_) {
+    BoundRule* entry = find_rule(bound, name, arch_.weights);
+    if (entry != nullptr) return entry;
+    is_ignored_name = is_ignored_name || is_ignored(name, arch_.weights);
+    if (is_ignored_name) return nullptr;
+  }
+  return nullptr;
+}
+
+const BoundRule* TensorBinder::bind(const CheckpointTensor& tensor) {
+  bool is_ignored_name = false;
+  BoundRule* entry = find(tensor.name, is_ignored_name);
+  if (entry == nullptr) {
+    if (!is_ignored_name) unexpected_.push_back(tensor.name);
+    return nullptr;
+  }
+  if (!seen_.insert(entry).second) {
+    twice_.push_back(tensor.name);
+    return nullptr;
+  }
+  entry->tensor = &tensor;
+  if (std::string problem = shape_problem(*entry); !problem.empty()) {
+    misshaped_.push_back(std::move(problem));
+    return nullptr;
+  }
+  // Of a tied model the head is the embedding; where both come, the embedding counts.
+  if (entry->rule->slot != Slot::lm_head || !arch_.has_lm_head || !arch_.tie_word_embeddings) return entry;
+  BoundRule* embedding = find_slot(spellings_.front(), Slot::embedding);
+  if (seen_.contains(embedding)) return nullptr;
+  embedding->tensor = &tensor;
+  return embedding;
+}
+
+void TensorBinder::throw_if_misfits() const {
+  Misfits{.unexpected = unexpected_, .misshaped = misshaped_, .twice = twice_}.throw_if_any(
+      arch_, "the tensors do not fit the model");
 }
 
 }  // namespace quire

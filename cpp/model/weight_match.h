@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/arch.h"
@@ -39,6 +41,31 @@ BoundRules bind_rules(const ArchSpec& arch, size_t spelling = 0);
 // The rules that a tensor was found for, in the order of the checkpoint's tensors, which is that of their pages.
 // Throws InvalidArgument that lists ALL missing, unexpected and misshaped tensors (both shapes) at once.
 std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& checkpoint);
+
+// Which of the architecture's spellings most names of a checkpoint fit; the first of equals, 0 where there are none.
+size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint);
+
+// Binds tensors that come one at a time, in any order and perhaps not all of them.
+class TensorBinder {
+ public:
+  // `spelling`: the one to look names up in first.
+  TensorBinder(const ArchSpec& arch, size_t spelling);
+  // The rule that a tensor is for, with the tensor; null where it is not needed, or does not fit and is noted.
+  const BoundRule* bind(const CheckpointTensor& tensor);
+  bool has_misfits() const { return !unexpected_.empty() || !twice_.empty() || !misshaped_.empty(); }
+  // Notes what a rule does not know.
+  void refuse(std::string misshaped) { misshaped_.push_back(std::move(misshaped)); }
+  // Throws InvalidArgument that lists them all.
+  void throw_if_misfits() const;
+
+ private:
+  BoundRule* find(const std::string& name, bool& is_ignored);
+
+  const ArchSpec& arch_;
+  std::vector<BoundRules> spellings_;  // the one to prefer first
+  std::set<const BoundRule*> seen_;
+  std::vector<std::string> unexpected_, twice_, misshaped_;
+};
 
 // Where the rows of a tensor for `slot` go; num_rows of them.
 std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows);

@@ -19,6 +19,7 @@ namespace quire::cpu {
 
 size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
 void pack_weight(const PackWeightParams& params, Stream stream);
+void unpack_weight(const UnpackWeightParams& params, Stream stream);
 // Those of weights of i8, to which the two above pass them on.
 size_t packed_int8_bytes(const PackedWeight& weight);
 void pack_int8_weight(const PackWeightParams& params, Stream stream);

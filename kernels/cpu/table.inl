@@ -3,6 +3,7 @@ static constexpr KernelTable kTable = {
     .name = kName,
     .packed_weight_bytes = packed_weight_bytes,
     .pack_weight = pack_weight,
+    .unpack_weight = unpack_weight,
     .fill_dummy = fill_dummy,
     .embedding = embedding,
     .norm = norm,

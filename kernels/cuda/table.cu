@@ -13,6 +13,7 @@ const KernelTable& kernels() {
       .name = simt::kBackendName,
       .packed_weight_bytes = packed_weight_bytes,
       .pack_weight = pack_weight,
+      .unpack_weight = unpack_weight,
       .fill_dummy = fill_dummy,
       .embedding = embedding,
       .norm = norm,

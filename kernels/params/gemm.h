@@ -46,6 +46,16 @@ struct PackWeightParams {
   PackedWeight weight;
 };
 
+// The way back, for whoever looks at weights: rows [row_begin, row_begin + rows) of `weight` or of its gate or up half,
+// without gaps, as float32. A weight of i8 gives scale * q.
+struct UnpackWeightParams {
+  PackedWeight weight;
+  PackPart part = PackPart::whole;
+  int64_t row_begin = 0;
+  int64_t rows = 0;
+  float* out = nullptr;  // [rows, weight.cols]
+};
+
 struct GemmParams {
   const void* a = nullptr;  // [m, weight.cols], rows a_stride elements apart, element type a_dtype()
   int64_t a_stride = 0;

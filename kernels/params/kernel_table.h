@@ -28,6 +28,7 @@ struct KernelTable {
   // Load time.
   size_t (*packed_weight_bytes)(int64_t rows, int64_t cols, DType dtype, bool gated) = nullptr;
   void (*pack_weight)(const PackWeightParams&, Stream) = nullptr;
+  void (*unpack_weight)(const UnpackWeightParams&, Stream) = nullptr;
   void (*fill_dummy)(const FillDummyParams&, Stream) = nullptr;
 
   // forward

@@ -1,6 +1,7 @@
 // The engine of Python; see engine_binding.h.
 #include "bind/engine_binding.h"
 
+#include <array>
 #include <chrono>
 #include <stdexcept>
 #include <thread>
@@ -20,14 +21,6 @@ PyEngine::PyEngine(const std::string& model_dir, const py::dict& options, const 
   const ExternalWeights external = external_weights(weights);
   const py::gil_scoped_release release;
   llm_ = std::make_unique<LLM>(model_dir, engine_options, external.tensors);
-}
-
-template <typename Use>
-auto PyEngine::with_llm(const Use& use) {
-  const py::gil_scoped_release release;
-  const std::shared_lock lock(llm_mutex_);
-  if (llm_ == nullptr) throw std::runtime_error("the engine is closed");
-  return use(*llm_);
 }
 
 DeltaCallback PyEngine::deliver() const {
@@ -50,7 +43,7 @@ uint64_t PyEngine::post(LLM& llm, std::vector<int32_t> prompt, const SamplingPar
 uint64_t PyEngine::submit(const py::object& prompt, const py::dict& params, bool stream, int32_t priority) {
   std::vector<int32_t> ids = token_ids(prompt);
   const auto sampling = sampling_params(params);
-  return with_llm([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream, priority); });
+  return with([&](LLM& llm) { return post(llm, std::move(ids), sampling, stream, priority); });
 }
 
 std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::object& params,
@@ -70,7 +63,7 @@ std::vector<uint64_t> PyEngine::submit_many(const py::list& prompts, const py::o
   }
   const auto priority_of = [&](size_t i) { return priorities.empty() ? 0 : priorities[i]; };
   const auto params_of = [&](size_t i) -> const SamplingParams& { return sampling[sampling.size() == 1 ? 0 : i]; };
-  return with_llm([&](LLM& llm) {
+  return with([&](LLM& llm) {
     for (size_t i = 0; i < all_ids.size(); ++i) {
       try {
         llm.check(all_ids[i], params_of(i), priority_of(i));
@@ -105,7 +98,7 @@ std::vector<uint64_t> PyEngine::submit_beam_search(const py::list& prompts, cons
   all_ids.reserve(prompts.size());
   for (const py::handle& prompt : prompts) all_ids.push_back(token_ids(prompt));
   const BeamSearchParams search = beam_search_params(params);
-  return with_llm([&](LLM& llm) {
+  return with([&](LLM& llm) {
     std::vector<uint64_t> ids;
     ids.reserve(all_ids.size());
     try {
@@ -137,7 +130,7 @@ bool PyEngine::fetch(const std::vector<uint64_t>& request_ids, std::vector<Reque
 py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
   std::vector<RequestOutput> outputs;
   std::vector<Delta> deltas;
-  with_llm([&](LLM& llm) {
+  with([&](LLM& llm) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
     while (!fetch(request_ids, outputs, deltas)) {
       if (!llm.step() && !fetch(request_ids, outputs, deltas)) {
@@ -159,18 +152,18 @@ py::tuple PyEngine::run(const std::vector<uint64_t>& request_ids, int max_ms) {
 }
 
 bool PyEngine::cancel(uint64_t request_id) {
-  return with_llm([&](LLM& llm) { return llm.cancel(request_id); });
+  return with([&](LLM& llm) { return llm.cancel(request_id); });
 }
 
 void PyEngine::set_vocabulary(std::vector<std::string> token_bytes) {
-  with_llm([&](LLM& llm) {
+  with([&](LLM& llm) {
     llm.set_vocabulary(std::move(token_bytes));
     return true;
   });
 }
 
 bool PyEngine::reset_prefix_cache() {
-  return with_llm([](LLM& llm) { return llm.reset_prefix_cache(); });
+  return with([](LLM& llm) { return llm.reset_prefix_cache(); });
 }
 
 SleepMode sleep_mode(const std::string& mode) {
@@ -183,7 +176,7 @@ SleepMode sleep_mode(const std::string& mode) {
 void wait_a_little() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 void PyEngine::sleep(int32_t level, const std::string& mode) {
-  with_llm([&](LLM& llm) {
+  with([&](LLM& llm) {
     llm.sleep(level, sleep_mode(mode));
     return true;
   });
@@ -191,33 +184,33 @@ void PyEngine::sleep(int32_t level, const std::string& mode) {
 }
 
 bool PyEngine::wake_up(const std::vector<std::string>& tags) {
-  return with_llm([&](LLM& llm) { return llm.wake_up(tags); });
+  return with([&](LLM& llm) { return llm.wake_up(tags); });
 }
 
 bool PyEngine::is_sleeping() {
-  return with_llm([](LLM& llm) { return llm.is_sleeping(); });
+  return with([](LLM& llm) { return llm.is_sleeping(); });
 }
 
 void PyEngine::release_kv_cache_memory() {
-  with_llm([](LLM& llm) {
+  with([](LLM& llm) {
     llm.release_kv_cache_memory();
     return true;
   });
 }
 
 void PyEngine::start_recording() {
-  with_llm([](LLM& llm) {
+  with([](LLM& llm) {
     llm.start_recording();
     return true;
   });
 }
 
 py::dict PyEngine::stop_recording() {
-  return recording_dict(with_llm([](LLM& llm) { return llm.stop_recording(); }));
+  return recording_dict(with([](LLM& llm) { return llm.stop_recording(); }));
 }
 
 py::dict PyEngine::stats() {
-  const Stats stats = with_llm([](LLM& llm) { return llm.stats(); });
+  const Stats stats = with([](LLM& llm) { return llm.stats(); });
   py::dict values;
   values["num_running"] = stats.num_running;
   values["num_waiting"] = stats.num_waiting;
@@ -240,8 +233,20 @@ py::dict PyEngine::stats() {
   return values;
 }
 
+py::list PyEngine::metrics() {
+  constexpr std::array<const char*, 4> kTypes = {"counter", "gauge", "vector", "histogram"};
+  py::list list;
+  for (const Metric& metric : with([](LLM& llm) { return llm.metrics(); })) {
+    py::dict labels;
+    if (!metric.label.first.empty()) labels[py::str(metric.label.first)] = metric.label.second;
+    list.append(py::make_tuple(metric.name, kTypes[static_cast<size_t>(metric.type)], labels, metric.value,
+                               metric.bounds, metric.values));
+  }
+  return list;
+}
+
 py::dict PyEngine::info() {
-  return model_info_dict(with_llm([](LLM& llm) { return llm.info(); }));
+  return model_info_dict(with([](LLM& llm) { return llm.info(); }));
 }
 
 void PyEngine::close() {

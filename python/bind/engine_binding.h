@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <stdexcept>
 #include <unordered_map>
 #include <vector>
 
@@ -39,9 +40,19 @@ class PyEngine {
   void start_recording();
   py::dict stop_recording();
   py::dict stats();
+  py::list metrics();
   py::dict info();
   // Frees weights, cache and threads now; waits for a step in progress.
   void close();
+
+  // Calls use(llm) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
+  template <typename Use>
+  auto with(const Use& use) {
+    const py::gil_scoped_release release;
+    const std::shared_lock lock(llm_mutex_);
+    if (llm_ == nullptr) throw std::runtime_error("the engine is closed");
+    return use(*llm_);
+  }
 
  private:
   struct Mail {
@@ -54,9 +65,6 @@ class PyEngine {
     std::unordered_map<uint64_t, Mail> mail;
   };
 
-  // Calls use(llm) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
-  template <typename Use>
-  auto with_llm(const Use& use);
   DeltaCallback deliver() const;
   uint64_t post(LLM& llm, std::vector<int32_t> prompt, const SamplingParams& params, bool stream, int32_t priority);
   // Requests of a call that was refused in its midst.

@@ -2,6 +2,7 @@
 #include "bind/engine_binding.h"
 #include "bind/errors.h"
 #include "bind/pooling_binding.h"
+#include "bind/weights_binding.h"
 
 namespace {
 
@@ -58,7 +59,9 @@ PYBIND11_MODULE(_quire, module) {
   quire::bind::register_errors();
   quire::bind::bind_outputs(module);
   quire::bind::bind_pooling(module);
-  py::class_<PyEngine>(module, "Engine")
+  py::class_<PyEngine> engine(module, "Engine");
+  quire::bind::bind_weights<PyEngine>(engine);
+  engine
       .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),
            py::arg("weights") = py::none())
       .def("submit", &PyEngine::submit, py::arg("prompt_token_ids"), py::arg("params"), py::arg("stream") = false,
@@ -77,6 +80,7 @@ PYBIND11_MODULE(_quire, module) {
       .def("start_recording", &PyEngine::start_recording)
       .def("stop_recording", &PyEngine::stop_recording)
       .def("stats", &PyEngine::stats)
+      .def("metrics", &PyEngine::metrics)
       .def("info", &PyEngine::info)
       .def("close", &PyEngine::close);
 

@@ -172,6 +172,11 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["num_outputs"] = info.num_outputs;
   values["num_token_types"] = info.num_token_types;
   values["load_seconds"] = info.load_seconds;
+  values["device_seconds"] = info.device_seconds;
+  values["plan_seconds"] = info.plan_seconds;
+  values["open_seconds"] = info.open_seconds;
+  values["memory_seconds"] = info.memory_seconds;
+  values["weight_seconds"] = info.weight_seconds;
   return values;
 }
 

@@ -7,6 +7,7 @@
 
 #include "bind/engine_binding.h"
 #include "bind/external_weights.h"
+#include "bind/weights_binding.h"
 
 namespace quire::bind {
 namespace {
@@ -56,14 +57,6 @@ PyPoolingEngine::PyPoolingEngine(const std::string& model_dir, const py::dict& o
   model_ = std::make_unique<PoolingModel>(model_dir, engine_options, pooler_options, external.tensors);
 }
 
-template <typename Use>
-auto PyPoolingEngine::with_model(const Use& use) {
-  const py::gil_scoped_release release;
-  const std::shared_lock lock(model_mutex_);
-  if (model_ == nullptr) throw std::runtime_error("the engine is closed");
-  return use(*model_);
-}
-
 uint64_t PyPoolingEngine::open_call() {
   const std::lock_guard lock(mailbox_->mutex);
   const uint64_t call = mailbox_->next_call++;
@@ -87,7 +80,7 @@ std::vector<uint64_t> PyPoolingEngine::submit_many(uint64_t call, const py::list
   std::vector<PoolingInput> texts = texts_of(prompts, token_types);
   const std::vector<PoolingParams> each = params_of(params, texts.size());
   const auto own = [&](size_t i) -> const PoolingParams& { return each[each.size() == 1 ? 0 : i]; };
-  return with_model([&](PoolingModel& model) {
+  return with([&](PoolingModel& model) {
     for (size_t i = 0; i < texts.size(); ++i) {
       try {
         model.check(texts[i], own(i));
@@ -116,7 +109,7 @@ bool PyPoolingEngine::fetch(uint64_t call, std::vector<PoolingOutput>& outputs) 
 
 py::list PyPoolingEngine::run(uint64_t call, int max_ms) {
   std::vector<PoolingOutput> outputs;
-  with_model([&](PoolingModel& model) {
+  with([&](PoolingModel& model) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(max_ms);
     while (!fetch(call, outputs)) {
       if (!model.step() && !fetch(call, outputs)) {
@@ -150,22 +143,22 @@ void PyPoolingEngine::close_call(uint64_t call) {
 }
 
 void PyPoolingEngine::sleep(int32_t level, const std::string& mode) {
-  with_model([&](PoolingModel& model) {
+  with([&](PoolingModel& model) {
     model.sleep(level, sleep_mode(mode));
     return true;
   });
 }
 
 bool PyPoolingEngine::wake_up(const std::vector<std::string>& tags) {
-  return with_model([&](PoolingModel& model) { return model.wake_up(tags); });
+  return with([&](PoolingModel& model) { return model.wake_up(tags); });
 }
 
 bool PyPoolingEngine::is_sleeping() {
-  return with_model([](PoolingModel& model) { return model.is_sleeping(); });
+  return with([](PoolingModel& model) { return model.is_sleeping(); });
 }
 
 py::dict PyPoolingEngine::stats() {
-  const PoolingStats stats = with_model([](PoolingModel& model) { return model.stats(); });
+  const PoolingStats stats = with([](PoolingModel& model) { return model.stats(); });
   py::dict values;
   values["num_waiting"] = stats.num_waiting;
   values["num_steps"] = stats.num_steps;
@@ -176,7 +169,7 @@ py::dict PyPoolingEngine::stats() {
 }
 
 py::dict PyPoolingEngine::info() {
-  return model_info_dict(with_model([](PoolingModel& model) { return model.info(); }));
+  return model_info_dict(with([](PoolingModel& model) { return model.info(); }));
 }
 
 void PyPoolingEngine::close() {
@@ -194,7 +187,9 @@ void bind_pooling(py::module_& module) {
       .def_readonly("arrival", &PoolingOutput::arrival)
       .def_readonly("first_scheduled", &PoolingOutput::first_scheduled)
       .def_readonly("finished", &PoolingOutput::finished);
-  py::class_<PyPoolingEngine>(module, "PoolingEngine")
+  py::class_<PyPoolingEngine> engine(module, "PoolingEngine");
+  bind_weights<PyPoolingEngine>(engine);
+  engine
       .def(py::init<const std::string&, const py::dict&, const py::dict&, const py::object&>(), py::arg("model_dir"),
            py::arg("options"), py::arg("pooler"), py::arg("weights") = py::none())
       .def("open_call", &PyPoolingEngine::open_call)

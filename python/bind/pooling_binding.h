@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -38,6 +39,15 @@ class PyPoolingEngine {
   // Frees weights and threads now; waits for a step in progress.
   void close();
 
+  // Calls use(model) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
+  template <typename Use>
+  auto with(const Use& use) {
+    const py::gil_scoped_release release;
+    const std::shared_lock lock(model_mutex_);
+    if (model_ == nullptr) throw std::runtime_error("the engine is closed");
+    return use(*model_);
+  }
+
  private:
   // Filled by callbacks inside step(), emptied by run(). Shared with the callbacks, which may outlive a closed engine.
   struct Mailbox {
@@ -51,9 +61,6 @@ class PyPoolingEngine {
     std::unordered_map<uint64_t, Call> calls;
   };
 
-  // Calls use(model) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
-  template <typename Use>
-  auto with_model(const Use& use);
   PoolingCallback deliver(uint64_t call) const;
   bool fetch(uint64_t call, std::vector<PoolingOutput>& outputs);
 

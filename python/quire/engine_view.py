@@ -1,6 +1,7 @@
 """`llm.llm_engine`: the configuration of a running engine under the names that vLLM's users read.
 
-Read-only values copied once; it holds no reference to the LLM and a weak one to the engine, so it keeps neither alive.
+Read-only values copied once; it holds no reference to the LLM and, as the workers of `model_executor`, a weak one to
+the engine, so it keeps neither alive.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from quire.tokenizer import Tokenizer
+from quire.workers import Executor
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class EngineView:
         self.vllm_config = SimpleNamespace(model_config=model, cache_config=cache, scheduler_config=scheduler)
         self._tokenizer = tokenizer
         self._engine: weakref.ref[Any] | None = None
+        self.model_executor: Executor  # set when the engine is there
 
     def watch(self, engine: Any) -> None:
         """The engine whose state is asked for; it may go at any time."""
@@ -69,6 +72,14 @@ class EngineView:
     def is_sleeping(self) -> bool:
         engine = None if self._engine is None else self._engine()
         return engine is not None and bool(engine.is_sleeping())
+
+    def collective_rpc(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """LLM.collective_rpc."""
+        return self.model_executor.collective_rpc(*args, **kwargs)
+
+    def apply_model(self, func: Any) -> list[Any]:
+        """LLM.apply_model."""
+        return self.model_executor.apply_model(func)
 
     def get_model_config(self) -> ModelConfigView:
         return self.model_config

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 from quire import beam_search as beams
@@ -35,6 +36,8 @@ from quire.engine_view import EngineView, engine_view
 from quire.errors import ValidationError
 from quire.grammars import Grammars
 from quire.inputs import ParsedPrompt
+from quire.metrics import startup_report
+from quire.observation import ObservationMethods
 from quire.outputs import RequestOutput, StreamChunk, error_output
 from quire.pooling_methods import PoolingMethods
 from quire.progress import Progress
@@ -51,13 +54,16 @@ from quire.requests import (
 from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.sleep_methods import SleepMethods
 from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
-from quire.unavailable import UnavailableMethods
+from quire.trace import trace_settings
 from quire.vllm_internals import InternalMethods
+from quire.weight_methods import WeightMethods
+from quire.weights import Origin
+from quire.workers import Executor, make_workers
 
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
 
-class LLM(ChatMethods, PoolingMethods, SleepMethods, InternalMethods, UnavailableMethods):
+class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationMethods, InternalMethods):
     """A language model and its engine. See docs/python.md for every argument."""
 
     DEPRECATE_LEGACY: ClassVar[bool] = True
@@ -100,10 +106,14 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, InternalMethods, Unavailabl
         **kwargs: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        begin = perf_counter()
         values = engine_args.resolve({**given, **kwargs})
         forward_core_log()
+        self._trace_settings = trace_settings(values["profiler_config"])
         path = _model_path(values)
+        tokenizer_begin = perf_counter()
         self._tokenizer = None if skip_tokenizer_init else tokenizer_of(values, path)
+        tokenizer_seconds = perf_counter() - tokenizer_begin
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
         overrides |= reranking.label_ids({**config, **overrides}, self._tokenizer)
@@ -152,8 +162,19 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, InternalMethods, Unavailabl
             str(model), values, options, info, config, self._tokenizer, self._task
         )
         self.llm_engine.watch(self._engine)
+        self._origin = Origin(path, values["load_format"], values["download_dir"], values["hf_token"])
+        workers = make_workers(
+            self._engine,
+            values["worker_extension_cls"],
+            info["device"],
+            self._origin,
+            self.llm_engine.model_config.hf_config,
+        )
+        self._executor = self.llm_engine.model_executor = Executor(workers)
         if self._task != "generate":
             self._start_pooling(str(model), info, config, path)
+        # Seconds of each part of what happened above, and the bytes it filled.
+        self.startup_report = startup_report(info, tokenizer_seconds, perf_counter() - begin)
 
     # Generation.
 

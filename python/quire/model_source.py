@@ -184,11 +184,11 @@ def load_bin_weights(path: Path, load_format: str) -> list[tuple[str, np.ndarray
     weights: list[tuple[str, np.ndarray, str]] = []
     for file in files:
         for name, tensor in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
-            weights.append((name, *_to_numpy(tensor.detach().contiguous(), torch)))
+            weights.append((name, *to_numpy(tensor.detach().contiguous(), torch)))
     return weights
 
 
-def _to_numpy(tensor: Any, torch: Any) -> tuple[np.ndarray, str]:
+def to_numpy(tensor: Any, torch: Any) -> tuple[np.ndarray, str]:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy(), "bfloat16"
     if tensor.dtype in (torch.float16, torch.float32):

@@ -394,17 +394,6 @@ def test_closed(tiny_model: Path) -> None:
             use()
 
 
-def test_methods_of_later_releases(llm: LLM) -> None:
-    later = ("collective_rpc", "apply_model", "start_profile", "stop_profile")
-    arguments: dict[str, tuple[Any, ...]] = {
-        "collective_rpc": ("f",),
-        "apply_model": (None,),
-    }
-    for name in later:
-        with pytest.raises(NotImplementedError, match=rf"LLM\.{name}\(\)"):
-            getattr(llm, name)(*arguments.get(name, ()))
-
-
 def test_dummy_weights_need_no_files(tmp_path: Path) -> None:
     config = llama_config(512)
     (tmp_path / "config.json").write_text(json.dumps(config))

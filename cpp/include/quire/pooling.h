@@ -7,6 +7,7 @@
 // padding. Threads, errors and callbacks are as in quire.h.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,6 +51,14 @@ class QUIRE_API PoolingModel {
   // tag that is unknown or awake logs a warning. When it throws, what slept sleeps on.
   bool wake_up(const std::vector<std::string>& tags = {});
   bool is_sleeping() const;
+  // As those of LLM.
+  uint64_t load_weights(const TensorSource& next, bool atomic = true);
+  void check_weights(const std::vector<ExternalTensor>& tensors) const;
+  uint64_t reload_weights(const std::string& model_dir);
+  uint64_t reload_weights(const std::vector<ExternalTensor>& tensors);
+  uint64_t weights_version() const;
+  std::vector<WeightInfo> weights() const;
+  std::vector<std::byte> read_weight(const std::string& name) const;
 
   PoolingStats stats() const;
   const ModelInfo& info() const;

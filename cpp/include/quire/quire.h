@@ -12,6 +12,7 @@
 // not there or a failing device. Nothing else is lost by an error: other requests and the engine go on.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <string>
@@ -71,6 +72,24 @@ class QUIRE_API LLM {
   bool is_sleeping() const;
   // After sleep(0): drops the KV cache too. What was computed is computed again after wake_up().
   void release_kv_cache_memory();
+  // Replaces weights by tensors of a checkpoint's names, in any order, all of them or a few; each is read before the
+  // next one is asked for. Returns how often weights have changed. Cached prefixes are forgotten. Throws
+  // std::invalid_argument: requests are in flight; names or shapes that do not fit, all at once. When it throws, also
+  // what `next` throws, weights are as they were: for that host memory holds the old values of what was replaced until
+  // it returns. atomic=false spares that memory; then a failure midway leaves a model that takes no requests until all
+  // of its weights have been given again.
+  uint64_t load_weights(const TensorSource& next, bool atomic = true);
+  // Throws what load_weights would say to tensors of these names, dtypes and shapes; no data is needed.
+  void check_weights(const std::vector<ExternalTensor>& tensors) const;
+  // All weights of a directory (empty: dummy values), or of a checkpoint in memory. One that does not fit changes
+  // nothing.
+  uint64_t reload_weights(const std::string& model_dir);
+  uint64_t reload_weights(const std::vector<ExternalTensor>& tensors);
+  // How often weights have changed since they were loaded.
+  uint64_t weights_version() const;
+  // The weights as a checkpoint names and shapes them, and the elements of one, row-major.
+  std::vector<WeightInfo> weights() const;
+  std::vector<std::byte> read_weight(const std::string& name) const;
 
   // From now on the parts of each step, and the kernels in them, are recorded; it costs about 0.1 us a kernel. Throws
   // where the device's kernels run behind the host's back, and while a recording is under way.
@@ -78,6 +97,8 @@ class QUIRE_API LLM {
   Recording stop_recording();
 
   Stats stats() const;
+  // Gauges and counters of Stats, and what finished requests were like, under vLLM's names.
+  std::vector<Metric> metrics() const;
   const ModelInfo& info() const;
 
  private:

@@ -154,6 +154,17 @@ struct ExternalTensor {
   const void* data = nullptr;
 };
 
+// Gives the next tensor, which lives until the next call; false: there are no more.
+using TensorSource = std::function<bool(ExternalTensor&)>;
+
+// A weight of a loaded model, as a checkpoint has it.
+struct WeightInfo {
+  std::string name = {};
+  std::string dtype = {};  // of the model
+  std::vector<int64_t> shape = {};
+  std::string same_as = {};  // the weight that this one is (a tied head); empty: it is its own
+};
+
 enum class FinishReason : uint8_t { none, stop, length, abort, error };
 
 // Log-probabilities of tokens, flat: `width` entries a token, its own first, then the most likely.
@@ -254,6 +265,17 @@ struct PluginInfo {
   std::vector<std::string> libraries = {};
 };
 
+// A figure of an engine, under the name that vLLM gives it.
+struct Metric {
+  enum class Type : uint8_t { counter, gauge, vector, histogram };
+  std::string name = {};
+  Type type = Type::counter;
+  std::pair<std::string, std::string> label = {};  // empty: none
+  double value = 0.0;                              // of a histogram: the sum of what was observed
+  std::vector<double> bounds = {};                 // of a histogram: upper ends of its buckets, ascending
+  std::vector<double> values = {};  // of a vector; of a histogram, how many fell into each bucket and beyond the last
+};
+
 struct ModelInfo {
   std::string architecture, dtype, quantization, device, kernels;
   int64_t max_model_len = 0, vocab_size = 0, num_layers = 0, hidden_size = 0, num_parameters = 0;
@@ -267,6 +289,9 @@ struct ModelInfo {
   int64_t num_outputs = 0;
   int64_t num_token_types = 0;  // that a token of a pooling model may have; 0: it has none
   double load_seconds = 0.0;
+  // Of that: finding the device, planning memory, opening the checkpoint (files are mapped), reserving memory and
+  // making tables, reading and packing weights.
+  double device_seconds = 0.0, plan_seconds = 0.0, open_seconds = 0.0, memory_seconds = 0.0, weight_seconds = 0.0;
 };
 
 }  // namespace quire

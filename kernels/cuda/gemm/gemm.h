@@ -12,6 +12,7 @@ namespace quire::cuda {
 size_t packed_weight_bytes(int64_t rows, int64_t cols, DType dtype, bool gated);
 // A launch like any other, without programmatic dependent launch: what follows it in the stream sees the weight.
 void pack_weight(const PackWeightParams& params, Stream stream);
+void unpack_weight(const UnpackWeightParams& params, Stream stream);
 
 // With GemmParams::workspace the ranges of k of a narrow weight run in blocks of their own; without, one after the
 // other in one block. The bits are the same.

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 # Names in the table of what the host does itself, beside the spans that it encloses.
-_HOST_LABELS = {"run": "host: launches", "step": "host: between the parts"}
+_HOST_LABELS = {
+    "run": "host: launches",
+    "forward": "host: launches",
+    "sample": "host: launches",
+    "step": "host: between the parts",
+}
 _OUTSIDE = "outside of steps"
 
 

@@ -41,6 +41,8 @@ TEST(Recording, HoldsEveryKernelOfEveryStep) {
       {"step/prepare", kSteps},
       {"step/upload", kSteps},
       {"step/run", kSteps},
+      {"step/forward", kSteps},
+      {"step/sample", kSteps},
       {"step/fetch", kSteps},
       {"step/commit", kSteps},
       {"step/deliver", kSteps},

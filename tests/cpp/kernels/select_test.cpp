@@ -74,8 +74,8 @@ TEST_F(Select, WhatTheMachineCannotRunIsRefused) {
 
 TEST_F(Select, TablesAreComplete) {
   for (const KernelTable* table : runnable_tables()) {
-    EXPECT_TRUE(table->packed_weight_bytes && table->pack_weight && table->fill_dummy && table->embedding &&
-                table->norm && table->gemm && table->rope_kv_write && table->paged_attention &&
+    EXPECT_TRUE(table->packed_weight_bytes && table->pack_weight && table->unpack_weight && table->fill_dummy &&
+                table->embedding && table->norm && table->gemm && table->rope_kv_write && table->paged_attention &&
                 table->attention_workspace_bytes && table->sample && table->sampling_workspace_bytes)
         << table->name;
   }

@@ -83,8 +83,8 @@ TEST(SimtTable, IsNamedAndComplete) {
   const KernelTable& table = cuda::kernels();
   EXPECT_STREQ(table.name, "simt");
   EXPECT_TRUE(kRegistered);
-  EXPECT_TRUE(table.packed_weight_bytes && table.pack_weight && table.fill_dummy && table.gemm_workspace_bytes &&
-              table.gemm);
+  EXPECT_TRUE(table.packed_weight_bytes && table.pack_weight && table.unpack_weight && table.fill_dummy &&
+              table.gemm_workspace_bytes && table.gemm);
   EXPECT_TRUE(table.embedding && table.norm && table.rope_kv_write && table.update_rows && table.prepare_batch &&
               table.store_sampled && table.copy_blocks);
   EXPECT_TRUE(table.paged_attention && table.attention_workspace_bytes && table.attention_plan_bytes);

@@ -42,6 +42,13 @@ void pack_late(const PackWeightParams& p, Stream stream) {
   launch_late<&KernelTable::pack_weight>(p, stream);
 }
 
+void unpack_late(const UnpackWeightParams& p, Stream stream) {
+  const auto count = static_cast<size_t>(p.rows * p.weight.cols);
+  QUIRE_CHECK(queue_of(stream).device->is_device_memory(p.out, count * sizeof(float)),
+              "unpack_weight writes to host memory");
+  launch_late<&KernelTable::unpack_weight>(p, stream);
+}
+
 void fill_late(const FillDummyParams& p, Stream stream) {
   QUIRE_CHECK(queue_of(stream).device->is_device_memory(p.out, static_cast<size_t>(p.count) * sizeof(float)),
               "fill_dummy writes to host memory");
@@ -153,6 +160,7 @@ LateDevice::LateDevice(Prefer prefer, const KernelTable* table)
       prefer_(prefer) {
   for (Queue& queue : queues_) queue.device = this;
   late_table_.pack_weight = pack_late;
+  late_table_.unpack_weight = unpack_late;
   late_table_.fill_dummy = fill_late;
   late_table_.embedding = launch_late<&KernelTable::embedding, EmbeddingParams>;
   late_table_.norm = launch_late<&KernelTable::norm, NormParams>;

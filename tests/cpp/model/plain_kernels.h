@@ -47,6 +47,12 @@ inline const KernelTable& plain_kernels() {
         }
       }
     };
+    kernels.unpack_weight = [](const UnpackWeightParams& p, Stream) {
+      const int64_t first = p.row_begin + (p.part == PackPart::up ? p.weight.rows / 2 : 0);
+      for (int64_t i = 0; i < p.rows * p.weight.cols; ++i) {
+        p.out[i] = element(p.weight.data, p.weight.dtype, first * p.weight.cols + i);
+      }
+    };
     kernels.fill_dummy = [](const FillDummyParams& p, Stream) {
       for (int64_t i = 0; i < p.count; ++i) {
         p.out[i] = dummy_unit(p.seed, p.index_begin + i) * kDummyScale + p.added;

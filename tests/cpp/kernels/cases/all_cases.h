@@ -29,6 +29,7 @@ inline std::vector<CaseEntry> all_cases() {
 inline std::vector<CaseEntry> cpu_cases() {
   std::vector<CaseEntry> cases = all_cases();
   add_int8_gemm_cases(cases);
+  add_unpack_cases(cases, DType::i8);
   return cases;
 }
 

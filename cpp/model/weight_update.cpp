@@ -1,0 +1,178 @@
+// Writing, keeping and putting back; see weight_update.h.
+#include "model/weight_update.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "model/token_labels.h"
+#include "model/weight_slots.h"
+
+namespace quire {
+
+namespace {
+
+const BoundRule* bind_one(const CheckpointTensor& tensor, const ArchSpec& arch, TensorBinder& binder) {
+  const BoundRule* entry = binder.bind(tensor);
+  if (!is_label_source(tensor.name, arch)) return entry;
+  if (std::string problem = label_source_problem(tensor, arch); !problem.empty()) binder.refuse(std::move(problem));
+  return entry;
+}
+
+}  // namespace
+
+WeightUpdate::WeightUpdate(const WeightAccess& access, bool keeps_old)
+    : access_(access),
+      keeps_old_(keeps_old),
+      writer_(make_weight_writer(access.arch, access.device, access.weights)),
+      all_(writer_->unfilled()),
+      binder_(access.arch, access.weights.spelling) {
+  access_.device.synchronize();  // nothing reads what is about to change
+}
+
+WeightUpdate::~WeightUpdate() = default;
+
+void WeightUpdate::add(const CheckpointTensor& tensor) {
+  const BoundRule* entry = bind_one(tensor, access_.arch, binder_);
+  if (binder_.has_misfits()) return;
+  if (entry != nullptr) write(*entry);
+  write_labels(tensor);
+}
+
+void WeightUpdate::write(const BoundRule& entry) {
+  visit_layer(entry.layer);
+  if (keeps_old_) keep(entry);
+  wrote_ = true;
+  writer_->write(entry);
+}
+
+// A classifier that is made of rows of the head for text follows it.
+void WeightUpdate::write_labels(const CheckpointTensor& tensor) {
+  if (!is_label_source(tensor.name, access_.arch)) return;
+  const std::vector<float> labels = label_weights(tensor, access_.arch);
+  const int64_t cols = access_.arch.hidden;
+  const CheckpointTensor made = {
+      "score.weight", DType::f32, {static_cast<int64_t>(labels.size()) / cols, cols}, labels.data()};
+  if (const BoundRule* entry = binder_.bind(made); entry != nullptr) write(*entry);
+}
+
+// The weights of an offloaded layer pass through a slot, which they leave when another layer's come.
+void WeightUpdate::visit_layer(int32_t layer) {
+  const bool is_offloaded = access_.offload != nullptr && access_.offload->plan().ordinal(layer) >= 0;
+  const int32_t wanted = is_offloaded ? layer : -1;
+  if (access_.offload == nullptr || wanted == offloaded_layer_ || (!is_offloaded && layer >= 0)) return;
+  if (offloaded_layer_ >= 0) {
+    writer_->flush();
+    access_.offload->store(offloaded_layer_);
+  }
+  if (is_offloaded) {
+    if (keeps_old_) {
+      const HostBuffer& host = access_.offload->host_memory(layer);
+      access_.device.synchronize();
+      keep_bytes(host.data(), host.num_bytes(), true);
+    }
+    access_.offload->bring(layer);
+  }
+  offloaded_layer_ = wanted;
+}
+
+void WeightUpdate::keep(const BoundRule& entry) {
+  if (access_.offload != nullptr && access_.offload->plan().ordinal(entry.layer) >= 0) return;  // kept as a whole
+  for (const WeightSlot* slot : writer_->slots_of(entry)) {
+    if (slot->matrix == nullptr) {
+      keep_bytes(reinterpret_cast<std::byte*>(*slot->vector), static_cast<size_t>(slot->rows) * sizeof(float), false);
+      continue;
+    }
+    const PackedWeight& weight = *slot->matrix;
+    keep_bytes(static_cast<std::byte*>(weight.data),
+               access_.device.kernels().packed_weight_bytes(weight.rows, weight.cols, weight.dtype, weight.gated),
+               false);
+  }
+}
+
+void WeightUpdate::keep_bytes(std::byte* place, size_t num_bytes, bool is_host) {
+  if (std::ranges::any_of(kept_, [&](const Kept& kept) { return kept.place == place; })) return;
+  Kept& kept = kept_.emplace_back(Kept{.place = place, .is_host = is_host, .bytes = std::vector<std::byte>(num_bytes)});
+  if (is_host) {
+    std::memcpy(kept.bytes.data(), place, num_bytes);
+  } else {
+    access_.device.copy_to_host(kept.bytes.data(), place, num_bytes);
+  }
+}
+
+void WeightUpdate::finish() {
+  binder_.throw_if_misfits();
+  writer_->flush();
+  if (offloaded_layer_ >= 0) access_.offload->store(std::exchange(offloaded_layer_, -1));
+  access_.device.synchronize();
+}
+
+void WeightUpdate::complete(WeightState& state) const {
+  if (!state.is_incomplete) return;
+  if (state.missing.empty()) state.missing = all_;
+  for (auto& [slot, rows] : state.missing) rows -= all_.at(slot) - writer_->unfilled().at(slot);
+  if (!std::ranges::all_of(state.missing, [](const auto& item) { return item.second <= 0; })) return;
+  state.is_incomplete = false;
+  state.missing.clear();
+}
+
+bool WeightUpdate::undo() {
+  if (!wrote_) return true;
+  if (!keeps_old_) return false;
+  writer_->flush();
+  access_.device.synchronize();
+  for (const Kept& kept : kept_) {
+    if (kept.is_host) {
+      std::memcpy(kept.place, kept.bytes.data(), kept.bytes.size());
+    } else {
+      access_.device.copy_to_device(kept.place, kept.bytes.data(), kept.bytes.size());
+    }
+  }
+  return true;
+}
+
+void update_weights(const WeightAccess& access, const NextTensor& next, bool atomic) {
+  WeightUpdate update(access, atomic && !access.state.is_incomplete);  // of what is not whole nothing is kept
+  try {
+    CheckpointTensor tensor;
+    while (next(tensor)) update.add(tensor);
+    update.finish();
+  } catch (...) {
+    bool is_undone = false;
+    try {
+      is_undone = update.undo();
+    } catch (const std::exception&) {  // a device that fails says so at each call; the first error is the one to tell
+    }
+    if (!is_undone) {
+      access.state.forget();
+      ++access.state.version;
+    }
+    throw;
+  }
+  update.complete(access.state);
+  ++access.state.version;
+}
+
+void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors) {
+  TensorBinder binder(access.arch, access.weights.spelling);
+  for (const CheckpointTensor& tensor : tensors) bind_one(tensor, access.arch, binder);
+  binder.throw_if_misfits();
+}
+
+void reload_weights(const WeightAccess& access, const Checkpoint* checkpoint) {
+  if (checkpoint != nullptr) (void)match_weights(access.arch, *checkpoint);
+  access.device.synchronize();
+  const bool was_incomplete = std::exchange(access.state.is_incomplete, true);
+  try {
+    load_weights_or_dummy(access.arch, checkpoint, access.device, access.weights, {.offload = access.offload});
+  } catch (const InvalidArgument&) {  // told before anything is packed
+    access.state.is_incomplete = was_incomplete;
+    throw;
+  }
+  access.state.is_incomplete = false;
+  access.state.missing.clear();
+  ++access.state.version;
+}
+
+}  // namespace quire
