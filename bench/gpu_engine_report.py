@@ -209,7 +209,8 @@ def others(lines: EngineLines) -> Table:
         text = (
             f"asleep in {line['sleep_seconds']:.3f} s (the first time {line['first_sleep_seconds']:.3f} s), awake in "
             f"{wake:.3f} s; {line['left_bytes'] / 2**20:,.0f} of {line['open_bytes'] / 2**20:,.0f} MiB left, host "
-            f"memory {line['host_asleep_bytes'] / 2**20:,.0f} MiB more asleep, {line['host_awake_bytes'] / 2**20:,.0f} awake"
+            f"memory {line['host_asleep_bytes'] / 2**20:,.0f} MiB more asleep, "
+            f"{line['host_awake_bytes'] / 2**20:,.0f} awake"
         )
         rows.append([line["case"], text])
     for line in lines.of("invariant"):

@@ -49,7 +49,14 @@ void Engine::abort_requests() {
     scheduler_.abandon();
   }
   for (const uint64_t id : scheduler_.request_ids()) scheduler_.cancel(id);
-  hand_out_finished(epoch_seconds());
+  in_step_ = true;  // callbacks run
+  try {
+    hand_out_finished(epoch_seconds());
+  } catch (...) {
+    in_step_ = false;
+    throw;
+  }
+  in_step_ = false;
 }
 
 void Engine::empty_cache() {

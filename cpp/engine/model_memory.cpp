@@ -34,9 +34,13 @@ void ModelMemory::set_source(std::optional<Source> source) {
 void ModelMemory::sleep(const Which& which, bool keep_weights) {
   const bool weights_go = which.weights && (!asleep_.weights || !keep_weights);
   const bool workspace_goes = which.workspace && !asleep_.workspace;
-  if (weights_go && keep_weights && has_weights_) this->keep_weights();
-  if (workspace_goes) workspace_copy_ = std::make_unique<RegionCopy>(device_, *parts_.workspace, parts_.kept);
+  const bool weights_stay =
+      weights_go && keep_weights && has_weights_ && !device_.is_asynchronous() && !can_pack_again();
+  std::unique_ptr<RegionCopy> weights, workspace;
+  if (weights_go && keep_weights && has_weights_ && device_.is_asynchronous()) weights = copy_of_weights();
+  if (workspace_goes) workspace = std::make_unique<RegionCopy>(device_, *parts_.workspace, parts_.kept);
   if (workspace_goes) {
+    workspace_copy_ = std::move(workspace);
     parts_.workspace->release();
     asleep_.workspace = true;
   }
@@ -46,19 +50,24 @@ void ModelMemory::sleep(const Which& which, bool keep_weights) {
   }
   if (!weights_go) return;
   if (!keep_weights || !has_weights_) drop_weights();
-  if (!stays_) parts_.weights->release();
+  weight_copy_ = std::move(weights);
+  stays_ = weights_stay;
+  if (stays_) {
+    warn_that_weights_stay();
+  } else {
+    parts_.weights->release();
+  }
   asleep_.weights = true;
 }
 
-void ModelMemory::keep_weights() {
-  if (device_.is_asynchronous()) {
-    const size_t begin = offloaded() != nullptr ? offloaded()->plan().total_slot_bytes() : 0;  // slots are only passed
-    weight_copy_ = std::make_unique<RegionCopy>(device_, *parts_.weights,
-                                                std::vector<RegionSpan>{{begin, parts_.weights->num_bytes() - begin}});
-    return;
-  }
-  stays_ = !can_pack_again();
-  if (!stays_) return;
+// Of layers in host memory the slots have nothing that is not there.
+std::unique_ptr<RegionCopy> ModelMemory::copy_of_weights() const {
+  const size_t begin = offloaded() != nullptr ? offloaded()->plan().total_slot_bytes() : 0;
+  return std::make_unique<RegionCopy>(device_, *parts_.weights,
+                                      std::vector<RegionSpan>{{begin, parts_.weights->num_bytes() - begin}});
+}
+
+void ModelMemory::warn_that_weights_stay() const {
   log_warning("sleep(level=1) cannot free the ", parts_.weights->num_bytes(), " bytes of weights on device \"",
               device_.name(), "\": they could not be read again, since ",
               source_.has_value() ? source_->problem() : "they are not those of the checkpoint's files",

@@ -63,13 +63,12 @@ class ModelMemory {
   void claim(const Which& which);
   void wake(const Which& which);
   void release_claimed();
-  // Host memory that weights take while they sleep.
-  size_t num_copied_bytes() const { return weight_copy_ != nullptr ? weight_copy_->num_bytes() : 0; }
 
  private:
   bool can_pack_again() const { return source_.has_value() && source_->problem().empty(); }
   OffloadedLayers* offloaded() const { return parts_.offloaded != nullptr ? parts_.offloaded->get() : nullptr; }
-  void keep_weights();
+  std::unique_ptr<RegionCopy> copy_of_weights() const;
+  void warn_that_weights_stay() const;
   void drop_weights();
   void wake_weights();
 

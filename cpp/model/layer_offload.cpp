@@ -50,7 +50,9 @@ void OffloadedLayers::drop() {
 
 void OffloadedLayers::restore() {
   if (!host_.empty()) return;
-  for (const size_t num_bytes : plan_.layer_bytes) host_.push_back(device_.allocate_host(num_bytes));
+  std::vector<std::unique_ptr<HostBuffer>> host;
+  for (const size_t num_bytes : plan_.layer_bytes) host.push_back(device_.allocate_host(num_bytes));
+  host_ = std::move(host);  // all or none
 }
 
 void OffloadedLayers::store(int32_t layer) {

@@ -49,7 +49,7 @@ class QUIRE_API LLM {
   // The same for a beam search; `on_delta` is called once, when it has finished.
   uint64_t submit_beam_search(std::vector<int32_t> prompt, const BeamSearchParams& params = {},
                               DeltaCallback on_delta = {});
-  // Runs one step of the whole batch. False when nothing was left to do.
+  // Runs one step of the whole batch. False when nothing was left to do, or while it sleeps.
   bool step();
   // Ends a request with FinishReason::abort (its callback is told). False when there is no such request.
   bool cancel(uint64_t request_id);

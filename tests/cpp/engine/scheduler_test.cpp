@@ -1,4 +1,5 @@
-// What scenarios cannot say: the arrays of a batch, refusals, abandoned plans, allocations and many waiting requests.
+// What scenarios cannot say: the arrays of a batch, refusals, abandoned plans, a cache that is emptied, allocations and
+// many waiting requests.
 #include "engine/scheduler.h"
 
 #include "engine/harness.h"
@@ -205,6 +206,33 @@ TEST(Scheduler, ForgetsPrefixesOnlyWhenNobodyHoldsBlocks) {
 
 class SchedulerSteps : public ::testing::TestWithParam<bool> {};
 INSTANTIATE_TEST_SUITE_P(DeviceRows, SchedulerSteps, ::testing::Bool());
+
+// As when an engine goes to sleep: nobody holds a block afterwards, and what was computed is computed again. The
+// harness compares what comes out.
+TEST_P(SchedulerSteps, PreemptAllEmptiesTheCache) {
+  SchedulerOptions options{.num_blocks = 64, .block_size = 4, .max_num_batched_tokens = 16, .max_num_seqs = 4};
+  options.max_model_len = 64;
+  options.device_rows = GetParam();
+  Harness harness(options);
+  for (uint64_t id = 1; id <= 6; ++id) {
+    auto request = make_request(id, 5 + 4 * static_cast<int32_t>(id), 9);
+    request->params.n = id % 2 == 0 ? 3 : 1;
+    harness.add(std::move(request));
+  }
+  EXPECT_EQ(harness.scheduler().request_ids(), (std::vector<uint64_t>{1, 2, 3, 4, 5, 6}));
+  for (int round = 0; round < 8; ++round) {
+    for (int i = 0; i < 3; ++i) harness.step();
+    harness.abandon();
+    harness.scheduler().preempt_all();
+    EXPECT_TRUE(harness.scheduler().reset_prefix_cache());
+    EXPECT_EQ(harness.scheduler().num_free_blocks(), options.num_blocks);
+    EXPECT_EQ(harness.scheduler().stats().num_running, 0);
+    harness.scheduler().check_integrity();
+  }
+  EXPECT_GT(harness.scheduler().stats().num_preemptions, 0);
+  harness.run_until_idle();
+  EXPECT_EQ(harness.finished().size(), 6u);
+}
 
 // 1,000 decode steps of 16 sequences, twice as many as the pool holds, so that some are preempted and come back.
 TEST_P(SchedulerSteps, AllocateNothing) {
