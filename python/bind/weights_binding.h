@@ -90,7 +90,8 @@ template <typename Engine>
 py::array_t<uint8_t> read_weight(Engine& engine, const std::string& name) {
   auto* bytes = new std::vector<std::byte>(engine.with([&](auto& model) { return model.read_weight(name); }));
   const py::capsule owner(bytes, [](void* held) { delete static_cast<std::vector<std::byte>*>(held); });
-  return {static_cast<py::ssize_t>(bytes->size()), reinterpret_cast<uint8_t*>(bytes->data()), owner};
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes->size()), reinterpret_cast<uint8_t*>(bytes->data()),
+                              owner);
 }
 
 template <typename Engine, typename Class>
