@@ -17,8 +17,8 @@ from typing import Any
 
 _KNOWN = ("profiler", "torch_profiler_dir", "torch_profiler_use_gzip")
 NOT_ENABLED = (
-    "Profiler is not enabled. Build the LLM with profiler_config={'profiler': 'torch', 'torch_profiler_dir': DIR}, or set "
-    "VLLM_TORCH_PROFILER_DIR before that."
+    "Profiler is not enabled. Build the LLM with profiler_config={'profiler': 'torch', 'torch_profiler_dir': DIR}, or "
+    "set VLLM_TORCH_PROFILER_DIR before that."
 )
 
 

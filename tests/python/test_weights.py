@@ -256,7 +256,7 @@ def test_a_tied_head_under_both_names(folders: tuple[Path, Path]) -> None:
 KINDS: dict[str, Callable[[Any, np.ndarray], Any]] = {
     "torch": lambda torch, x: torch.from_numpy(x),
     "torch-parameter": lambda torch, x: torch.nn.Parameter(torch.from_numpy(x)),
-    "torch-strided": lambda torch, x: torch.from_numpy(np.ascontiguousarray(x.T)).T,
+    "torch-strided": lambda torch, x: torch.from_numpy(np.ascontiguousarray(x.T)).permute(*range(x.ndim)[::-1]),
     "torch-double": lambda torch, x: torch.from_numpy(x).double(),
     "numpy-strided": lambda torch, x: np.repeat(x, 2, axis=0)[::2],
     "numpy-double": lambda torch, x: x.astype(np.float64),
@@ -327,7 +327,7 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "large", with_tokenizer=False, vocab_size=512, **shape, head_dim=64)
     shapes = {name: one.shape for name, one in llama_tensors(config).items()}
     weight_bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    with LLM(str(folder), skip_tokenizer_init=True, num_gpu_blocks_override=8) as llm:
+    with LLM(str(folder), skip_tokenizer_init=True, num_gpu_blocks_override=16) as llm:
         most = 0
         process = psutil.Process()
         start = process.memory_info().rss
