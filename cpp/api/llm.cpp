@@ -210,7 +210,9 @@ void LLM::check_weights(const std::vector<ExternalTensor>& tensors) const {
 
 uint64_t LLM::reload_weights(const std::string& model_dir) {
   const std::lock_guard lock(impl_->mutex);
-  impl_->engine.reload_weights(model_dir.empty() ? nullptr : open_safetensors(model_dir).get());
+  const std::shared_ptr<const Checkpoint> checkpoint = model_dir.empty() ? nullptr : open_safetensors(model_dir);
+  impl_->engine.reload_weights(checkpoint.get());
+  impl_->engine.adopt_checkpoints(checkpoint, nullptr);  // sleep may read them again
   return impl_->engine.weights_version();
 }
 

@@ -144,6 +144,7 @@ uint64_t PoolingModel::reload_weights(const std::string& model_dir) {
   checkpoint = with_dense_weights(std::move(checkpoint), model_dir, config.dense_folders);
   checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
   impl_->engine.reload_weights(checkpoint.get());
+  impl_->engine.adopt_checkpoint(std::move(checkpoint));  // sleep may read them again
   return impl_->engine.weights_version();
 }
 

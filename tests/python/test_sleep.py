@@ -19,6 +19,7 @@ import psutil
 import pytest
 from checkpoints import write_llama
 from quire import LLM, SamplingParams
+from safetensors.numpy import load_file
 
 PARAMS = SamplingParams(temperature=0.8, seed=5, max_tokens=4, logprobs=2, ignore_eos=True, n=2)
 PROMPTS = ["Once upon a time", "The dog"]
@@ -59,22 +60,61 @@ def test_sleep_and_wake_up_give_the_same_results(sleeper: LLM) -> None:
         assert completions(sleeper) == before
 
 
-def test_the_pattern_of_reinforcement_learning(sleeper: LLM) -> None:
-    """Weights wake, others would be loaded into them, then the cache wakes."""
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of tiny_model with other values."""
+    return write_llama(tmp_path_factory.mktemp("other-llama"), seed=99)
+
+
+def tensors_of(folder: Path) -> list[tuple[str, Any]]:
+    return list(load_file(folder / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_the_pattern_of_reinforcement_learning(
+    sleeper: LLM, device: str, level: int, tiny_model: Path, other_weights: Path
+) -> None:
+    """Weights wake, others are loaded into them in two parts, then the cache wakes."""
+    with LLM(str(other_weights), device=device, **SMALL) as other:
+        wanted = completions(other)
     before = completions(sleeper)
+    assert before != wanted
+    for folder, expected in ((other_weights, wanted), (tiny_model, before)):
+        sleeper.sleep(level=level)
+        with pytest.raises(ValueError, match="the weights are asleep"):
+            sleeper.load_weights(tensors_of(folder))
+        assert sleeper.wake_up(tags=["weights"]) is False
+        tensors = tensors_of(folder)
+        sleeper.load_weights(tensors[:5])
+        sleeper.load_weights(iter(tensors[5:]))
+        with pytest.raises(ValueError, match="asleep: kv_cache"):
+            completions(sleeper)
+        assert sleeper.wake_up(tags=["kv_cache"]) is True
+        assert completions(sleeper) == expected
+    # What was loaded is in no file: level 1 brings it back all the same.
+    sleeper.load_weights(tensors_of(other_weights))
     sleeper.sleep(level=1)
-    assert sleeper.wake_up(tags=["weights"]) is False
-    with pytest.raises(ValueError, match="asleep: kv_cache"):
-        completions(sleeper)
-    assert sleeper.wake_up(tags=["kv_cache"]) is True
-    assert completions(sleeper) == before
+    sleeper.wake_up()
+    assert completions(sleeper) == wanted
 
 
-def test_level_2_says_that_the_weights_are_gone(sleeper: LLM) -> None:
+def test_level_2_says_that_the_weights_are_gone(sleeper: LLM, tiny_model: Path) -> None:
+    before = completions(sleeper)
     sleeper.sleep(level=2)
     assert sleeper.wake_up() is True
     with pytest.raises(ValueError, match=r"dropped by sleep\(level=2\)"):
         completions(sleeper)
+    tensors = tensors_of(tiny_model)
+    sleeper.load_weights(tensors[:3])
+    with pytest.raises(ValueError, match=r"dropped by sleep\(level=2\)"):  # some are still gone
+        completions(sleeper)
+    sleeper.load_weights(tensors[3:])
+    assert completions(sleeper) == before
+    sleeper.sleep(level=2)
+    sleeper.wake_up(tags=["weights"])
+    sleeper.collective_rpc("reload_weights")
+    sleeper.wake_up()
+    assert completions(sleeper) == before
 
 
 def test_requests_are_refused_in_sleep(sleeper: LLM) -> None:
@@ -231,6 +271,8 @@ def test_pooling(device: str, pooling_folders: dict[str, Path]) -> None:
         llm.wake_up()
         with pytest.raises(ValueError, match=r"dropped by sleep\(level=2\)"):
             llm.embed(PROMPTS, use_tqdm=False)
+        llm.reload_weights()
+        assert [output.outputs.embedding for output in llm.embed(PROMPTS, use_tqdm=False)] == before
 
 
 # Memory.

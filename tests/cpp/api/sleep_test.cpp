@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "quire/pooling.h"
@@ -260,6 +261,49 @@ TEST_F(SleepModes, KeptRequestsGoOnWithTheSameBits) {
       for (size_t i = 0; i < 4; ++i) EXPECT_EQ(deltas_[i], expected[i].completions[0].token_ids) << "told once each";
     }
   }
+}
+
+// What a request had before is recomputed with the weights that came in its sleep.
+TEST(Sleep, KeptRequestsGoOnWithNewWeights) {
+  LLM llm(kDemo, options_of()), changed(kDemo, options_of());
+  const std::vector<float> norm(256, 0.37f);
+  const auto change = [&](LLM& model) {
+    bool is_given = false;
+    model.load_weights([&](ExternalTensor& tensor) {
+      tensor = {.name = "model.norm.weight", .dtype = "float32", .shape = {256}, .data = norm.data()};
+      return !std::exchange(is_given, true);
+    });
+  };
+  change(changed);
+  const SamplingParams params = {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 20, .logprobs = 2};
+  const std::vector<int32_t> prompt = prompt_of(70, 3);
+  RequestOutput output;
+  llm.submit(prompt, params, [&](const Delta& delta) {
+    if (delta.finished != nullptr) output = *delta.finished;
+  });
+  for (int i = 0; i < 6; ++i) ASSERT_TRUE(llm.step());
+  EXPECT_NE(refusal([&] { change(llm); }).find("requests are in flight"), std::string::npos);
+  llm.sleep(0, SleepMode::keep);
+  change(llm);
+  EXPECT_TRUE(llm.wake_up());
+  while (llm.step()) {
+  }
+  ASSERT_EQ(output.completions.at(0).token_ids.size(), 20u);
+  const std::vector<int32_t>& all = output.completions[0].token_ids;
+  const auto rest_after = [&](LLM& model, size_t num_old) {
+    std::vector<int32_t> begin = prompt;
+    begin.insert(begin.end(), all.begin(), all.begin() + static_cast<ptrdiff_t>(num_old));
+    SamplingParams rest = params;
+    rest.max_tokens = 20 - static_cast<int32_t>(num_old);
+    return model.generate({begin}, rest)[0].completions[0];
+  };
+  // The first six steps were those of the old weights; the log-probabilities behind them are those of the new ones.
+  const Completion expected = rest_after(changed, 6);
+  const std::vector<float>& told = output.completions[0].logprobs.logprobs;
+  const std::vector<float>& wanted = expected.logprobs.logprobs;
+  ASSERT_LT(wanted.size(), told.size());
+  EXPECT_EQ(std::vector<float>(told.end() - static_cast<ptrdiff_t>(wanted.size()), told.end()), wanted);
+  EXPECT_EQ(std::vector<int32_t>(all.begin() + 6, all.end()), expected.token_ids);
 }
 
 TEST_F(SleepModes, AbortedRequestsEndAndAreTold) {
