@@ -138,7 +138,7 @@ def test_metrics(tiny_model: Path) -> None:
         )
         llm.generate([list(range(5, 45)), [7, 8, 9]], PARAMS, use_tqdm=False)
         llm.generate(
-            [list(range(5, 45))], SamplingParams(temperature=0, max_tokens=2, n=2, ignore_eos=True), use_tqdm=False
+            [list(range(5, 45))], SamplingParams(max_tokens=2, n=2, ignore_eos=True), use_tqdm=False
         )
         now = by_name(llm.get_metrics())
         llm.enqueue([[7, 8, 9]], PARAMS)

@@ -178,7 +178,9 @@ def test_writing_to_parameters_changes_the_model(
     ]
     tensors = tensors_of(folder)
     with LLM(str(folder), **options) as llm:
-        llm.load_weights((name, tensors[name] * 0.5) for name in names)  # halving is exact
+        # A parameter is of the model's dtype, also where the engine keeps more (norms); halving is exact.
+        dtype = getattr(torch, llm.info()["dtype"])
+        llm.load_weights((name, torch.from_numpy(tensors[name]).to(dtype) * 0.5) for name in names)
         want = results(llm)
     with LLM(str(folder), **options) as llm:
         old = results(llm)
@@ -190,11 +192,6 @@ def test_writing_to_parameters_changes_the_model(
 
         llm.apply_model(halve)
         assert results(llm) == want != old and llm.get_weight_version() == 1
-        assert (
-            llm.apply_model(lambda model: float(model.model.norm.weight[0]))
-            == [float(tensors["model.norm.weight"][0] / 2)]
-            or options.get("dtype") == "bfloat16"
-        )
 
 
 def test_a_function_that_raises_changes_nothing(own: LLM) -> None:
