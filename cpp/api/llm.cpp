@@ -16,22 +16,22 @@
 namespace quire {
 
 struct LLM::Impl {
-  Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
+  Impl(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
        const Checkpoint* draft_checkpoint)
-      : description(describe(config, *device)),
-        engine(std::move(config), std::move(device), checkpoint, draft_checkpoint) {}
+      : description(describe(config, *devices.front())),
+        engine(std::move(config), std::move(devices), checkpoint, draft_checkpoint) {}
 
   // The configuration is resolved, and so checked, before the checkpoint is opened.
   template <typename OpenCheckpoint>
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const OpenCheckpoint& open) {
     const auto start = std::chrono::steady_clock::now();
-    std::unique_ptr<Device> device = make_device(options);
-    EngineConfig config = resolve_engine_config(model_dir, options, *device);
+    std::vector<std::unique_ptr<Device>> devices = make_devices(options);
+    EngineConfig config = resolve_engine_config(model_dir, options, *devices.front());
     const std::unique_ptr<Checkpoint> checkpoint = open();
     std::unique_ptr<Checkpoint> draft_checkpoint;
     if (config.speculation.has_draft_model()) draft_checkpoint = open_checkpoint(options.draft_model, options);
-    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get(), draft_checkpoint.get());
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(devices), checkpoint.get(), draft_checkpoint.get());
     impl->description.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return impl;
   }

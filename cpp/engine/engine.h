@@ -19,7 +19,7 @@
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/validation.h"
-#include "engine/worker.h"
+#include "engine/worker_group.h"
 
 namespace quire {
 
@@ -52,7 +52,9 @@ struct RequestRecord {
 
 class Engine {
  public:
-  // Loads the weights: from `checkpoint`, or dummy values when it is null; and those of a draft model.
+  // A device a rank. Loads the weights: from `checkpoint`, or dummy values when it is null; and those of a draft model.
+  Engine(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
+         const Checkpoint* draft_checkpoint = nullptr);
   Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
          const Checkpoint* draft_checkpoint = nullptr);
 
@@ -76,7 +78,7 @@ class Engine {
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
   const EngineConfig& config() const { return config_; }
-  const Worker& worker() const { return worker_; }
+  const Worker& worker() const { return worker_.first(); }
 
  private:
   // A sampled row of a step under way; what it points to lives until the step is committed.
@@ -142,7 +144,7 @@ class Engine {
   uint64_t queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record);
 
   EngineConfig config_;
-  Worker worker_;
+  WorkerGroup worker_;
   Scheduler scheduler_;
   std::shared_ptr<const Vocabulary> vocabulary_;
   uint64_t next_request_id_ = 0;

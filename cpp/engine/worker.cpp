@@ -10,7 +10,7 @@
 
 namespace quire {
 
-Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
+Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Communicator* communicator)
     : config_(config),
       device_(std::move(device)),
       ops_(device_->kernels(), device_->stream(), arena_),
@@ -24,6 +24,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
   ops_.set_batch_invariant(config.options.batch_invariant);
+  ops_.set_communicator(communicator);
   if (!config.options.batch_invariant && device_->is_asynchronous()) {
     const Device::ProductLibrary library = device_->product_library();
     if (!library.is_found) {
@@ -248,6 +249,7 @@ void Worker::forward() {
 }
 
 void Worker::sample(const StepShape& shape) {
+  if (!is_first_rank()) return;
   const KernelTable& kernels = device_->kernels();
   const size_t workspace_bytes =
       kernels.sampling_workspace_bytes(shape.num_samples, logits_.size(1), device_->num_threads());

@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 
+#include "comm/communicator.h"
 #include "device/arena.h"
 #include "device/device.h"
 #include "engine/draft_model.h"
@@ -30,8 +31,8 @@ namespace quire {
 
 class Worker {
  public:
-  // `config` is kept by reference. Reserves all regions.
-  Worker(const EngineConfig& config, std::unique_ptr<Device> device);
+  // `config` is kept by reference, and so is the way to other ranks, if there are any. Reserves all regions.
+  Worker(const EngineConfig& config, std::unique_ptr<Device> device, Communicator* communicator = nullptr);
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
@@ -75,6 +76,8 @@ class Worker {
   void set_recorder(Recorder* recorder) { device_->set_recorder(recorder); }
 
   const Device& device() const { return *device_; }
+  // Samples; the other ranks of a model compute their part of the logits.
+  bool is_first_rank() const { return ops_.is_first_rank(); }
   size_t num_graphs() const { return graphs_.size(); }
   double capture_seconds() const { return capture_seconds_; }
 

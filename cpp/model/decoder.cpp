@@ -56,14 +56,18 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
   params.positions = batch.positions;
   params.num_tokens = batch.num_tokens;
   params.table = weights_.embedding;
+  params.is_part = is_shared();
+  params.token_id_offset = static_cast<int32_t>(-arch_.shard.vocab_begin);
   params.scale = scale;
   const Tensor x = ops.scratch(DType::f32, batch.num_tokens, arch_.hidden);
-  if (arch_.learned_positions.has_value()) {
+  if (arch_.learned_positions.has_value() && arch_.is_first_rank()) {
     params.position_table = weights_.position_embedding;
     params.position_offset = arch_.learned_positions->offset;
   }
   if (weights_.embed_proj.rows == 0) {
     ops.embedding(params, x);
+    // One rank has a token's row and the first one its position: the sum has no other terms, and its bits.
+    if (is_shared()) ops.all_reduce(x, false, x);
     finish_embedding(batch, x, ops);
     return x;
   }
@@ -71,10 +75,18 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
   const Arena::Scope scope(ops.arena());
   params.position_table = {};
   const Tensor narrow = ops.scratch(dtype_, batch.num_tokens, arch_.embed_dim);
-  ops.embedding(params, narrow);
+  if (is_shared()) {
+    const Tensor sum = ops.scratch(DType::f32, batch.num_tokens, arch_.embed_dim);
+    ops.embedding(params, sum);
+    ops.all_reduce(sum, false, sum);
+    ops.norm(sum, nullptr, {}, nullptr, false, narrow);
+  } else {
+    ops.embedding(params, narrow);
+  }
   ops.gemm(narrow, weights_.embed_proj, {}, x);
   if (arch_.learned_positions.has_value()) {
     params.table = weights_.position_embedding;
+    params.is_part = false;
     params.token_ids = batch.positions;
     params.token_id_offset = arch_.learned_positions->offset;
     params.accumulate = true;
@@ -187,7 +199,17 @@ void Decoder::attention(size_t index, const Tensor& input, bool accumulate, cons
   params.out_stride = context.row_stride();
   params.workspace = ops.arena().allocate_bytes(params.workspace_bytes);
   ops.paged_attention(params);
-  ops.gemm(context, weights.o, {.bias = weights.o_bias, .accumulate = accumulate}, out);
+  sum_of_ranks(context, weights.o, weights.o_bias, accumulate, out, ops);
+}
+
+// out (+)= a * weight^T, of which every rank has the terms of its inputs.
+void Decoder::sum_of_ranks(const Tensor& a, const PackedWeight& weight, const float* bias, bool accumulate,
+                           const Tensor& out, const Ops& ops) const {
+  if (!is_shared()) return ops.gemm(a, weight, {.bias = bias, .accumulate = accumulate}, out);
+  const Arena::Scope scope(ops.arena());
+  const Tensor partial = accumulate ? ops.scratch(DType::f32, out.size(0), out.size(1)) : out;
+  ops.gemm(a, weight, {.bias = bias}, partial);
+  ops.all_reduce(partial, accumulate, out);
 }
 
 void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out,
@@ -196,7 +218,7 @@ void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, c
   const LayerWeights& weights = weights_.layers[index];
   const Tensor inner = ops.scratch(dtype_, input.size(0), ffn.width);
   ops.gemm(input, weights.up, {.bias = weights.up_bias, .activation = ffn.activation}, inner);
-  ops.gemm(inner, weights.down, {.bias = weights.down_bias, .accumulate = accumulate}, out);
+  sum_of_ranks(inner, weights.down, weights.down_bias, accumulate, out, ops);
 }
 
 Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
@@ -207,10 +229,14 @@ Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t 
 }
 
 Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
-  const Tensor out = ops.scratch(DType::f32, num_rows, arch_.vocab_size);
+  const bool is_whole_here = arch_.is_first_rank();
+  const Tensor out = is_whole_here ? ops.scratch(DType::f32, num_rows, arch_.vocab_size)
+                                   : Tensor::contiguous(nullptr, DType::f32, {num_rows, arch_.vocab_size});
   const Arena::Scope scope(ops.arena());
+  const Tensor part = is_shared() ? ops.scratch(DType::f32, num_rows, arch_.own_vocab_rows()) : out;
   ops.gemm(head_input(hidden, rows, num_rows, ops), weights_.head,
-           {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, out);
+           {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, part);
+  if (is_shared()) ops.gather_columns(part, arch_.shard.vocab_begin, out);
   return out;
 }
 

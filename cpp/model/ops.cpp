@@ -108,4 +108,40 @@ void Ops::paged_attention(const PagedAttentionParams& params) const {
   if (!dry()) kernels_.paged_attention(params, stream_);
 }
 
+void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out) const {
+  Match("all_reduce")
+      .dtype(partial, "partial", DType::f32)
+      .shape(partial, "partial", {"rows", "dim"})
+      .dtype(out, "out", DType::f32)
+      .shape(out, "out", {"rows", "dim"});
+  QUIRE_CHECK(partial.row_stride() == partial.size(1) && out.row_stride() == out.size(1), "all_reduce of ",
+              partial.to_string(), " to ", out.to_string());
+  QUIRE_CHECK(!accumulate || partial.data != out.data, "a sum is added to its own summand");
+  if (dry()) return;
+  QUIRE_CHECK(communicator_ != nullptr, "there are no other ranks");
+  communicator_->all_reduce({.partial = partial.as<float>(),
+                             .out = out.as<float>(),
+                             .count = partial.size(0) * partial.size(1),
+                             .accumulate = accumulate},
+                            stream_);
+}
+
+void Ops::gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const {
+  Match("gather_columns")
+      .dtype(part, "part", DType::f32)
+      .shape(part, "part", {"rows", "columns"})
+      .dtype(out, "out", DType::f32);
+  QUIRE_CHECK(out.size(0) == part.size(0) && first_column + part.size(1) <= out.size(1), "columns from ", first_column,
+              " of ", out.to_string(), " are ", part.to_string());
+  if (dry()) return;
+  QUIRE_CHECK(communicator_ != nullptr, "there are no other ranks");
+  communicator_->gather_columns({.part = part.as<float>(),
+                                 .rows = part.size(0),
+                                 .columns = part.size(1),
+                                 .first_column = first_column,
+                                 .out = out.as<float>(),
+                                 .out_stride = out.row_stride()},
+                                stream_);
+}
+
 }  // namespace quire

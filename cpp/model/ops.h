@@ -4,6 +4,7 @@
 // scratch.
 #pragma once
 
+#include "comm/communicator.h"
 #include "device/arena.h"
 #include "model/weights.h"
 #include "params/kernel_table.h"
@@ -39,6 +40,10 @@ class Ops {
   void set_batch_invariant(bool batch_invariant) { batch_invariant_ = batch_invariant; }
   bool batch_invariant() const { return batch_invariant_; }
 
+  // The other ranks of a model that is shared out. Kept; null: there are none.
+  void set_communicator(Communicator* communicator) { communicator_ = communicator; }
+  bool is_first_rank() const { return communicator_ == nullptr || communicator_->rank() == 0; }
+
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }
   bool dry() const { return arena_.measuring(); }
@@ -57,6 +62,10 @@ class Ops {
   void rope_kv_write(const RopeKvWriteParams& params) const;
   void plan_attention(const PagedAttentionParams& params) const;
   void paged_attention(const PagedAttentionParams& params) const;
+  // out (+)= the sum over ranks of `partial`, which may be `out` itself; both float32.
+  void all_reduce(const Tensor& partial, bool accumulate, const Tensor& out) const;
+  // The first rank's out[:, first_column + c] = part[:, c] of each rank; `out` of the others is not touched.
+  void gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const;
 
  private:
   const KernelTable& kernels_;
@@ -65,6 +74,7 @@ class Ops {
   void* gemm_workspace_ = nullptr;
   size_t gemm_workspace_bytes_ = 0;
   bool batch_invariant_ = true;
+  Communicator* communicator_ = nullptr;
 };
 
 }  // namespace quire
