@@ -15,10 +15,25 @@
 
 namespace quire {
 
+namespace {
+
+using Devices = std::vector<std::unique_ptr<Device>>;
+
+// The ranks of a CPU share its threads out.
+ModelInfo describe_all(const EngineConfig& config, const Devices& devices) {
+  ModelInfo info = describe(config, *devices.front());
+  if (devices.front()->is_asynchronous()) return info;
+  info.num_threads = 0;
+  for (const std::unique_ptr<Device>& device : devices) info.num_threads += device->num_threads();
+  return info;
+}
+
+}  // namespace
+
 struct LLM::Impl {
-  Impl(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
+  Impl(EngineConfig config, Devices devices, const Checkpoint* checkpoint,
        const Checkpoint* draft_checkpoint)
-      : description(describe(config, *devices.front())),
+      : description(describe_all(config, devices)),
         engine(std::move(config), std::move(devices), checkpoint, draft_checkpoint) {}
 
   // The configuration is resolved, and so checked, before the checkpoint is opened.
@@ -26,7 +41,7 @@ struct LLM::Impl {
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const OpenCheckpoint& open) {
     const auto start = std::chrono::steady_clock::now();
-    std::vector<std::unique_ptr<Device>> devices = make_devices(options);
+    Devices devices = make_devices(options);
     EngineConfig config = resolve_engine_config(model_dir, options, *devices.front());
     const std::unique_ptr<Checkpoint> checkpoint = open();
     std::unique_ptr<Checkpoint> draft_checkpoint;
@@ -163,8 +178,8 @@ Stats LLM::stats() const {
 const ModelInfo& LLM::info() const { return impl_->description; }
 
 ModelInfo plan_model(const std::string& model_dir, const EngineOptions& options) {
-  const std::unique_ptr<Device> device = make_device(options);
-  return describe(resolve_engine_config(model_dir, options, *device), *device);
+  const Devices devices = make_devices(options);
+  return describe_all(resolve_engine_config(model_dir, options, *devices.front()), devices);
 }
 
 void validate(const SamplingParams& params) { validate_sampling_params(params); }
