@@ -7,6 +7,7 @@
 // the group is aborted, and an aborted group fails every call until it is reset.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "base/check.h"
@@ -32,9 +33,15 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int num_ranks() const = 0;
+  // Whether all_reduce may be given a norm.
+  virtual bool fuses_norm() const = 0;
   // Put on the stream, in order with what is there; on the host done on return.
   virtual void all_reduce(const AllReduceParams& params, Stream stream) = 0;
   virtual void gather_columns(const GatherColumnsParams& params, Stream stream) = 0;
+  // The first rank's bytes for all.
+  virtual void broadcast(void* data, size_t num_bytes, Stream stream) = 0;
+  // What is put on the stream from now on comes after what all ranks have put on theirs: their memory may be reused.
+  virtual void barrier(Stream stream) = 0;
 };
 
 class CommunicatorGroup {

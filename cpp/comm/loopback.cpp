@@ -22,8 +22,11 @@ class LoopbackRank final : public Communicator {
   LoopbackRank(LoopbackGroup& group, int rank) : group_(group), rank_(rank) {}
   int rank() const override { return rank_; }
   int num_ranks() const override;
+  bool fuses_norm() const override { return false; }
   void all_reduce(const AllReduceParams& params, Stream stream) override;
   void gather_columns(const GatherColumnsParams& params, Stream stream) override;
+  void broadcast(void* data, size_t num_bytes, Stream stream) override;
+  void barrier(Stream) override {}  // every collective is done on return
 
  private:
   void sum_range(int64_t begin, int64_t end) const;
@@ -47,6 +50,7 @@ class LoopbackGroup final : public CommunicatorGroup {
   // What each rank brought; written before a meeting, read after it.
   std::array<AllReduceParams, kMaxRanks> reduced = {};
   std::array<GatherColumnsParams, kMaxRanks> gathered = {};
+  const void* broadcast_from = nullptr;  // of the first rank
 
  private:
   std::vector<LoopbackRank> ranks_;
@@ -73,12 +77,14 @@ void LoopbackRank::all_reduce(const AllReduceParams& params, Stream stream) {
   group_.meeting.arrive(rank_, "all_reduce");
   for (int other = 0; other < num_ranks(); ++other) {
     const AllReduceParams& theirs = group_.reduced[static_cast<size_t>(other)];
-    QUIRE_CHECK(theirs.count == params.count && theirs.accumulate == params.accumulate, "rank ", other, " reduces ",
-                theirs.count, " elements, rank ", rank_, " ", params.count);
+    QUIRE_CHECK(theirs.rows == params.rows && theirs.dim == params.dim && theirs.accumulate == params.accumulate,
+                "rank ", other, " reduces ", theirs.rows, " rows of ", theirs.dim, ", rank ", rank_, " ", params.rows,
+                " of ", params.dim);
   }
+  const int64_t count = params.rows * params.dim;
   // A rank's share begins at a line of its own.
-  const int64_t num_lines = (params.count + kLine - 1) / kLine;
-  const auto share_begin = [&](int rank) { return std::min(params.count, num_lines * rank / num_ranks() * kLine); };
+  const int64_t num_lines = (count + kLine - 1) / kLine;
+  const auto share_begin = [&](int rank) { return std::min(count, num_lines * rank / num_ranks() * kLine); };
   for_each_piece(stream, share_begin(rank_), share_begin(rank_ + 1),
                  [&](int64_t begin, int64_t end) { sum_range(begin, end); });
   group_.meeting.arrive(rank_, "all_reduce");
@@ -122,6 +128,13 @@ void LoopbackRank::gather_columns(const GatherColumnsParams& params, Stream stre
     for (int64_t piece = 0; piece < num_pieces; ++piece) copy(piece);
   }
   group_.meeting.arrive(rank_, "gather_columns");
+}
+
+void LoopbackRank::broadcast(void* data, size_t num_bytes, Stream) {
+  if (rank_ == 0) group_.broadcast_from = data;
+  group_.meeting.arrive(rank_, "broadcast");
+  if (rank_ != 0) std::memcpy(data, group_.broadcast_from, num_bytes);
+  group_.meeting.arrive(rank_, "broadcast");
 }
 
 }  // namespace

@@ -12,8 +12,9 @@
 namespace quire {
 
 // For two devices or more, all of a kind: one a rank, in order. `time_limit` in seconds, of a wait for another rank.
-// Throws NotSupported where that kind of device has no collectives.
+// What the devices allocate from now on they all reach. Throws NotSupported without `allow_peers`, which quire's own
+// sums between GPUs need.
 std::unique_ptr<CommunicatorGroup> open_communicators(const std::vector<std::unique_ptr<Device>>& devices,
-                                                      double time_limit);
+                                                      double time_limit, bool allow_peers);
 
 }  // namespace quire

@@ -98,4 +98,11 @@ std::vector<std::unique_ptr<Device>> open_devices(const std::string& name, int c
   return devices;
 }
 
+int num_ranks_of_a_device(const std::string& name, int count) {
+  const std::vector<std::string> names = names_of_ranks(name, count);
+  ptrdiff_t most = 1;
+  for (const std::string& one : names) most = std::max(most, std::ranges::count(names, one));
+  return static_cast<int>(most);
+}
+
 }  // namespace quire

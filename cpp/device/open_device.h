@@ -18,5 +18,7 @@ std::unique_ptr<Device> open_device(const std::string& name, const HostDeviceOpt
 // those from there on, of "cuda:0,0,1" those that are listed.
 std::vector<std::unique_ptr<Device>> open_devices(const std::string& name, int count,
                                                   const HostDeviceOptions& host_options);
+// The most of `count` ranks that one of these devices has.
+int num_ranks_of_a_device(const std::string& name, int count);
 
 }  // namespace quire

@@ -101,11 +101,12 @@ void plan_ranks(const Device& device, EngineConfig& config) {
     config.memory = plan_memory(config.model, config.scheduler, config.options, device, config.speculation);
     return;
   }
+  const int32_t num_sharing = num_ranks_of_a_device(config.options.device, num_ranks);
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
     ModelConfig part = config.model;
     part.arch = shard_arch(config.model.arch, rank, num_ranks);
     config.memory_of_ranks.push_back(
-        plan_memory(part, config.scheduler, config.options, device, config.speculation, num_ranks));
+        plan_memory(part, config.scheduler, config.options, device, config.speculation, num_sharing));
   }
   const auto blocks = [](const MemoryPlan& plan) { return plan.num_blocks; };
   const int64_t fewest = std::ranges::min(config.memory_of_ranks, {}, blocks).num_blocks;
@@ -134,7 +135,8 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   config.scheduler.device_rows = device.is_asynchronous();
   config.speculation = resolve_speculation(options, config.model);
   apply_speculation(config.speculation, config.model, config.scheduler);
-  if (device.is_asynchronous() && !options.enforce_eager) {
+  // Streams of several ranks wait for each other's events, which no graph of one of them holds.
+  if (device.is_asynchronous() && !options.enforce_eager && options.tensor_parallel_size == 1) {
     config.graph_sizes = options.graph_sizes.empty() ? StepGraphs::default_sizes() : options.graph_sizes;
   }
   config.graph_max_kv_len = std::min(config.model.max_model_len, options.max_seq_len_to_capture);

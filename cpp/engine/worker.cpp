@@ -196,7 +196,7 @@ void Worker::run_sample(const SamplingBatch& sampling) {
   if (has_rows_) rows_->upload_masks(sampling);
   upload_sampling();
   sample(shape_);
-  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape_.num_samples);
+  store_sampled(shape_.num_samples);
   start_fetch();
 }
 
@@ -234,7 +234,14 @@ void Worker::launch(const StepShape& shape) {
   forward();
   if (shape.num_samples == 0) return;
   sample(shape);
-  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape.num_samples);
+  store_sampled(shape.num_samples);
+}
+
+// The rows get their tokens: of every rank those that the first one sampled.
+void Worker::store_sampled(int64_t num_samples) {
+  if (!has_rows_) return;
+  ops_.broadcast(output_.token_ids(), static_cast<size_t>(num_samples) * sizeof(int32_t));
+  rows_->store_sampled(output_.token_ids(), num_samples);
 }
 
 void Worker::forward() {

@@ -90,6 +90,7 @@ class Worker {
   void start_fetch();
   void upload_sampling();
   void sample(const StepShape& shape);
+  void store_sampled(int64_t num_samples);
 
   const EngineConfig& config_;
   std::unique_ptr<Device> device_;

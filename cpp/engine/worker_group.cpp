@@ -204,13 +204,21 @@ WorkerGroup::WorkerGroup(const EngineConfig& config, std::vector<std::unique_ptr
 }
 
 WorkerGroup::~WorkerGroup() {
-  if (shared_ != nullptr) shared_->communicators->abort("the engine is gone");
+  if (shared_ == nullptr) return;
+  // Nobody's memory goes while another rank's stream still reads it.
+  if (!is_hung_) {
+    try {
+      each("abandon", [](Worker& worker) { worker.abandon(); });
+    } catch (const std::exception&) {  // it goes anyway
+    }
+  }
+  shared_->communicators->abort("the engine is gone");
 }
 
 void WorkerGroup::make_ranks(const EngineConfig& config, std::vector<std::unique_ptr<Device>> devices) {
   shared_ = std::make_shared<Shared>();
   for (int32_t rank = 0; rank < std::ssize(devices); ++rank) shared_->configs.push_back(config_of_rank(config, rank));
-  shared_->communicators = open_communicators(devices, time_limit_);
+  shared_->communicators = open_communicators(devices, time_limit_, !config.options.disable_custom_all_reduce);
   own_worker_ =
       std::make_unique<Worker>(shared_->configs.front(), std::move(devices.front()), &shared_->communicators->rank(0));
   for (size_t rank = 1; rank < devices.size(); ++rank) {

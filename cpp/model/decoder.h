@@ -71,18 +71,30 @@ class Decoder {
     const KvCache& cache;
     const Ops& ops;
     std::array<AttentionPlan, 4> plans = {};
+    // Where ranks share the model: what a rank has of a sum, in turn, because slower ranks may still read the one
+    // before; and the input of the next half where the sum's launch has made it.
+    std::array<Tensor, 2> partials = {};
+    int turn = 0;
+    Tensor normed = {};
+    bool is_normed = false;
   };
 
-  Tensor embed(const DeviceBatch& batch, const Ops& ops) const;
+  void begin_exchange(Step& step) const;
+  Tensor next_partial(Step& step, int64_t columns) const;
+  void embed(const Tensor& x, Step& step) const;
+  void embed_projected(EmbeddingParams params, const Tensor& x, Step& step) const;
   void finish_embedding(const DeviceBatch& batch, const Tensor& x, const Ops& ops) const;
   void plan(Step& step) const;
-  void layer(size_t index, const Tensor& x, const Step& step) const;
+  void layer(size_t index, const Tensor& x, Step& step) const;
   // The attention half: input [tokens, hidden] in the model's dtype; adds to or writes `out` (float32).
-  void attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Step& step) const;
-  void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Ops& ops) const;
-  // The product of a layer's half, of whose inputs a rank may have a part.
+  void attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const;
+  void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const;
+  // The product of a layer's half, of whose inputs a rank may have a part; and the norm before the next half, if it
+  // follows at once.
   void sum_of_ranks(const Tensor& a, const PackedWeight& weight, const float* bias, bool accumulate, const Tensor& out,
-                    const Ops& ops) const;
+                    const NextNorm& next, Step& step) const;
+  NextNorm norm_before_feed_forward(size_t index, const Step& step) const;
+  NextNorm norm_before_layer(size_t index, const Step& step) const;
   bool is_shared() const { return arch_.shard.num_ranks > 1; }
   // Everything but queries, output, workspace and plan.
   PagedAttentionParams attention_params(size_t index, const Step& step) const;

@@ -108,7 +108,7 @@ void Ops::paged_attention(const PagedAttentionParams& params) const {
   if (!dry()) kernels_.paged_attention(params, stream_);
 }
 
-void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out) const {
+void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, const NextNorm* next) const {
   Match("all_reduce")
       .dtype(partial, "partial", DType::f32)
       .shape(partial, "partial", {"rows", "dim"})
@@ -116,14 +116,33 @@ void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out) 
       .shape(out, "out", {"rows", "dim"});
   QUIRE_CHECK(partial.row_stride() == partial.size(1) && out.row_stride() == out.size(1), "all_reduce of ",
               partial.to_string(), " to ", out.to_string());
-  QUIRE_CHECK(!accumulate || partial.data != out.data, "a sum is added to its own summand");
   if (dry()) return;
-  QUIRE_CHECK(communicator_ != nullptr, "there are no other ranks");
-  communicator_->all_reduce({.partial = partial.as<float>(),
-                             .out = out.as<float>(),
-                             .count = partial.size(0) * partial.size(1),
-                             .accumulate = accumulate},
-                            stream_);
+  QUIRE_CHECK(communicator_ != nullptr && partial.data != out.data, "there are no other ranks, or nothing is apart");
+  AllReduceParams params = {.partial = partial.as<float>(),
+                            .out = out.as<float>(),
+                            .rows = partial.size(0),
+                            .dim = partial.size(1),
+                            .accumulate = accumulate};
+  const bool is_fused = next != nullptr && communicator_->fuses_norm();
+  if (is_fused) {
+    params.has_norm = true;
+    params.norm_kind = next->spec->kind;
+    params.norm_weight = next->weights.weight;
+    params.norm_bias = next->weights.bias;
+    params.eps = next->spec->eps;
+    params.normed = next->out.data;
+    params.normed_dtype = next->out.dtype;
+  }
+  communicator_->all_reduce(params, stream_);
+  if (next != nullptr && !is_fused) norm(out, next->spec, next->weights, nullptr, false, next->out);
+}
+
+void Ops::broadcast(void* data, size_t num_bytes) const {
+  if (!dry() && communicator_ != nullptr) communicator_->broadcast(data, num_bytes, stream_);
+}
+
+void Ops::barrier() const {
+  if (!dry() && communicator_ != nullptr) communicator_->barrier(stream_);
 }
 
 void Ops::gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const {

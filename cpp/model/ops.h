@@ -26,6 +26,13 @@ struct NormWeights {
   const float* bias = nullptr;
 };
 
+// The norm that follows a sum.
+struct NextNorm {
+  const NormSpec* spec = nullptr;
+  NormWeights weights;
+  Tensor out;
+};
+
 class Ops {
  public:
   Ops(const KernelTable& kernels, Stream stream, Arena& arena) : kernels_(kernels), stream_(stream), arena_(arena) {}
@@ -62,10 +69,15 @@ class Ops {
   void rope_kv_write(const RopeKvWriteParams& params) const;
   void plan_attention(const PagedAttentionParams& params) const;
   void paged_attention(const PagedAttentionParams& params) const;
-  // out (+)= the sum over ranks of `partial`, which may be `out` itself; both float32.
-  void all_reduce(const Tensor& partial, bool accumulate, const Tensor& out) const;
+  // out (+)= the sum over ranks of `partial`, both float32; and next->out = norm(out), in the same launch where the
+  // communicator can. `partial` stays as it is until the collective after the next one.
+  void all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, const NextNorm* next = nullptr) const;
   // The first rank's out[:, first_column + c] = part[:, c] of each rank; `out` of the others is not touched.
   void gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const;
+  // The first rank's bytes for all.
+  void broadcast(void* data, size_t num_bytes) const;
+  // All ranks have done what was put on their streams so far, before what comes.
+  void barrier() const;
 
  private:
   const KernelTable& kernels_;

@@ -8,17 +8,27 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "params/norm.h"
+
 namespace quire {
 
 constexpr int kMaxRanks = 8;
 
-// out[i] (+)= the sum over ranks of partial[i], from rank 0 on. `out` may be `partial`, or be apart from it; with
-// `accumulate` it holds the same on every rank, and is apart.
+// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for (Communicator::
+// fuses_norm). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the same on every rank.
 struct AllReduceParams {
-  const float* partial = nullptr;  // [count]
-  float* out = nullptr;            // [count]
-  int64_t count = 0;
+  const float* partial = nullptr;  // [rows, dim]; untouched until the collective after the next one
+  float* out = nullptr;            // [rows, dim]
+  int64_t rows = 0;
+  int64_t dim = 0;
   bool accumulate = false;
+  bool has_norm = false;
+  NormKind norm_kind = NormKind::rms;
+  const float* norm_weight = nullptr;  // [dim] or null
+  const float* norm_bias = nullptr;    // [dim] or null
+  float eps = 0.0f;
+  void* normed = nullptr;  // [rows, dim]
+  DType normed_dtype = DType::f32;
 };
 
 // Rank 0's out[r, first_column + c] = part[r, c] of each rank. Columns of ranks do not overlap.

@@ -68,8 +68,8 @@ TEST_P(Loopback, SumsInTheOrderOfTheRanks) {
       const Stream stream = {.handle = &pool};
       const auto own = static_cast<size_t>(rank);
       group_->rank(rank).all_reduce(
-          {.partial = partials[own].data(), .out = outs[own].data(), .count = count, .accumulate = true}, stream);
-      group_->rank(rank).all_reduce({.partial = in_place[own].data(), .out = in_place[own].data(), .count = count},
+          {.partial = partials[own].data(), .out = outs[own].data(), .rows = 1, .dim = count, .accumulate = true}, stream);
+      group_->rank(rank).all_reduce({.partial = in_place[own].data(), .out = in_place[own].data(), .rows = 1, .dim = count},
                                     stream);
     });
     for (size_t rank = 0; rank < partials.size(); ++rank) {
@@ -124,7 +124,7 @@ TEST(LoopbackFailures, ARankThatDoesNotComeIsNamed) {
   const std::vector<std::string> errors = run_ranks(3, [&](int rank) {
     if (rank == 1) return;
     float* own = &data[static_cast<size_t>(rank)];
-    group->rank(rank).all_reduce({.partial = own, .out = own, .count = 1}, {});
+    group->rank(rank).all_reduce({.partial = own, .out = own, .rows = 1, .dim = 1}, {});
   });
   EXPECT_EQ(errors[1], "");
   // One of the two noticed first, and told the other.
@@ -140,7 +140,7 @@ TEST(LoopbackFailures, AnAbortedGroupFailsUntilItIsReset) {
   std::vector<float> data(2, 1.0f);
   const auto reduce = [&](int rank) {
     float* own = &data[static_cast<size_t>(rank)];
-    group->rank(rank).all_reduce({.partial = own, .out = own, .count = 1}, {});
+    group->rank(rank).all_reduce({.partial = own, .out = own, .rows = 1, .dim = 1}, {});
   };
   std::vector<std::string> errors = run_ranks(2, [&](int rank) {
     if (rank == 0) {
@@ -165,9 +165,9 @@ TEST(LoopbackFailures, ShapesThatDiffer) {
   std::vector<float> data(4, 1.0f);
   const std::vector<std::string> errors = run_ranks(2, [&](int rank) {
     float* own = &data[2 * static_cast<size_t>(rank)];
-    group->rank(rank).all_reduce({.partial = own, .out = own, .count = 1 + rank}, {});
+    group->rank(rank).all_reduce({.partial = own, .out = own, .rows = 1, .dim = 1 + rank}, {});
   });
-  for (const std::string& error : errors) EXPECT_NE(error.find("elements, rank"), std::string::npos) << error;
+  for (const std::string& error : errors) EXPECT_NE(error.find("reduces 1 rows of"), std::string::npos) << error;
 }
 
 }  // namespace
