@@ -143,7 +143,9 @@ def table() -> str:
         lines += [
             f"### {shape.name}, bf16, H200: predicted ms a step",
             "",
-            "| step | link | " + " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in RANKS) + " | of 8: sums and hosts |",
+            "| step | link | "
+            + " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in RANKS)
+            + " | of 8: sums and hosts |",
             "|---|---|" + "---|" * (len(RANKS) + 1),
         ]
         for work in WORKS:
@@ -182,6 +184,7 @@ def draw(path: Path) -> None:
                 heights = [step_us(shape, work, ranks, link)[part] / 1000 for ranks, link in bars]
                 axis.bar(names, heights, bottom=bottoms, label=part, color=color, width=0.7)
                 bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+            axis.margins(y=0.08)
             axis.set_title(f"{shape.name}: {work.name}", fontsize=10)
             axis.set_ylabel("predicted ms a step")
             axis.tick_params(axis="x", labelsize=8)

@@ -31,8 +31,7 @@ ModelInfo describe_all(const EngineConfig& config, const Devices& devices) {
 }  // namespace
 
 struct LLM::Impl {
-  Impl(EngineConfig config, Devices devices, const Checkpoint* checkpoint,
-       const Checkpoint* draft_checkpoint)
+  Impl(EngineConfig config, Devices devices, const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint)
       : description(describe_all(config, devices)),
         engine(std::move(config), std::move(devices), checkpoint, draft_checkpoint) {}
 

@@ -1,8 +1,8 @@
 // Collectives between threads that share memory: the ranks of a CPU.
 //
-// A rank publishes where its data lies, all meet, each does its share of the work in everybody's memory, all meet again.
-// So a sum is computed once, in the order of the ranks, and every rank has the same bits. Whoever waits spins for a
-// short while and then sleeps.
+// A rank publishes where its data lies, all meet, each does its share of the work in everybody's memory, all meet
+// again. So a sum is computed once, in the order of the ranks, and every rank has the same bits. Whoever waits spins
+// for a short while and then sleeps.
 #pragma once
 
 #include <memory>

@@ -11,8 +11,10 @@ std::unique_ptr<CommunicatorGroup> open_communicators(const std::vector<std::uni
   const Device& first = *devices.front();
   if (!first.is_asynchronous()) return make_loopback_group(static_cast<int>(devices.size()), time_limit);
   if (!allow_peers) {
-    throw NotSupported(str_cat("disable_custom_all_reduce=true leaves sums between devices to NCCL, which this version "
-                               "of quire does not use; leave it out on the device \"", first.name(), "\"."));
+    throw NotSupported(
+        str_cat("disable_custom_all_reduce=true leaves sums between devices to NCCL, which this version "
+                "of quire does not use; leave it out on the device \"",
+                first.name(), "\"."));
   }
   std::vector<Device*> all;
   for (const std::unique_ptr<Device>& device : devices) all.push_back(device.get());

@@ -1,8 +1,8 @@
 // Events, meetings and launches; see peer.h.
 //
 // What may be overwritten when: a rank that has passed the start of a collective knows that all others have done what
-// they put on their streams before it, the reads of the collective before included. Hence partial sums in two buffers by
-// turns, and no wait at the end of a one-shot.
+// they put on their streams before it, the reads of the collective before included. Hence partial sums in two buffers
+// by turns, and no wait at the end of a one-shot.
 #include "comm/peer.h"
 
 #include <array>

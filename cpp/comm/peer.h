@@ -1,8 +1,8 @@
 // Collectives between devices that reach each other's memory, by quire's own kernel (KernelTable::reduce_rows).
 //
 // Decides: which rank sums which rows, and what waits for what. No kernel waits for another rank: a rank records an
-// event, the host threads of all ranks meet, and each stream waits for the others' events. So ranks may share a GPU, and
-// one that fails leaves no kernel spinning. It costs a meeting a collective, and steps that cannot be captured.
+// event, the host threads of all ranks meet, and each stream waits for the others' events. So ranks may share a GPU,
+// and one that fails leaves no kernel spinning. It costs a meeting a collective, and steps that cannot be captured.
 //
 // One-shot, for few bytes: every rank sums all rows into its own memory, one wait. Two-shot: every rank sums its share
 // of the rows into everybody's memory, one wait more. Both in the order of the ranks: the bits are the same.

@@ -65,8 +65,8 @@ std::vector<std::string> names_of_ranks(std::string name, int count) {
     names.push_back(backend + ":" + name.substr(begin, end - begin));
     begin = end + 1;
   }
-  require(std::ssize(names) == count, str_cat("device=\"", name, "\" lists ", names.size(),
-                                              " devices for tensor_parallel_size=", count));
+  require(std::ssize(names) == count,
+          str_cat("device=\"", name, "\" lists ", names.size(), " devices for tensor_parallel_size=", count));
   return names;
 }
 

@@ -6,13 +6,13 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "base/threads.h"
 #include "device/open_device.h"
 #include "engine/row_state.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
-#include "base/threads.h"
-#include "model/shard.h"
 #include "model/layer_offload.h"
+#include "model/shard.h"
 
 namespace quire {
 namespace {

@@ -20,8 +20,8 @@ namespace quire {
 struct EngineConfig {
   ModelConfig model;
   SchedulerOptions scheduler;
-  MemoryPlan memory;                          // of the first rank
-  std::vector<MemoryPlan> memory_of_ranks;    // where there are several
+  MemoryPlan memory;                        // of the first rank
+  std::vector<MemoryPlan> memory_of_ranks;  // where there are several
   SpeculationConfig speculation;
   EngineOptions options;
   // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.

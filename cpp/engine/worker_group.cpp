@@ -21,7 +21,7 @@ namespace quire {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kSpinTime = std::chrono::microseconds(100);
+constexpr auto kSpinTime = std::chrono::microseconds(50);
 constexpr double kGraceSeconds = 2.0;  // for ranks that were told to give up, after one was waited for in vain
 
 // Until done(), at most kSpinTime.
@@ -32,7 +32,6 @@ bool spin(const Done& done) {
     for (int i = 0; i < 64; ++i) {
       if (done()) return true;
     }
-    std::this_thread::yield();
   } while (Clock::now() < end);
   return done();
 }
@@ -109,9 +108,8 @@ class WorkerGroup::RankThread {
   RankThread(std::shared_ptr<Shared> shared, int rank, std::unique_ptr<Device> device) : state_(new State) {
     state_->shared = std::move(shared);
     state_->rank = rank;
-    state_->worker =
-        std::make_unique<Worker>(state_->shared->configs.at(static_cast<size_t>(rank)), std::move(device),
-                                 &state_->shared->communicators->rank(rank));
+    state_->worker = std::make_unique<Worker>(state_->shared->configs.at(static_cast<size_t>(rank)), std::move(device),
+                                              &state_->shared->communicators->rank(rank));
     thread_ = std::thread([state = state_] { state->serve(); });
   }
   // A rank that hangs is not waited for.

@@ -31,8 +31,8 @@ ArchSpec shard_arch(const ArchSpec& whole, int32_t rank, int32_t num_ranks) {
   require(num_ranks >= 1 && num_ranks <= kMaxRanks,
           str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
   if (num_ranks == 1) return whole;
-  require(whole.vocab_size >= num_ranks, str_cat("tensor_parallel_size=", num_ranks, " cannot share out a vocabulary of ",
-                                                 whole.vocab_size, " tokens."));
+  require(whole.vocab_size >= num_ranks, str_cat("tensor_parallel_size=", num_ranks,
+                                                 " cannot share out a vocabulary of ", whole.vocab_size, " tokens."));
   ArchSpec part = whole;
   part.shard = {.rank = rank,
                 .num_ranks = num_ranks,

@@ -16,7 +16,9 @@ namespace quire {
 ArchSpec shard_arch(const ArchSpec& whole, int32_t rank, int32_t num_ranks);
 
 // The model that `arch` is a part of; itself with one rank.
-inline const ArchSpec& whole_arch(const ArchSpec& arch) { return arch.shard.whole != nullptr ? *arch.shard.whole : arch; }
+inline const ArchSpec& whole_arch(const ArchSpec& arch) {
+  return arch.shard.whole != nullptr ? *arch.shard.whole : arch;
+}
 
 // Where a rank's part begins in a layer of the whole model.
 struct LayerShard {

@@ -5,7 +5,8 @@ static inline void sum_row(const ReduceRowsParams& p, int64_t row) {
     const int64_t left = p.dim - i;
     const int64_t from = row * p.partial_stride + i, to = row * p.out_stride + i;
     Vec::F sum = load_up_to(p.partials[0] + from, left);
-    for (int32_t rank = 1; rank < p.num_partials; ++rank) sum = Vec::add(sum, load_up_to(p.partials[rank] + from, left));
+    for (int32_t rank = 1; rank < p.num_partials; ++rank)
+      sum = Vec::add(sum, load_up_to(p.partials[rank] + from, left));
     if (p.base != nullptr) sum = Vec::add(load_up_to(p.base + to, left), sum);
     for (int32_t out = 0; out < p.num_outs; ++out) store_up_to(p.outs[out] + to, sum, left);
   }

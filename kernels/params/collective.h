@@ -14,8 +14,9 @@ namespace quire {
 
 constexpr int kMaxRanks = 8;
 
-// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for (Communicator::
-// fuses_norm). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the same on every rank.
+// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for
+// (fuses_norm of fuses_norm). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the
+// same on every rank.
 struct AllReduceParams {
   const float* partial = nullptr;  // [rows, dim]; untouched until the collective after the next one
   float* out = nullptr;            // [rows, dim]

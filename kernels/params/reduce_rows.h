@@ -20,8 +20,8 @@ struct ReduceRowsParams {
   int64_t partial_stride = 0;
   int64_t rows = 0;
   int64_t dim = 0;
-  const float* base = nullptr;   // [rows, dim], rows out_stride elements apart, or null; may be one of outs
-  float* outs[kMaxRanks] = {};   // [rows, dim], all get the same
+  const float* base = nullptr;  // [rows, dim], rows out_stride elements apart, or null; may be one of outs
+  float* outs[kMaxRanks] = {};  // [rows, dim], all get the same
   int32_t num_outs = 0;
   int64_t out_stride = 0;
   bool has_norm = false;

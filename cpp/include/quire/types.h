@@ -142,12 +142,13 @@ struct EngineOptions {
   int64_t draft_max_model_len = 0;  // longer sequences are not guessed; 0: what the draft model can, at most
   int64_t speculative_disable_by_batch_size = 0;  // > 0: no guesses while more sequences than that run
   int32_t num_threads = 0;                        // cpu; 0: OMP_NUM_THREADS, else the physical cores
-  // Ranks that share the model, each with a thread and a device of its own; on a CPU they share out num_threads. 1 to 8.
+  // Ranks that share the model, each with a thread and a device of its own; on a CPU they share out num_threads. 1
+  // to 8.
   int32_t tensor_parallel_size = 1;
-  bool disable_custom_all_reduce = false;  // sums between GPUs by NCCL alone
-  double collective_timeout = 300.0;       // seconds that ranks wait for one that does not come
-  uint64_t seed = 0;                              // of requests that bring none
-  std::vector<int32_t> eos_token_ids = {};        // primary first; empty: from generation_config.json and config.json
+  bool disable_custom_all_reduce = false;   // sums between GPUs by NCCL alone
+  double collective_timeout = 300.0;        // seconds that ranks wait for one that does not come
+  uint64_t seed = 0;                        // of requests that bring none
+  std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
 };
 
 // A tensor in the caller's memory, row-major; dtype "float32", "float16" or "bfloat16".

@@ -1,11 +1,11 @@
 // Sums over ranks of rows in peer memory, added to the residual stream, and the norm of the result.
 //
-// Mapping: that of norm.cuh: a row belongs to a warp up to 1,024 elements, else to a block of 512; thread t has the runs
-// of four elements t, t + kRowThreads, ... A thread sums the runs that it norms, so it reads back what it wrote itself
-// and needs no barrier for it. Order: ranks in turn, then the residual; the norm's is norm.cuh's, and so are its bits.
-// No kernel waits for another rank: the streams do, before and after (comm/peer.h).
-// Limit: the link. One-shot reads num_partials - 1 rows from peers, two-shot reads as much of its share and writes it
-// num_outs - 1 times; 16 bytes a thread and access.
+// Mapping: that of norm.cuh: a row belongs to a warp up to 1,024 elements, else to a block of 512; thread t has the
+// runs of four elements t, t + kRowThreads, ... A thread sums the runs that it norms, so it reads back what it wrote
+// itself and needs no barrier for it. Order: ranks in turn, then the residual; the norm's is norm.cuh's, and so are its
+// bits. No kernel waits for another rank: the streams do, before and after (comm/peer.h). Limit: the link. One-shot
+// reads num_partials - 1 rows from peers, two-shot reads as much of its share and writes it num_outs - 1 times; 16
+// bytes a thread and access.
 #pragma once
 
 #include "cuda/layer/norm.cuh"

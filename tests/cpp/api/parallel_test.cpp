@@ -27,8 +27,8 @@ std::vector<RequestOutput> run(const EngineOptions& options, const SamplingParam
   return LLM(kDemo, options).generate(prompts, params);
 }
 
-const SamplingParams kGreedy = {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 24, .logprobs = 3,
-                                .prompt_logprobs = 1};
+const SamplingParams kGreedy = {
+    .temperature = 0.0f, .ignore_eos = true, .max_tokens = 24, .logprobs = 3, .prompt_logprobs = 1};
 
 class ParallelOnCpu : public ::testing::TestWithParam<int32_t> {};
 

@@ -68,9 +68,10 @@ TEST_P(Loopback, SumsInTheOrderOfTheRanks) {
       const Stream stream = {.handle = &pool};
       const auto own = static_cast<size_t>(rank);
       group_->rank(rank).all_reduce(
-          {.partial = partials[own].data(), .out = outs[own].data(), .rows = 1, .dim = count, .accumulate = true}, stream);
-      group_->rank(rank).all_reduce({.partial = in_place[own].data(), .out = in_place[own].data(), .rows = 1, .dim = count},
-                                    stream);
+          {.partial = partials[own].data(), .out = outs[own].data(), .rows = 1, .dim = count, .accumulate = true},
+          stream);
+      group_->rank(rank).all_reduce(
+          {.partial = in_place[own].data(), .out = in_place[own].data(), .rows = 1, .dim = count}, stream);
     });
     for (size_t rank = 0; rank < partials.size(); ++rank) {
       EXPECT_EQ(errors[rank], "");

@@ -102,13 +102,14 @@ std::vector<Result> generate(Engine& engine) {
     std::vector<int32_t> prompt;
     for (size_t j = 0; j < 3 + 7 * i; ++j) prompt.push_back(static_cast<int32_t>((j * 37 + i * 101) % 300));
     const SamplingParams params = {.temperature = 0.0f, .ignore_eos = true, .max_tokens = 12, .logprobs = 0};
-    engine.submit(prompt, params,
-                  [&results, i](const Delta& delta) {
-                    if (delta.finished == nullptr) return;
-                    const Completion& completion = delta.finished->completions.front();
-                    results[i] = {completion.token_ids, completion.logprobs.logprobs};
-                  },
-                  Notify::finished);
+    engine.submit(
+        prompt, params,
+        [&results, i](const Delta& delta) {
+          if (delta.finished == nullptr) return;
+          const Completion& completion = delta.finished->completions.front();
+          results[i] = {completion.token_ids, completion.logprobs.logprobs};
+        },
+        Notify::finished);
   }
   while (engine.step()) {
   }

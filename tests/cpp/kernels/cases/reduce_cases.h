@@ -81,9 +81,9 @@ class ReduceRowsCase : public KernelCase {
       }
       if (!outs_[out].guards_hold()) return str_cat("wrote outside of out ", out);
       if (!spec_.has_norm) continue;
-      std::string wrong = compare_rows(normed_[out], spec_.rows, spec_.dim, stride_, 2e-5,
-                                       1e-5 + rounding_of(spec_.normed_dtype),
-                                       [&](int64_t r, int64_t i) { return norm_of(r, i); });
+      std::string wrong =
+          compare_rows(normed_[out], spec_.rows, spec_.dim, stride_, 2e-5, 1e-5 + rounding_of(spec_.normed_dtype),
+                       [&](int64_t r, int64_t i) { return norm_of(r, i); });
       if (!wrong.empty()) return str_cat("normed ", out, ": ", wrong);
     }
     return "";
