@@ -18,26 +18,40 @@
 
 namespace quire {
 
+namespace {
+
+using Devices = std::vector<std::unique_ptr<Device>>;
+
+// The ranks of a CPU share its threads out.
+ModelInfo describe_all(const EngineConfig& config, const Devices& devices) {
+  ModelInfo info = describe(config, *devices.front());
+  if (devices.front()->is_asynchronous()) return info;
+  info.num_threads = 0;
+  for (const std::unique_ptr<Device>& device : devices) info.num_threads += device->num_threads();
+  return info;
+}
+
+}  // namespace
+
 struct LLM::Impl {
-  Impl(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
-       const Checkpoint* draft_checkpoint)
-      : description(describe(config, *device)),
-        engine(std::move(config), std::move(device), checkpoint, draft_checkpoint) {}
+  Impl(EngineConfig config, Devices devices, const Checkpoint* checkpoint, const Checkpoint* draft_checkpoint)
+      : description(describe_all(config, devices)),
+        engine(std::move(config), std::move(devices), checkpoint, draft_checkpoint) {}
 
   // The configuration is resolved, and so checked, before the checkpoint is opened.
   template <typename OpenCheckpoint>
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const OpenCheckpoint& open) {
     LapClock clock;
-    std::unique_ptr<Device> device = make_device(options);
+    Devices devices = make_devices(options);
     const double device_seconds = clock.lap();
-    EngineConfig config = resolve_engine_config(model_dir, options, *device);
+    EngineConfig config = resolve_engine_config(model_dir, options, *devices.front());
     const double plan_seconds = clock.lap();
     const std::shared_ptr<const Checkpoint> checkpoint = open();
     std::shared_ptr<const Checkpoint> draft_checkpoint;
     if (config.speculation.has_draft_model()) draft_checkpoint = open_checkpoint(options.draft_model, options);
     const double open_seconds = clock.lap();
-    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get(), draft_checkpoint.get());
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(devices), checkpoint.get(), draft_checkpoint.get());
     impl->engine.adopt_checkpoints(checkpoint, draft_checkpoint);
     tell_start_up(device_seconds, plan_seconds, open_seconds, clock.lap(), impl->engine.weight_seconds(),
                   impl->description);
@@ -260,8 +274,8 @@ Stats LLM::stats() const {
 const ModelInfo& LLM::info() const { return impl_->description; }
 
 ModelInfo plan_model(const std::string& model_dir, const EngineOptions& options) {
-  const std::unique_ptr<Device> device = make_device(options);
-  return describe(resolve_engine_config(model_dir, options, *device), *device);
+  const Devices devices = make_devices(options);
+  return describe_all(resolve_engine_config(model_dir, options, *devices.front()), devices);
 }
 
 void validate(const SamplingParams& params) { validate_sampling_params(params); }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/check.h"
@@ -71,6 +72,8 @@ class Device {
   };
   virtual ProductLibrary product_library() const { return {}; }
 
+  // What is allocated from now on these devices reach too, itself or others of its kind.
+  virtual void share_memory_with(std::span<Device* const>) {}
   // Reserves addresses and backs them with memory. Throws DeviceError naming the region and its size.
   virtual std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) = 0;
   virtual std::unique_ptr<HostBuffer> allocate_host(size_t num_bytes) = 0;
@@ -83,7 +86,8 @@ class Device {
   // A second stream, for copies beside the kernels; the same one where there is no other.
   virtual Stream copy_stream() const { return stream(); }
   virtual std::unique_ptr<Event> make_event() = 0;
-  // What is put on `stream` from now on waits for the work before the last event.record().
+  // What is put on `stream` from now on waits for the work before the last event.record(); the event may be another
+  // device's of this kind.
   virtual void wait_for(Stream stream, const Event& event) = 0;
   // Records what `body` puts on stream() instead of doing it. Null where the device has no graphs.
   virtual std::unique_ptr<Graph> capture(const std::function<void()>& body) = 0;

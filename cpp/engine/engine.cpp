@@ -54,12 +54,22 @@ void add_logprobs(const Sequence& sequence, const RequestRecord& record, Delta& 
   delta.cumulative_logprob = own.cumulative_logprob;
 }
 
+std::vector<std::unique_ptr<Device>> as_list(std::unique_ptr<Device> device) {
+  std::vector<std::unique_ptr<Device>> devices;
+  devices.push_back(std::move(device));
+  return devices;
+}
+
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
                const Checkpoint* draft_checkpoint)
+    : Engine(std::move(config), as_list(std::move(device)), checkpoint, draft_checkpoint) {}
+
+Engine::Engine(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
+               const Checkpoint* draft_checkpoint)
     : config_(std::move(config)),
-      worker_(config_, std::move(device)),
+      worker_(config_, std::move(devices)),
       scheduler_(config_.scheduler),
       metrics_(config_.model.max_model_len) {
   LapClock clock;
@@ -93,7 +103,7 @@ bool Engine::step() {
     // What was computed is computed again; if the device cannot, the next step says so.
     worker_.abandon();
     scheduler_.abandon();
-    if (!worker_.device().usable()) {
+    if (!worker_.usable()) {
       broken_ = str_cat("the device failed and this engine can do no more work; make a new one. ", error.what());
     }
     throw;
@@ -152,7 +162,7 @@ void Engine::run_hooks(StepInFlight& step) {
     const SpanScope span = timed("hooks");
     const Flag running(in_hooks_);
     step.hooks.fill_masks(step.sampling);
-    step.hooks.process_logits(worker_, step.sampling);
+    step.hooks.process_logits(worker_.first(), step.sampling);
   }
   worker_.run_sample(step.sampling);
   for (const HookedRow& row : step.hooks.rows()) {
@@ -520,8 +530,8 @@ Stats Engine::stats() const {
   stats.prefix_cache_hits = scheduler.prefix_cache_hits;
   stats.num_blocks = config_.memory.num_blocks;
   stats.host_seconds = totals_.step_seconds - wait_seconds_;
-  stats.num_graphs = static_cast<int64_t>(worker_.num_graphs());
-  stats.capture_seconds = worker_.capture_seconds();
+  stats.num_graphs = static_cast<int64_t>(worker_.first().num_graphs());
+  stats.capture_seconds = worker_.first().capture_seconds();
   stats.num_free_blocks = scheduler_.num_free_blocks();
   stats.num_cached_blocks = scheduler_.num_cached_blocks();
   return stats;

@@ -21,7 +21,7 @@
 #include "engine/scheduler.h"
 #include "engine/sleep_state.h"
 #include "engine/validation.h"
-#include "engine/worker.h"
+#include "engine/worker_group.h"
 #include "model/weight_reader.h"
 
 namespace quire {
@@ -55,7 +55,9 @@ struct RequestRecord {
 
 class Engine {
  public:
-  // Loads the weights: from `checkpoint`, or dummy values when it is null; and those of a draft model.
+  // A device a rank. Loads the weights: from `checkpoint`, or dummy values when it is null; and those of a draft model.
+  Engine(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
+         const Checkpoint* draft_checkpoint = nullptr);
   Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
          const Checkpoint* draft_checkpoint = nullptr);
 
@@ -96,14 +98,14 @@ class Engine {
   void reload_weights(const Checkpoint* checkpoint);
   uint64_t weights_version() const { return worker_.weights_version(); }
   // The weights under the names of a checkpoint, and the elements of one in the model's dtype.
-  std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
+  std::vector<ReadableWeight> weights() { return readable_weights(worker_.first().weight_access()); }
   std::vector<std::byte> read_weight(const std::string& name);
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
   std::vector<Metric> metrics() const { return metrics_.metrics(stats()); }
   double weight_seconds() const { return weight_seconds_; }  // of loading them
   const EngineConfig& config() const { return config_; }
-  const Worker& worker() const { return worker_; }
+  const Worker& worker() const { return worker_.first(); }
 
  private:
   // A sampled row of a step under way; what it points to lives until the step is committed.
@@ -177,7 +179,7 @@ class Engine {
   uint64_t queue(std::unique_ptr<Request> request, std::shared_ptr<RequestRecord> record);
 
   EngineConfig config_;
-  Worker worker_;
+  WorkerGroup worker_;
   Scheduler scheduler_;
   std::shared_ptr<const Vocabulary> vocabulary_;
   uint64_t next_request_id_ = 0;

@@ -6,11 +6,13 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "base/threads.h"
 #include "device/open_device.h"
 #include "engine/row_state.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
 #include "model/layer_offload.h"
+#include "model/shard.h"
 
 namespace quire {
 namespace {
@@ -76,11 +78,48 @@ SchedulerOptions scheduler_options(const ModelConfig& model, const EngineOptions
   return scheduler;
 }
 
+// What ranks cannot do together yet.
+void check_ranks(const EngineOptions& options, const Device& device) {
+  const int32_t num_ranks = options.tensor_parallel_size;
+  require(num_ranks >= 1 && num_ranks <= kMaxRanks,
+          str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
+  require(options.collective_timeout > 0.0,
+          str_cat("collective_timeout must be positive, got ", options.collective_timeout));
+  if (num_ranks == 1) return;
+  const auto refuse = [&](const char* what) {
+    throw NotSupported(
+        str_cat("tensor_parallel_size=", num_ranks, " together with ", what, " is not supported by this version."));
+  };
+  if (options.speculative_method == "draft_model") refuse("a draft model (speculative_config); ngram is");
+  if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) refuse("cpu_offload_gb");
+}
+
+// All ranks have as many blocks as the one with the least room.
+void plan_ranks(const Device& device, EngineConfig& config) {
+  const int32_t num_ranks = config.options.tensor_parallel_size;
+  if (num_ranks == 1) {
+    config.memory = plan_memory(config.model, config.scheduler, config.options, device, config.speculation);
+    return;
+  }
+  const int32_t num_sharing = num_ranks_of_a_device(config.options.device, num_ranks);
+  for (int32_t rank = 0; rank < num_ranks; ++rank) {
+    ModelConfig part = config.model;
+    part.arch = shard_arch(config.model.arch, rank, num_ranks);
+    config.memory_of_ranks.push_back(
+        plan_memory(part, config.scheduler, config.options, device, config.speculation, num_sharing));
+  }
+  const auto blocks = [](const MemoryPlan& plan) { return plan.num_blocks; };
+  const int64_t fewest = std::ranges::min(config.memory_of_ranks, {}, blocks).num_blocks;
+  for (MemoryPlan& plan : config.memory_of_ranks) plan.num_blocks = fewest;
+  config.memory = config.memory_of_ranks.front();
+}
+
 }  // namespace
 
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device) {
   check_options(options, device);
+  check_ranks(options, device);
   EngineConfig config;
   config.options = options;
   config.logprobs_mode = parse_logprobs_mode(options.logprobs_mode);
@@ -96,19 +135,31 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
   config.scheduler.device_rows = device.is_asynchronous();
   config.speculation = resolve_speculation(options, config.model);
   apply_speculation(config.speculation, config.model, config.scheduler);
-  if (device.is_asynchronous() && !options.enforce_eager) {
+  // Streams of several ranks wait for each other's events, which no graph of one of them holds.
+  if (device.is_asynchronous() && !options.enforce_eager && options.tensor_parallel_size == 1) {
     config.graph_sizes = options.graph_sizes.empty() ? StepGraphs::default_sizes() : options.graph_sizes;
   }
   config.graph_max_kv_len = std::min(config.model.max_model_len, options.max_seq_len_to_capture);
 
-  config.memory = plan_memory(config.model, config.scheduler, options, device, config.speculation);
+  plan_ranks(device, config);
   config.scheduler.num_blocks = static_cast<int32_t>(config.memory.num_blocks);
   return config;
 }
 
-std::unique_ptr<Device> make_device(const EngineOptions& options) {
-  return open_device(options.device, {.num_threads = options.num_threads, .isa = options.cpu_isa});
+EngineConfig config_of_rank(const EngineConfig& config, int32_t rank) {
+  EngineConfig part = config;
+  part.model.arch = shard_arch(config.model.arch, rank, config.options.tensor_parallel_size);
+  part.memory = config.memory_of_ranks.at(static_cast<size_t>(rank));
+  part.memory_of_ranks.clear();
+  return part;
 }
+
+std::vector<std::unique_ptr<Device>> make_devices(const EngineOptions& options) {
+  return open_devices(options.device, std::clamp(options.tensor_parallel_size, 1, kMaxRanks),
+                      {.num_threads = options.num_threads, .isa = options.cpu_isa});
+}
+
+std::unique_ptr<Device> make_device(const EngineOptions& options) { return std::move(make_devices(options).front()); }
 
 bool wants_int8_weights(const EngineOptions& options, const Json& config, const Device& device) {
   const std::string& method = options.quantization;
@@ -148,11 +199,20 @@ ModelInfo describe_model(const ModelConfig& model, const Device& device) {
 
 ModelInfo describe(const EngineConfig& config, const Device& device) {
   ModelInfo description = describe_model(config.model, device);
-  description.weight_bytes = config.memory.weight_bytes + config.memory.draft.weight_bytes;
-  description.offloaded_weight_bytes = static_cast<int64_t>(config.memory.offload.host_bytes());
-  description.workspace_bytes = config.memory.workspace_bytes + config.memory.draft.workspace_bytes;
-  description.kv_cache_bytes = config.memory.kv_bytes();
-  description.kv_bytes_per_token = config.memory.all_block_bytes() / config.scheduler.block_size;
+  const std::vector<MemoryPlan> plans =
+      config.memory_of_ranks.empty() ? std::vector<MemoryPlan>{config.memory} : config.memory_of_ranks;
+  for (const MemoryPlan& plan : plans) {
+    const ModelInfo::OfRank rank = {.weight_bytes = plan.weight_bytes + plan.draft.weight_bytes,
+                                    .workspace_bytes = plan.workspace_bytes + plan.draft.workspace_bytes,
+                                    .kv_cache_bytes = plan.kv_bytes()};
+    description.weight_bytes += rank.weight_bytes;
+    description.workspace_bytes += rank.workspace_bytes;
+    description.kv_cache_bytes += rank.kv_cache_bytes;
+    description.offloaded_weight_bytes += static_cast<int64_t>(plan.offload.host_bytes());
+    description.kv_bytes_per_token += plan.all_block_bytes() / config.scheduler.block_size;
+    if (plans.size() > 1) description.ranks.push_back(rank);
+  }
+  description.tensor_parallel_size = config.options.tensor_parallel_size;
   description.num_blocks = config.memory.num_blocks;
   description.block_size = config.scheduler.block_size;
   description.max_num_seqs = config.scheduler.max_num_seqs;

@@ -20,7 +20,8 @@ namespace quire {
 struct EngineConfig {
   ModelConfig model;
   SchedulerOptions scheduler;
-  MemoryPlan memory;
+  MemoryPlan memory;                        // of the first rank
+  std::vector<MemoryPlan> memory_of_ranks;  // where there are several
   SpeculationConfig speculation;
   EngineOptions options;
   // Captured decode steps: batch sizes (none: no graphs), and the longest sequence of a step that is replayed.
@@ -34,7 +35,11 @@ struct EngineConfig {
 // max_model_len (with the numbers and three ways out).
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device);
-// The device that the options name; throws InvalidArgument or NotSupported with what is missing.
+// The configuration of one rank's worker.
+EngineConfig config_of_rank(const EngineConfig& config, int32_t rank);
+// The devices that the options name, one a rank; throws InvalidArgument or NotSupported with what is missing.
+std::vector<std::unique_ptr<Device>> make_devices(const EngineOptions& options);
+// The first of them; throws InvalidArgument or NotSupported with what is missing.
 std::unique_ptr<Device> make_device(const EngineOptions& options);
 // EngineOptions::quantization. Throws InvalidArgument: it is unknown, or the checkpoint is quantized in another way;
 // NotSupported: the device has no such products.

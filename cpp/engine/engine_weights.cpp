@@ -34,11 +34,11 @@ void Engine::change_weights(const Change& change) {
                                   " waiting. Wait for them or cancel them first."));
   }
   while (scheduler_.num_in_flight() > 0) collect();  // of requests that were cancelled
-  const WeightState before = worker_.weight_access().state;
+  const uint64_t before = worker_.weights_version();
   in_weight_update_ = true;
   const auto end = [&] {
     in_weight_update_ = false;
-    if (worker_.weights_version() == before.version) return;
+    if (worker_.weights_version() == before) return;
     scheduler_.reset_prefix_cache();
     if (!worker_.weights_incomplete()) worker_.weights_replaced();
   };
@@ -60,19 +60,19 @@ void Engine::require_resident_weights() const {
 
 std::vector<std::byte> Engine::read_weight(const std::string& name) {
   require_resident_weights();
-  return quire::read_weight(worker_.weight_access(), name);
+  return quire::read_weight(worker_.weights(), name);
 }
 
 void Engine::load_weights(const NextTensor& next, bool atomic) {
-  change_weights([&] { update_weights(worker_.weight_access(), next, atomic); });
+  change_weights([&] { update_weights(worker_.weights(), next, atomic); });
 }
 
 void Engine::check_weights(const std::vector<CheckpointTensor>& tensors) {
-  check_tensors(worker_.weight_access(), tensors);
+  check_tensors(worker_.first().weight_access(), tensors);
 }
 
 void Engine::reload_weights(const Checkpoint* checkpoint) {
-  change_weights([&] { quire::reload_weights(worker_.weight_access(), checkpoint); });
+  change_weights([&] { quire::reload_weights(worker_.weights(), checkpoint); });
 }
 
 }  // namespace quire

@@ -25,6 +25,14 @@ int64_t max_blocks_per_seq(const SchedulerOptions& scheduler) {
   return (scheduler.max_model_len + scheduler.block_size - 1) / scheduler.block_size;
 }
 
+// An equal share for every rank on the device.
+DeviceMemory memory_of_rank(const Device& device, int32_t num_sharing) {
+  DeviceMemory memory = device.memory();
+  memory.total_bytes /= num_sharing;
+  memory.available_bytes /= num_sharing;
+  return memory;
+}
+
 // Nothing where weights are in host memory anyway.
 OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options, const Device& device) {
   if (!device.is_asynchronous()) return {};
@@ -44,7 +52,7 @@ OffloadPlan offload_plan(const ModelConfig& model, const EngineOptions& options,
 // share of the device. On the host, whose memory belongs to others too, that is a share of what is free, capped by
 // VLLM_CPU_KVCACHE_SPACE (GiB, default 4).
 int64_t kv_budget_bytes(const MemoryPlan& plan, const SchedulerOptions& scheduler, const EngineOptions& options,
-                        const Device& device, const DeviceMemory& memory) {
+                        const Device& device, const DeviceMemory& memory, int32_t num_sharing) {
   if (options.kv_cache_memory_bytes > 0) return options.kv_cache_memory_bytes;
   const int64_t wanted = max_blocks_per_seq(scheduler) * options.max_num_seqs * plan.all_block_bytes();
   const auto rest_of = [&](int64_t bytes) {
@@ -56,7 +64,7 @@ int64_t kv_budget_bytes(const MemoryPlan& plan, const SchedulerOptions& schedule
     const double requested = std::atof(space);
     if (requested > 0) cap = static_cast<int64_t>(requested * static_cast<double>(int64_t{1} << 30));
   }
-  return std::min({wanted, cap, rest_of(memory.available_bytes)});
+  return std::min({wanted, cap / num_sharing, rest_of(memory.available_bytes)});
 }
 
 std::string sizes_text(const MemoryPlan& plan, int64_t block_size, const DeviceMemory& memory) {
@@ -113,7 +121,7 @@ void plan_draft(const SpeculationConfig& speculation, const SchedulerOptions& sc
 }  // namespace
 
 MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& scheduler, const EngineOptions& options,
-                       const Device& device, const SpeculationConfig& speculation) {
+                       const Device& device, const SpeculationConfig& speculation, int32_t num_sharing) {
   const KernelTable& kernels = device.kernels();
   Weights weights;
   RopePlacement rope;
@@ -134,10 +142,10 @@ MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& schedul
   plan.workspace_bytes = plan.arena_bytes + static_cast<int64_t>(workspace_bytes);
   plan.kv_block_bytes = kv_block_bytes(model.arch, model.dtype, options.block_size);
 
-  const DeviceMemory memory = device.memory();
+  const DeviceMemory memory = memory_of_rank(device, num_sharing);
   int64_t num_blocks = options.num_gpu_blocks_override;
   if (num_blocks == 0) {
-    const int64_t budget = kv_budget_bytes(plan, scheduler, options, device, memory);
+    const int64_t budget = kv_budget_bytes(plan, scheduler, options, device, memory, num_sharing);
     num_blocks = std::max<int64_t>(0, budget / plan.all_block_bytes());
   }
   if (num_blocks < max_blocks_per_seq(scheduler)) {

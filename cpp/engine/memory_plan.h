@@ -35,9 +35,10 @@ struct MemoryPlan {
   int64_t fixed_bytes() const { return weight_bytes + workspace_bytes + draft.weight_bytes + draft.workspace_bytes; }
 };
 
+// `model` may be a rank's part; `num_sharing` ranks share the device's memory.
 // Throws InvalidArgument when the cache cannot hold one sequence of max_model_len, or when the device has not as much
 // memory as all takes.
 MemoryPlan plan_memory(const ModelConfig& model, const SchedulerOptions& scheduler, const EngineOptions& options,
-                       const Device& device, const SpeculationConfig& speculation = {});
+                       const Device& device, const SpeculationConfig& speculation = {}, int32_t num_sharing = 1);
 
 }  // namespace quire

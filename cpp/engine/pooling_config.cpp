@@ -92,6 +92,10 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
   require(options.speculative_method.empty(),
           str_cat("speculative_method \"", options.speculative_method, "\" is for generation, not for pooling models"));
+  if (options.tensor_parallel_size != 1) {
+    throw NotSupported(str_cat("tensor_parallel_size=", options.tensor_parallel_size,
+                               " is for generation; pooling models run on one rank in this version of quire."));
+  }
   size_steps(device, config);
   plan_memory(config, device);
   return config;

@@ -50,15 +50,15 @@ void PoolingEngine::require_resident_weights() const {
 
 std::vector<std::byte> PoolingEngine::read_weight(const std::string& name) {
   require_resident_weights();
-  return quire::read_weight(worker_.weight_access(), name);
+  return quire::read_weight(one_rank(worker_.weight_access()), name);
 }
 
 void PoolingEngine::load_weights(const NextTensor& next, bool atomic) {
-  change_weights([&] { update_weights(worker_.weight_access(), next, atomic); });
+  change_weights([&] { update_weights(one_rank(worker_.weight_access()), next, atomic); });
 }
 
 void PoolingEngine::reload_weights(const Checkpoint* checkpoint) {
-  change_weights([&] { quire::reload_weights(worker_.weight_access(), checkpoint); });
+  change_weights([&] { quire::reload_weights(one_rank(worker_.weight_access()), checkpoint); });
 }
 
 }  // namespace quire

@@ -90,6 +90,7 @@ void PromptLogprobs::run(const Decoder& decoder, const Tensor& hidden, const Ops
     const int64_t num_rows = std::min(num_at_once, slot.num_rows - begin);
     const Arena::Scope scope(ops.arena());
     const Tensor logits = decoder.logits(hidden, questions.token_rows + begin, num_rows, ops);
+    if (!ops.is_first_rank()) continue;  // it helped to make them
     const size_t workspace_bytes =
         ops.kernels().sampling_workspace_bytes(num_rows, logits.size(1), device_.num_threads());
     ops.kernels().sample({.logits = logits.as<float>(),

@@ -36,7 +36,7 @@ class SampleOutput {
 
   // Sets the output fields.
   void write_to(int32_t logprobs_stride, SamplingParamsBlock& block) const;
-  const int32_t* token_ids() const { return token_ids_; }
+  int32_t* token_ids() const { return token_ids_; }
 
   // Behind the launches of a step: puts its copies on the stream.
   void start_fetch(int64_t num_rows, int32_t logprobs_stride);

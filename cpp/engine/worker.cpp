@@ -10,7 +10,7 @@
 
 namespace quire {
 
-Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
+Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Communicator* communicator)
     : config_(config),
       device_(std::move(device)),
       ops_(device_->kernels(), device_->stream(), arena_),
@@ -24,6 +24,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device)
   const ModelConfig& model = config.model;
   const MemoryPlan& memory = config.memory;
   ops_.set_batch_invariant(config.options.batch_invariant);
+  ops_.set_communicator(communicator);
   if (!config.options.batch_invariant && device_->is_asynchronous()) {
     const Device::ProductLibrary library = device_->product_library();
     if (!library.is_found) {
@@ -206,7 +207,7 @@ void Worker::run_sample(const SamplingBatch& sampling) {
   if (has_rows_) rows_->upload_masks(sampling);
   upload_sampling();
   sample(shape_);
-  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape_.num_samples);
+  store_sampled(shape_.num_samples);
   start_fetch();
 }
 
@@ -244,7 +245,14 @@ void Worker::launch(const StepShape& shape) {
   forward();
   if (shape.num_samples == 0) return;
   sample(shape);
-  if (has_rows_) rows_->store_sampled(output_.token_ids(), shape.num_samples);
+  store_sampled(shape.num_samples);
+}
+
+// The rows get their tokens: of every rank those that the first one sampled.
+void Worker::store_sampled(int64_t num_samples) {
+  if (!has_rows_) return;
+  ops_.broadcast(output_.token_ids(), static_cast<size_t>(num_samples) * sizeof(int32_t));
+  rows_->store_sampled(output_.token_ids(), num_samples);
 }
 
 void Worker::forward() {
@@ -260,6 +268,7 @@ void Worker::forward() {
 }
 
 void Worker::sample(const StepShape& shape) {
+  if (!is_first_rank()) return;
   const SpanScope span(recorder_, "step", "sample");
   const KernelTable& kernels = device_->kernels();
   const size_t workspace_bytes =

@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 
+#include "comm/communicator.h"
 #include "device/arena.h"
 #include "device/device.h"
 #include "engine/draft_model.h"
@@ -32,8 +33,8 @@ namespace quire {
 
 class Worker {
  public:
-  // `config` is kept by reference. Reserves all regions.
-  Worker(const EngineConfig& config, std::unique_ptr<Device> device);
+  // `config` is kept by reference, and so is the way to other ranks, if there are any. Reserves all regions.
+  Worker(const EngineConfig& config, std::unique_ptr<Device> device, Communicator* communicator = nullptr);
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
@@ -100,6 +101,9 @@ class Worker {
   bool weights_incomplete() const { return weight_state_.is_incomplete; }
 
   const Device& device() const { return *device_; }
+  int32_t rank() const { return config_.model.arch.shard.rank; }
+  // Samples; the other ranks of a model compute their part of the logits.
+  bool is_first_rank() const { return ops_.is_first_rank(); }
   size_t num_graphs() const { return graphs_.size(); }
   double capture_seconds() const { return capture_seconds_; }
 
@@ -113,6 +117,7 @@ class Worker {
   void start_fetch();
   void upload_sampling();
   void sample(const StepShape& shape);
+  void store_sampled(int64_t num_samples);
 
   const EngineConfig& config_;
   std::unique_ptr<Device> device_;

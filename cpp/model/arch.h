@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -124,6 +125,15 @@ struct PoolerSpec {
   bool is_late_interaction = false;  // embeds every token, through the head (ColBERT)
 };
 
+struct ArchSpec;
+
+// Which part of a model an ArchSpec is, where several ranks share it (shard.h).
+struct ShardSpec {
+  int32_t rank = 0, num_ranks = 1;
+  int64_t vocab_begin = 0, vocab_rows = 0;  // this rank's rows of embedding and head
+  std::shared_ptr<const ArchSpec> whole;    // null: this is all of it
+};
+
 struct ArchSpec {
   std::string name;  // the architecture string of config.json that was matched
   int64_t hidden = 0;
@@ -147,6 +157,10 @@ struct ArchSpec {
   int64_t max_positions = 0;
   std::string max_positions_key;  // the config.json key max_positions came from, for messages
   WeightRules weights;
+  ShardSpec shard;  // layers have this rank's heads and columns; vocab_size is the whole model's
+
+  int64_t own_vocab_rows() const { return shard.num_ranks > 1 ? shard.vocab_rows : vocab_size; }
+  bool is_first_rank() const { return shard.rank == 0; }
 
   template <typename Change>
   void each_layer(const Change& change) {

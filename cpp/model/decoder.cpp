@@ -18,17 +18,36 @@ bool same_plan(const AttnSpec& a, const AttnSpec& b) {
 Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const {
   LayerWeightSource* const source = ops.dry() ? nullptr : layer_source_;
   if (source != nullptr) source->begin_step();
-  const Tensor x = embed(batch, ops);
+  const Tensor x = ops.scratch(DType::f32, batch.num_tokens, arch_.hidden);
   // Plans lie above x in the arena and go when the layers are done.
   const Arena::Scope scope(ops.arena());
   Step step{batch, cache, ops};
+  begin_exchange(step);
+  embed(x, step);
   plan(step);
   for (size_t i = 0; i < arch_.layers.size(); ++i) {
     if (source != nullptr) source->acquire(static_cast<int32_t>(i));
     layer(i, x, step);
     if (source != nullptr) source->release(static_cast<int32_t>(i));
   }
+  // What comes next lies where other ranks may still read.
+  if (is_shared()) ops.barrier();
   return x;
+}
+
+void Decoder::begin_exchange(Step& step) const {
+  if (!is_shared()) return;
+  const int64_t num_tokens = step.batch.num_tokens;
+  for (Tensor& partial : step.partials) {
+    partial = step.ops.scratch(DType::f32, num_tokens, std::max(arch_.hidden, arch_.embed_dim));
+  }
+  step.normed = step.ops.scratch(dtype_, num_tokens, arch_.hidden);
+}
+
+Tensor Decoder::next_partial(Step& step, int64_t columns) const {
+  step.turn ^= 1;
+  return Tensor::contiguous(step.partials[static_cast<size_t>(step.turn)].data, DType::f32,
+                            {step.batch.num_tokens, columns});
 }
 
 void Decoder::plan(Step& step) const {
@@ -47,7 +66,8 @@ void Decoder::plan(Step& step) const {
   }
 }
 
-Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
+void Decoder::embed(const Tensor& x, Step& step) const {
+  const DeviceBatch& batch = step.batch;
   float scale = arch_.embedding_scale;
   if (arch_.embedding_scale_in_model_dtype && dtype_ == DType::bf16) scale = bf16_to_float(float_to_bf16(scale));
   if (arch_.embedding_scale_in_model_dtype && dtype_ == DType::f16) scale = f16_to_float(float_to_f16(scale));
@@ -56,32 +76,46 @@ Tensor Decoder::embed(const DeviceBatch& batch, const Ops& ops) const {
   params.positions = batch.positions;
   params.num_tokens = batch.num_tokens;
   params.table = weights_.embedding;
+  params.is_part = is_shared();
+  params.token_id_offset = static_cast<int32_t>(-arch_.shard.vocab_begin);
   params.scale = scale;
-  const Tensor x = ops.scratch(DType::f32, batch.num_tokens, arch_.hidden);
-  if (arch_.learned_positions.has_value()) {
-    params.position_table = weights_.position_embedding;
-    params.position_offset = arch_.learned_positions->offset;
+  if (weights_.embed_proj.rows != 0) {
+    embed_projected(params, x, step);
+  } else {
+    if (arch_.learned_positions.has_value() && arch_.is_first_rank()) {
+      params.position_table = weights_.position_embedding;
+      params.position_offset = arch_.learned_positions->offset;
+    }
+    // One rank has a token's row and the first one its position: the sum has no other terms, and its bits.
+    const Tensor found = is_shared() ? next_partial(step, arch_.hidden) : x;
+    step.ops.embedding(params, found);
+    if (is_shared()) step.ops.all_reduce(found, false, x);
   }
-  if (weights_.embed_proj.rows == 0) {
-    ops.embedding(params, x);
-    finish_embedding(batch, x, ops);
-    return x;
-  }
-  // A narrower table: look up, project, then add the positions, which have the full width.
+  finish_embedding(batch, x, step.ops);
+}
+
+// A narrower table: look up, project, then add the positions, which have the full width.
+void Decoder::embed_projected(EmbeddingParams params, const Tensor& x, Step& step) const {
+  const Ops& ops = step.ops;
   const Arena::Scope scope(ops.arena());
-  params.position_table = {};
-  const Tensor narrow = ops.scratch(dtype_, batch.num_tokens, arch_.embed_dim);
-  ops.embedding(params, narrow);
-  ops.gemm(narrow, weights_.embed_proj, {}, x);
-  if (arch_.learned_positions.has_value()) {
-    params.table = weights_.position_embedding;
-    params.token_ids = batch.positions;
-    params.token_id_offset = arch_.learned_positions->offset;
-    params.accumulate = true;
-    ops.embedding(params, x);
+  const Tensor narrow = ops.scratch(dtype_, step.batch.num_tokens, arch_.embed_dim);
+  if (is_shared()) {
+    const Tensor found = next_partial(step, arch_.embed_dim);
+    const Tensor sum = ops.scratch(DType::f32, step.batch.num_tokens, arch_.embed_dim);
+    ops.embedding(params, found);
+    ops.all_reduce(found, false, sum);
+    ops.norm(sum, nullptr, {}, nullptr, false, narrow);
+  } else {
+    ops.embedding(params, narrow);
   }
-  finish_embedding(batch, x, ops);
-  return x;
+  ops.gemm(narrow, weights_.embed_proj, {}, x);
+  if (!arch_.learned_positions.has_value()) return;
+  params.table = weights_.position_embedding;
+  params.is_part = false;
+  params.token_ids = step.batch.positions;
+  params.token_id_offset = arch_.learned_positions->offset;
+  params.accumulate = true;
+  ops.embedding(params, x);
 }
 
 // What encoders add: token types, and a norm of the sum.
@@ -99,15 +133,16 @@ void Decoder::finish_embedding(const DeviceBatch& batch, const Tensor& x, const 
   }
 }
 
-void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
+void Decoder::layer(size_t index, const Tensor& x, Step& step) const {
   const Ops& ops = step.ops;
   const LayerSpec& spec = arch_.layers[index];
   const LayerWeights& weights = weights_.layers[index];
   const auto half = [&](bool has_norm, const NormWeights& before, const float* after, const auto& body) {
     const Arena::Scope scope(ops.arena());
-    const Tensor input = ops.scratch(dtype_, x.size(0), arch_.hidden);
+    const Tensor input = step.is_normed ? step.normed : ops.scratch(dtype_, x.size(0), arch_.hidden);
     const bool norm_first = has_norm && spec.place != NormPlace::post;
-    ops.norm(x, norm_first ? &spec.norm : nullptr, before, nullptr, false, input);
+    if (!step.is_normed) ops.norm(x, norm_first ? &spec.norm : nullptr, before, nullptr, false, input);
+    step.is_normed = false;
     if (spec.place == NormPlace::sandwich) {
       const Tensor branch = ops.scratch(DType::f32, x.size(0), arch_.hidden);
       body(input, false, branch);
@@ -122,7 +157,7 @@ void Decoder::layer(size_t index, const Tensor& x, const Step& step) const {
       [&](const Tensor& input, bool accumulate, const Tensor& out) { attention(index, input, accumulate, out, step); });
   half(true, {weights.ffn_norm, weights.ffn_norm_bias}, weights.ffn_post_norm,
        [&](const Tensor& input, bool accumulate, const Tensor& out) {
-         feed_forward(index, input, accumulate, out, ops);
+         feed_forward(index, input, accumulate, out, step);
        });
 }
 
@@ -158,7 +193,7 @@ PagedAttentionParams Decoder::attention_params(size_t index, const Step& step) c
   return params;
 }
 
-void Decoder::attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Step& step) const {
+void Decoder::attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const {
   const AttnSpec& spec = arch_.layers[index].attn;
   const LayerWeights& weights = weights_.layers[index];
   const DeviceBatch& batch = step.batch;
@@ -187,16 +222,40 @@ void Decoder::attention(size_t index, const Tensor& input, bool accumulate, cons
   params.out_stride = context.row_stride();
   params.workspace = ops.arena().allocate_bytes(params.workspace_bytes);
   ops.paged_attention(params);
-  ops.gemm(context, weights.o, {.bias = weights.o_bias, .accumulate = accumulate}, out);
+  sum_of_ranks(context, weights.o, weights.o_bias, accumulate, out, norm_before_feed_forward(index, step), step);
 }
 
-void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out,
-                           const Ops& ops) const {
+// out (+)= a * weight^T, of which every rank has the terms of its inputs.
+void Decoder::sum_of_ranks(const Tensor& a, const PackedWeight& weight, const float* bias, bool accumulate,
+                           const Tensor& out, const NextNorm& next, Step& step) const {
+  if (!is_shared()) return step.ops.gemm(a, weight, {.bias = bias, .accumulate = accumulate}, out);
+  const Tensor partial = next_partial(step, arch_.hidden);
+  step.ops.gemm(a, weight, {.bias = bias}, partial);
+  step.is_normed = accumulate && next.spec != nullptr;
+  step.ops.all_reduce(partial, accumulate, out, step.is_normed ? &next : nullptr);
+}
+
+// The norm of the next half, where that begins with one and its weights are there.
+NextNorm Decoder::norm_before_feed_forward(size_t index, const Step& step) const {
+  if (arch_.layers[index].place != NormPlace::pre) return {};
+  const LayerWeights& weights = weights_.layers[index];
+  return {&arch_.layers[index].norm, {weights.ffn_norm, weights.ffn_norm_bias}, step.normed};
+}
+
+NextNorm Decoder::norm_before_layer(size_t index, const Step& step) const {
+  const bool is_there = index < arch_.layers.size() && layer_source_ == nullptr;
+  if (!is_there || arch_.layers[index].place != NormPlace::pre || !arch_.layers[index].attn_norm) return {};
+  const LayerWeights& weights = weights_.layers[index];
+  return {&arch_.layers[index].norm, {weights.attn_norm, weights.attn_norm_bias}, step.normed};
+}
+
+void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const {
+  const Ops& ops = step.ops;
   const auto& ffn = std::get<DenseFfn>(arch_.layers[index].ffn);
   const LayerWeights& weights = weights_.layers[index];
   const Tensor inner = ops.scratch(dtype_, input.size(0), ffn.width);
   ops.gemm(input, weights.up, {.bias = weights.up_bias, .activation = ffn.activation}, inner);
-  ops.gemm(inner, weights.down, {.bias = weights.down_bias, .accumulate = accumulate}, out);
+  sum_of_ranks(inner, weights.down, weights.down_bias, accumulate, out, norm_before_layer(index + 1, step), step);
 }
 
 Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
@@ -207,10 +266,14 @@ Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t 
 }
 
 Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
-  const Tensor out = ops.scratch(DType::f32, num_rows, arch_.vocab_size);
+  const bool is_whole_here = arch_.is_first_rank();
+  const Tensor out = is_whole_here ? ops.scratch(DType::f32, num_rows, arch_.vocab_size)
+                                   : Tensor::contiguous(nullptr, DType::f32, {num_rows, arch_.vocab_size});
   const Arena::Scope scope(ops.arena());
+  const Tensor part = is_shared() ? ops.scratch(DType::f32, num_rows, arch_.own_vocab_rows()) : out;
   ops.gemm(head_input(hidden, rows, num_rows, ops), weights_.head,
-           {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, out);
+           {.bias = weights_.head_bias, .scale = arch_.logits_scale, .softcap = arch_.logits_softcap}, part);
+  if (is_shared()) ops.gather_columns(part, arch_.shard.vocab_begin, out);
   return out;
 }
 

@@ -50,7 +50,8 @@ class Decoder {
   Tensor forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const;
   // Rows `rows` of the hidden states after the final norm, float32 [num_rows, hidden]; null: all of them.
   Tensor final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
-  // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size].
+  // Logits of rows `rows` of the hidden states, float32 [num_rows, vocab_size]; where ranks share the model, the first
+  // one has them, and the others a tensor without data.
   Tensor logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
   // What the head reads of those rows, in the model's dtype [num_rows, head_width()]: behind the final norm.
   Tensor head_input(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const;
@@ -70,15 +71,31 @@ class Decoder {
     const KvCache& cache;
     const Ops& ops;
     std::array<AttentionPlan, 4> plans = {};
+    // Where ranks share the model: what a rank has of a sum, in turn, because slower ranks may still read the one
+    // before; and the input of the next half where the sum's launch has made it.
+    std::array<Tensor, 2> partials = {};
+    int turn = 0;
+    Tensor normed = {};
+    bool is_normed = false;
   };
 
-  Tensor embed(const DeviceBatch& batch, const Ops& ops) const;
+  void begin_exchange(Step& step) const;
+  Tensor next_partial(Step& step, int64_t columns) const;
+  void embed(const Tensor& x, Step& step) const;
+  void embed_projected(EmbeddingParams params, const Tensor& x, Step& step) const;
   void finish_embedding(const DeviceBatch& batch, const Tensor& x, const Ops& ops) const;
   void plan(Step& step) const;
-  void layer(size_t index, const Tensor& x, const Step& step) const;
+  void layer(size_t index, const Tensor& x, Step& step) const;
   // The attention half: input [tokens, hidden] in the model's dtype; adds to or writes `out` (float32).
-  void attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Step& step) const;
-  void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, const Ops& ops) const;
+  void attention(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const;
+  void feed_forward(size_t index, const Tensor& input, bool accumulate, const Tensor& out, Step& step) const;
+  // The product of a layer's half, of whose inputs a rank may have a part; and the norm before the next half, if it
+  // follows at once.
+  void sum_of_ranks(const Tensor& a, const PackedWeight& weight, const float* bias, bool accumulate, const Tensor& out,
+                    const NextNorm& next, Step& step) const;
+  NextNorm norm_before_feed_forward(size_t index, const Step& step) const;
+  NextNorm norm_before_layer(size_t index, const Step& step) const;
+  bool is_shared() const { return arch_.shard.num_ranks > 1; }
   // Everything but queries, output, workspace and plan.
   PagedAttentionParams attention_params(size_t index, const Step& step) const;
 

@@ -108,4 +108,59 @@ void Ops::paged_attention(const PagedAttentionParams& params) const {
   if (!dry()) kernels_.paged_attention(params, stream_);
 }
 
+void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, const NextNorm* next) const {
+  Match("all_reduce")
+      .dtype(partial, "partial", DType::f32)
+      .shape(partial, "partial", {"rows", "dim"})
+      .dtype(out, "out", DType::f32)
+      .shape(out, "out", {"rows", "dim"});
+  QUIRE_CHECK(partial.row_stride() == partial.size(1) && out.row_stride() == out.size(1), "all_reduce of ",
+              partial.to_string(), " to ", out.to_string());
+  if (dry()) return;
+  QUIRE_CHECK(communicator_ != nullptr && partial.data != out.data, "there are no other ranks, or nothing is apart");
+  AllReduceParams params = {.partial = partial.as<float>(),
+                            .out = out.as<float>(),
+                            .rows = partial.size(0),
+                            .dim = partial.size(1),
+                            .accumulate = accumulate};
+  const bool is_fused = next != nullptr && communicator_->fuses_norm();
+  if (is_fused) {
+    params.has_norm = true;
+    params.norm_kind = next->spec->kind;
+    params.norm_weight = next->weights.weight;
+    params.norm_bias = next->weights.bias;
+    params.eps = next->spec->eps;
+    params.normed = next->out.data;
+    params.normed_dtype = next->out.dtype;
+  }
+  communicator_->all_reduce(params, stream_);
+  if (next != nullptr && !is_fused) norm(out, next->spec, next->weights, nullptr, false, next->out);
+}
+
+void Ops::broadcast(void* data, size_t num_bytes) const {
+  if (!dry() && communicator_ != nullptr) communicator_->broadcast(data, num_bytes, stream_);
+}
+
+void Ops::barrier() const {
+  if (!dry() && communicator_ != nullptr) communicator_->barrier(stream_);
+}
+
+void Ops::gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const {
+  Match("gather_columns")
+      .dtype(part, "part", DType::f32)
+      .shape(part, "part", {"rows", "columns"})
+      .dtype(out, "out", DType::f32);
+  QUIRE_CHECK(out.size(0) == part.size(0) && first_column + part.size(1) <= out.size(1), "columns from ", first_column,
+              " of ", out.to_string(), " are ", part.to_string());
+  if (dry()) return;
+  QUIRE_CHECK(communicator_ != nullptr, "there are no other ranks");
+  communicator_->gather_columns({.part = part.as<float>(),
+                                 .rows = part.size(0),
+                                 .columns = part.size(1),
+                                 .first_column = first_column,
+                                 .out = out.as<float>(),
+                                 .out_stride = out.row_stride()},
+                                stream_);
+}
+
 }  // namespace quire

@@ -4,6 +4,7 @@
 // scratch.
 #pragma once
 
+#include "comm/communicator.h"
 #include "device/arena.h"
 #include "model/weights.h"
 #include "params/kernel_table.h"
@@ -25,6 +26,13 @@ struct NormWeights {
   const float* bias = nullptr;
 };
 
+// The norm that follows a sum.
+struct NextNorm {
+  const NormSpec* spec = nullptr;
+  NormWeights weights;
+  Tensor out;
+};
+
 class Ops {
  public:
   Ops(const KernelTable& kernels, Stream stream, Arena& arena) : kernels_(kernels), stream_(stream), arena_(arena) {}
@@ -38,6 +46,10 @@ class Ops {
   // false: results may depend on the rows beside them where that is faster.
   void set_batch_invariant(bool batch_invariant) { batch_invariant_ = batch_invariant; }
   bool batch_invariant() const { return batch_invariant_; }
+
+  // The other ranks of a model that is shared out. Kept; null: there are none.
+  void set_communicator(Communicator* communicator) { communicator_ = communicator; }
+  bool is_first_rank() const { return communicator_ == nullptr || communicator_->rank() == 0; }
 
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }
@@ -57,6 +69,15 @@ class Ops {
   void rope_kv_write(const RopeKvWriteParams& params) const;
   void plan_attention(const PagedAttentionParams& params) const;
   void paged_attention(const PagedAttentionParams& params) const;
+  // out (+)= the sum over ranks of `partial`, both float32; and next->out = norm(out), in the same launch where the
+  // communicator can. `partial` stays as it is until the collective after the next one.
+  void all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, const NextNorm* next = nullptr) const;
+  // The first rank's out[:, first_column + c] = part[:, c] of each rank; `out` of the others is not touched.
+  void gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const;
+  // The first rank's bytes for all.
+  void broadcast(void* data, size_t num_bytes) const;
+  // All ranks have done what was put on their streams so far, before what comes.
+  void barrier() const;
 
  private:
   const KernelTable& kernels_;
@@ -65,6 +86,7 @@ class Ops {
   void* gemm_workspace_ = nullptr;
   size_t gemm_workspace_bytes_ = 0;
   bool batch_invariant_ = true;
+  Communicator* communicator_ = nullptr;
 };
 
 }  // namespace quire

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "model/relative_bias.h"
+#include "model/shard.h"
 #include "model/weight_match.h"
 #include "model/weight_slots.h"
 
@@ -45,16 +46,19 @@ class Filler {
     const int64_t num_cols = entry.shape.size() == 1 ? 0 : entry.shape[transposed ? 0 : 1];
     for (const Piece& piece : pieces(entry, num_rows)) {
       const WeightSlot& slot = find(piece.target, entry.layer);
-      QUIRE_CHECK(slot.cols == num_cols && piece.source_row + piece.rows <= num_rows, "the rule for ", entry.rule->name,
-                  " has the wrong shape: ", num_cols, " columns, the slot has ", slot.cols);
+      const int64_t cols = piece.cols > 0 ? piece.cols : num_cols;
+      QUIRE_CHECK(slot.cols == cols && piece.source_col + cols <= num_cols && piece.source_row + piece.rows <= num_rows,
+                  "the rule for ", entry.rule->name, " has the wrong shape: ", num_cols, " columns, the slot has ",
+                  slot.cols);
       unfilled_[{slot.slot, slot.layer}] -= piece.rows;
       StoredMatrix source = {.dtype = entry.tensor->dtype,
                              .rows = piece.rows,
-                             .cols = std::max<int64_t>(1, num_cols),
+                             .cols = std::max<int64_t>(1, cols),
                              .row_stride = transposed || num_cols == 0 ? 1 : num_cols,
                              .col_stride = transposed ? num_rows : 1};
       source.data = static_cast<const std::byte*>(entry.tensor->data) +
-                    static_cast<size_t>(piece.source_row * source.row_stride) * dtype_bytes(source.dtype);
+                    static_cast<size_t>(piece.source_row * source.row_stride + piece.source_col * source.col_stride) *
+                        dtype_bytes(source.dtype);
       if (slot.vector != nullptr) {
         sink_.write_vector(source, slot.plus_one ? 1.0f : 0.0f, *slot.vector + piece.row_begin);
       } else {
@@ -85,7 +89,8 @@ class Filler {
   std::vector<Piece> pieces(const BoundRule& entry, int64_t num_rows) const {
     std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows);
     if (entry.rule->slot == Slot::embedding && arch_.tie_word_embeddings && has(Slot::lm_head)) {
-      pieces.push_back({Slot::lm_head, PackPart::whole, 0, num_rows, 0});  // the int8 copy
+      pieces.push_back(pieces.front());  // the int8 copy
+      pieces.back().target = Slot::lm_head;
     }
     return pieces;
   }
@@ -135,24 +140,29 @@ class SlotWriter final : public WeightWriter {
 // Elements that are made and packed at once.
 constexpr int64_t kDummyChunk = int64_t{1} << 22;
 
-int64_t dummy_chunk_rows(const WeightSlot& slot) { return std::max<int64_t>(32, kDummyChunk / slot.cols / 32 * 32); }
+int64_t dummy_chunk_rows(int64_t cols) { return std::max<int64_t>(32, kDummyChunk / cols / 32 * 32); }
 
-void pack_dummy(const WeightSlot& slot, uint64_t seed, float* values, const Device& device) {
-  const int64_t half_rows = slot.gated ? slot.rows / 2 : slot.rows;
-  for (int64_t begin = 0; begin < slot.rows;) {
-    const bool up = slot.gated && begin >= half_rows;
-    const int64_t rows = std::min(dummy_chunk_rows(slot), (up ? slot.rows : half_rows) - begin);
+// Columns of a slot in the whole model, which dummy values are numbered in.
+int64_t whole_cols(const ArchSpec& arch, const WeightSlot& slot) {
+  if (slot.layer < 0 || (slot.slot != Slot::o && slot.slot != Slot::down)) return slot.cols;
+  const LayerSpec& layer = whole_arch(arch).layers.at(static_cast<size_t>(slot.layer));
+  return slot.slot == Slot::o ? layer.attn.q_dim() : std::get<DenseFfn>(layer.ffn).width;
+}
+
+void pack_dummy(const WeightSlot& slot, const Piece& piece, int64_t cols, uint64_t seed, float* values,
+                const Device& device) {
+  for (int64_t begin = 0; begin < piece.rows;) {
+    const int64_t rows = std::min(dummy_chunk_rows(cols), piece.rows - begin);
     device.kernels().fill_dummy(
-        {.out = values, .count = rows * slot.cols, .seed = seed, .index_begin = begin * slot.cols}, device.stream());
-    device.kernels().pack_weight({.source = values,
+        {.out = values, .count = rows * cols, .seed = seed, .index_begin = (piece.source_row + begin) * cols},
+        device.stream());
+    device.kernels().pack_weight({.source = values + piece.source_col,
                                   .source_dtype = DType::f32,
                                   .rows = rows,
                                   .cols = slot.cols,
-                                  .row_stride = slot.cols,
-                                  .part = !slot.gated ? PackPart::whole
-                                          : up        ? PackPart::up
-                                                      : PackPart::gate,
-                                  .row_begin = up ? begin - half_rows : begin,
+                                  .row_stride = cols,
+                                  .part = piece.part,
+                                  .row_begin = piece.row_begin + begin,
                                   .weight = *slot.matrix},
                                  device.stream());
     begin += rows;
@@ -193,7 +203,9 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
   const std::vector<WeightSlot> slots = weight_slots(arch, weights);
   int64_t chunk = 0;
   for (const WeightSlot& slot : slots) {
-    if (slot.matrix != nullptr) chunk = std::max(chunk, std::min(dummy_chunk_rows(slot), slot.rows) * slot.cols);
+    if (slot.matrix == nullptr) continue;
+    const int64_t cols = whole_cols(arch, slot);
+    chunk = std::max(chunk, std::min(dummy_chunk_rows(cols), slot.rows) * cols);
   }
   const std::unique_ptr<Region> values =
       device.allocate(RegionTag::workspace, static_cast<size_t>(chunk) * sizeof(float));
@@ -203,12 +215,17 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
     const bool is_tied_head = slot.slot == Slot::lm_head && arch.tie_word_embeddings;
     const auto number = static_cast<uint64_t>(is_tied_head ? Slot::embedding : slot.slot);
     const uint64_t seed = hash_combine(number, static_cast<uint64_t>(static_cast<uint32_t>(slot.layer)));
-    if (slot.vector != nullptr) {
-      device.kernels().fill_dummy(
-          {.out = *slot.vector, .count = slot.rows, .seed = seed, .added = slot.plus_one ? 1.0f : 0.0f},
-          device.stream());
-    } else {
-      pack_dummy(slot, seed, reinterpret_cast<float*>(values->data()), device);
+    for (const Piece& piece : pieces_of(arch, slot.slot, slot.layer, slot.rows)) {
+      if (slot.vector != nullptr) {
+        device.kernels().fill_dummy({.out = *slot.vector + piece.row_begin,
+                                     .count = piece.rows,
+                                     .seed = seed,
+                                     .index_begin = piece.source_row,
+                                     .added = slot.plus_one ? 1.0f : 0.0f},
+                                    device.stream());
+      } else {
+        pack_dummy(slot, piece, whole_cols(arch, slot), seed, reinterpret_cast<float*>(values->data()), device);
+      }
     }
     const bool ends_layer = i + 1 == slots.size() || slots[i + 1].layer != slot.layer;
     if (options.offload != nullptr && ends_layer) options.offload->store(slot.layer);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "model/shard.h"
 
 namespace quire {
 namespace {
@@ -32,7 +33,9 @@ std::optional<int64_t> head_dimension(const std::string& symbol, const PoolerSpe
   return std::nullopt;
 }
 
-int64_t dimension(const std::string& symbol, const ArchSpec& arch, int32_t layer) {
+// As stored: of the whole model.
+int64_t dimension(const std::string& symbol, const ArchSpec& part, int32_t layer) {
+  const ArchSpec& arch = whole_arch(part);
   const AttnSpec& attn = layer_spec(arch, layer).attn;
   const int64_t width = std::get<DenseFfn>(layer_spec(arch, layer).ffn).width;
   if (symbol == "vocab") return arch.vocab_size;
@@ -195,16 +198,35 @@ void settle_tied_head(const ArchSpec& arch, const Checkpoint& checkpoint, BoundR
   std::erase_if(bound, [&](const auto& item) { return &item.second == head; });
 }
 
-std::vector<Piece> feed_forward_pieces(Slot slot, const DenseFfn& ffn, Slot target) {
+// Gate and up of the whole model are `width` rows each.
+std::vector<Piece> feed_forward_pieces(Slot slot, const DenseFfn& ffn, int64_t width, int64_t begin, Slot target) {
   const bool is_vector = target == Slot::gate_up_bias;
   const auto half = [&](bool up, int64_t source_row) {
     const PackPart part = is_vector || !ffn.gated ? PackPart::whole : up ? PackPart::up : PackPart::gate;
-    return Piece{target, part, source_row, ffn.width, is_vector && up && ffn.gated ? ffn.width : 0};
+    return Piece{target, part, source_row + begin, ffn.width, is_vector && up && ffn.gated ? ffn.width : 0};
   };
-  if (slot == Slot::gate || slot == Slot::gate_bias) return {half(false, 0)};
+  if (slot == Slot::gate || slot == Slot::gate_bias || !ffn.gated) return {half(false, 0)};
   if (slot == Slot::up || slot == Slot::up_bias) return {half(true, 0)};
-  if (slot == Slot::up_gate) return {half(true, 0), half(false, ffn.width)};
-  return {half(false, 0), half(true, ffn.width)};
+  if (slot == Slot::up_gate) return {half(true, 0), half(false, width)};
+  return {half(false, 0), half(true, width)};
+}
+
+// Rows of q, k and v as they lie in one packed matrix, and in a stored one of the whole model.
+std::vector<Piece> attention_pieces(Slot slot, const AttnSpec& attn, const AttnSpec& whole, const LayerShard& shard) {
+  const bool is_bias = slot == Slot::q_bias || slot == Slot::k_bias || slot == Slot::v_bias || slot == Slot::qkv_bias;
+  const Slot target = is_bias ? Slot::qkv_bias : Slot::qkv;
+  const int64_t first_q = shard.first_head * attn.head_dim, first_kv = shard.first_kv_head * attn.head_dim;
+  const auto q = [&](int64_t row) { return Piece{target, PackPart::whole, row + first_q, attn.q_dim(), 0}; };
+  const auto k = [&](int64_t row) {
+    return Piece{target, PackPart::whole, row + first_kv, attn.kv_dim(), attn.q_dim()};
+  };
+  const auto v = [&](int64_t row) {
+    return Piece{target, PackPart::whole, row + first_kv, attn.kv_dim(), attn.q_dim() + attn.kv_dim()};
+  };
+  if (slot == Slot::q || slot == Slot::q_bias) return {q(0)};
+  if (slot == Slot::k || slot == Slot::k_bias) return {k(0)};
+  if (slot == Slot::v || slot == Slot::v_bias) return {v(0)};
+  return {q(0), k(whole.q_dim()), v(whole.q_dim() + whole.kv_dim())};
 }
 
 }  // namespace
@@ -212,28 +234,46 @@ std::vector<Piece> feed_forward_pieces(Slot slot, const DenseFfn& ffn, Slot targ
 std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows) {
   const AttnSpec& attn = layer_spec(arch, layer).attn;
   const auto& ffn = std::get<DenseFfn>(layer_spec(arch, layer).ffn);
+  const LayerSpec& whole = layer_spec(whole_arch(arch), layer);
+  const LayerShard shard = layer_shard(arch, layer);
+  const int64_t width = std::get<DenseFfn>(whole.ffn).width;
+  const Piece all = {slot, PackPart::whole, 0, num_rows, 0};
   switch (slot) {
     case Slot::q:
     case Slot::q_bias:
-      return {{slot == Slot::q ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.q_dim(), 0}};
     case Slot::k:
     case Slot::k_bias:
-      return {{slot == Slot::k ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.kv_dim(), attn.q_dim()}};
     case Slot::v:
     case Slot::v_bias:
-      return {{slot == Slot::v ? Slot::qkv : Slot::qkv_bias, PackPart::whole, 0, attn.kv_dim(),
-               attn.q_dim() + attn.kv_dim()}};
+      return attention_pieces(slot, attn, whole.attn, shard);
+    case Slot::qkv:
+    case Slot::qkv_bias:
+      if (arch.shard.num_ranks == 1) return {all};
+      return attention_pieces(slot, attn, whole.attn, shard);
     case Slot::gate:
     case Slot::up:
     case Slot::gate_up:
     case Slot::up_gate:
-      return feed_forward_pieces(slot, ffn, Slot::gate_up);
+      return feed_forward_pieces(slot, ffn, width, shard.ffn_begin, Slot::gate_up);
     case Slot::gate_bias:
     case Slot::up_bias:
     case Slot::gate_up_bias:
-      return feed_forward_pieces(slot, ffn, Slot::gate_up_bias);
+      return feed_forward_pieces(slot, ffn, width, shard.ffn_begin, Slot::gate_up_bias);
+    case Slot::o:
+      return {{slot, PackPart::whole, 0, num_rows, 0, shard.first_head * attn.head_dim, attn.q_dim()}};
+    case Slot::down:
+      return {{slot, PackPart::whole, 0, num_rows, 0, shard.ffn_begin, ffn.width}};
+    case Slot::o_bias:
+    case Slot::down_bias:
+      return arch.is_first_rank() ? std::vector<Piece>{all} : std::vector<Piece>{};
+    case Slot::sinks:
+      return {{slot, PackPart::whole, shard.first_head, attn.num_heads, 0}};
+    case Slot::embedding:
+    case Slot::lm_head:
+    case Slot::lm_head_bias:
+      return {{slot, PackPart::whole, arch.shard.vocab_begin, arch.own_vocab_rows(), 0}};
     default:
-      return {{slot, PackPart::whole, 0, num_rows, 0}};
+      return {all};
   }
 }
 

@@ -24,13 +24,15 @@ struct BoundRule {
   const CheckpointTensor* tensor = nullptr;
 };
 
-// A run of rows of a stored tensor and where they go.
+// A run of rows of a stored tensor, or of some of its columns, and where they go.
 struct Piece {
   Slot target = Slot::embedding;
   PackPart part = PackPart::whole;
   int64_t source_row = 0;
   int64_t rows = 0;
   int64_t row_begin = 0;  // in the target, or in its gate or up half
+  int64_t source_col = 0;
+  int64_t cols = 0;  // 0: all of them
 };
 
 // By name: what a checkpoint of `arch` must or may hold, without tensors.
@@ -67,7 +69,8 @@ class TensorBinder {
   std::vector<std::string> unexpected_, twice_, misshaped_;
 };
 
-// Where the rows of a tensor for `slot` go; num_rows of them.
+// Where the rows of a tensor for `slot` go; the tensor of the whole model has num_rows of them. Of a shard: those it
+// has, often not all, sometimes none.
 std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows);
 
 }  // namespace quire

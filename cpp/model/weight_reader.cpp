@@ -29,8 +29,9 @@ void store(float value, DType dtype, std::byte* to) {
 
 class Reader {
  public:
-  Reader(const WeightAccess& access, const BoundRule& entry)
-      : access_(access), entry_(entry), slots_(weight_slots(access.arch, access.weights)) {
+  // Puts the parts that one rank has into `bytes`.
+  Reader(const WeightAccess& access, const BoundRule& entry, std::vector<std::byte>& bytes)
+      : access_(access), entry_(entry), bytes_(bytes), slots_(weight_slots(access.arch, access.weights)) {
     const bool transposed = entry.rule->transposed;
     num_rows_ = entry.shape[transposed ? 1 : 0];
     num_cols_ = entry.shape.size() == 1 ? 1 : entry.shape[transposed ? 0 : 1];
@@ -39,7 +40,7 @@ class Reader {
     bytes_.resize(static_cast<size_t>(num_rows_ * num_cols_) * dtype_bytes(access.weights.format.dtype));
   }
 
-  std::vector<std::byte> read() {
+  void read() {
     access_.device.synchronize();
     const bool is_offloaded = access_.offload != nullptr && access_.offload->plan().ordinal(entry_.layer) >= 0;
     if (is_offloaded) access_.offload->bring(entry_.layer);
@@ -48,7 +49,6 @@ class Reader {
     } else {
       for (const Piece& piece : pieces_of(access_.arch, entry_.rule->slot, entry_.layer, num_rows_)) read(piece);
     }
-    return std::move(bytes_);
   }
 
  private:
@@ -80,10 +80,10 @@ class Reader {
       }
       return;
     }
-    const int64_t chunk_rows = std::clamp<int64_t>(kChunkElements / num_cols_, 1, piece.rows);
-    const auto region =
-        access_.device.allocate(RegionTag::workspace, static_cast<size_t>(chunk_rows * num_cols_) * sizeof(float));
-    std::vector<float> values(static_cast<size_t>(chunk_rows * num_cols_));
+    const int64_t cols = piece.cols > 0 ? piece.cols : num_cols_;
+    const int64_t chunk_rows = std::clamp<int64_t>(kChunkElements / cols, 1, std::max<int64_t>(1, piece.rows));
+    std::vector<float> values(static_cast<size_t>(chunk_rows * cols));
+    const auto region = access_.device.allocate(RegionTag::workspace, values.size() * sizeof(float));
     for (int64_t begin = 0; begin < piece.rows; begin += chunk_rows) {
       const int64_t rows = std::min(chunk_rows, piece.rows - begin);
       access_.device.kernels().unpack_weight({.weight = *slot.matrix,
@@ -92,10 +92,10 @@ class Reader {
                                               .rows = rows,
                                               .out = reinterpret_cast<float*>(region->data())},
                                              access_.device.stream());
-      access_.device.copy_to_host(values.data(), region->data(), static_cast<size_t>(rows * num_cols_) * sizeof(float));
+      access_.device.copy_to_host(values.data(), region->data(), static_cast<size_t>(rows * cols) * sizeof(float));
       for (int64_t r = 0; r < rows; ++r) {
-        const float* const row = values.data() + r * num_cols_;
-        for (int64_t c = 0; c < num_cols_; ++c) put(piece.source_row + begin + r, c, row[c]);
+        const float* const row = values.data() + r * cols;
+        for (int64_t c = 0; c < cols; ++c) put(piece.source_row + begin + r, piece.source_col + c, row[c]);
       }
     }
   }
@@ -114,9 +114,9 @@ class Reader {
 
   const WeightAccess& access_;
   const BoundRule& entry_;
+  std::vector<std::byte>& bytes_;
   std::vector<WeightSlot> slots_;
   int64_t num_rows_ = 0, num_cols_ = 0, row_stride_ = 0, col_stride_ = 0;
-  std::vector<std::byte> bytes_;
 };
 
 // Embeddings come first, layers in their order, the rest behind them.
@@ -146,14 +146,22 @@ std::vector<ReadableWeight> readable_weights(const WeightAccess& access) {
   return weights;
 }
 
-std::vector<std::byte> read_weight(const WeightAccess& access, const std::string& name) {
+std::vector<std::byte> read_weight(const WeightRanks& ranks, const std::string& name) {
+  const WeightAccess& access = ranks.all.front();
   const BoundRules bound = bind_rules(access.arch, access.weights.spelling);
   auto found = bound.find(name);
   require(found != bound.end(), str_cat("the model (", access.arch.name, ") has no weight ", name));
   if (is_tied_head(access.arch, found->second)) {
     found = std::ranges::find_if(bound, [](const auto& item) { return item.second.rule->slot == Slot::embedding; });
   }
-  return Reader(access, found->second).read();
+  std::vector<std::byte> bytes;
+  // One after the other, since they fill one array.
+  for (size_t reading = 0; reading < ranks.all.size(); ++reading) {
+    ranks.each([&](size_t rank) {
+      if (rank == reading) Reader(ranks.all[rank], found->second, bytes).read();
+    });
+  }
+  return bytes;
 }
 
 }  // namespace quire

@@ -24,6 +24,6 @@ std::vector<ReadableWeight> readable_weights(const WeightAccess& access);
 // The elements of a tensor in the model's dtype, row-major. An int8 weight gives what it stands for. Norm weights that
 // are kept with 1 added lose its rounding; buckets of a relative bias that no distance is in are 0. Throws
 // InvalidArgument when there is no such name.
-std::vector<std::byte> read_weight(const WeightAccess& access, const std::string& name);
+std::vector<std::byte> read_weight(const WeightRanks& ranks, const std::string& name);
 
 }  // namespace quire

@@ -102,7 +102,6 @@ void WeightUpdate::keep_bytes(std::byte* place, size_t num_bytes, bool is_host) 
 }
 
 void WeightUpdate::finish() {
-  binder_.throw_if_misfits();
   writer_->flush();
   if (offloaded_layer_ >= 0) access_.offload->store(std::exchange(offloaded_layer_, -1));
   access_.device.synchronize();
@@ -132,26 +131,46 @@ bool WeightUpdate::undo() {
   return true;
 }
 
-void update_weights(const WeightAccess& access, const NextTensor& next, bool atomic) {
-  WeightUpdate update(access, atomic && !access.state.is_incomplete);  // of what is not whole nothing is kept
+namespace {
+
+// What undo() says of all ranks. One that fails has said so by what it threw before, which is the error to tell.
+bool undo_all(const WeightRanks& ranks, const std::vector<std::unique_ptr<WeightUpdate>>& updates) {
+  std::vector<char> is_undone(updates.size(), 0);
   try {
+    ranks.each([&](size_t rank) { is_undone[rank] = updates[rank] == nullptr || updates[rank]->undo(); });
+  } catch (const std::exception&) {
+    return false;
+  }
+  return std::ranges::all_of(is_undone, [](char undone) { return undone != 0; });
+}
+
+}  // namespace
+
+void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomic) {
+  std::vector<std::unique_ptr<WeightUpdate>> updates(ranks.all.size());
+  try {
+    ranks.each([&](size_t rank) {
+      const WeightAccess& access = ranks.all[rank];
+      // Of what is not whole nothing is kept.
+      updates[rank] = std::make_unique<WeightUpdate>(access, atomic && !access.state.is_incomplete);
+    });
     CheckpointTensor tensor;
-    while (next(tensor)) update.add(tensor);
-    update.finish();
+    while (next(tensor)) ranks.each([&](size_t rank) { updates[rank]->add(tensor); });
+    updates.front()->check();
+    ranks.each([&](size_t rank) { updates[rank]->finish(); });
   } catch (...) {
-    bool is_undone = false;
-    try {
-      is_undone = update.undo();
-    } catch (const std::exception&) {  // a device that fails says so at each call; the first error is the one to tell
-    }
-    if (!is_undone) {
-      access.state.forget();
-      ++access.state.version;
+    if (!undo_all(ranks, updates)) {
+      for (const WeightAccess& access : ranks.all) {
+        access.state.forget();
+        ++access.state.version;
+      }
     }
     throw;
   }
-  update.complete(access.state);
-  ++access.state.version;
+  for (size_t rank = 0; rank < updates.size(); ++rank) {
+    updates[rank]->complete(ranks.all[rank].state);
+    ++ranks.all[rank].state.version;
+  }
 }
 
 void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors) {
@@ -160,19 +179,20 @@ void check_tensors(const WeightAccess& access, const std::vector<CheckpointTenso
   binder.throw_if_misfits();
 }
 
-void reload_weights(const WeightAccess& access, const Checkpoint* checkpoint) {
-  if (checkpoint != nullptr) (void)match_weights(access.arch, *checkpoint);
-  access.device.synchronize();
-  const bool was_incomplete = std::exchange(access.state.is_incomplete, true);
-  try {
+void reload_weights(const WeightRanks& ranks, const Checkpoint* checkpoint) {
+  if (checkpoint != nullptr)
+    (void)match_weights(ranks.all.front().arch, *checkpoint);  // told before anything is packed
+  for (const WeightAccess& access : ranks.all) access.state.forget();
+  ranks.each([&](size_t rank) {
+    const WeightAccess& access = ranks.all[rank];
+    access.device.synchronize();
     load_weights_or_dummy(access.arch, checkpoint, access.device, access.weights, {.offload = access.offload});
-  } catch (const InvalidArgument&) {  // told before anything is packed
-    access.state.is_incomplete = was_incomplete;
-    throw;
+  });
+  for (const WeightAccess& access : ranks.all) {
+    access.state.is_incomplete = false;
+    access.state.missing.clear();
+    ++access.state.version;
   }
-  access.state.is_incomplete = false;
-  access.state.missing.clear();
-  ++access.state.version;
 }
 
 }  // namespace quire

@@ -38,6 +38,15 @@ struct WeightAccess {
   WeightState& state;
 };
 
+// Those of all ranks of a model, and how each rank is made to do something, on its own thread; the call waits for all.
+struct WeightRanks {
+  std::vector<WeightAccess> all;
+  std::function<void(const std::function<void(size_t)>&)> each;
+};
+inline WeightRanks one_rank(const WeightAccess& access) {
+  return {{access}, [](const std::function<void(size_t)>& work) { work(0); }};
+}
+
 // Gives the next tensor, which lives until the next call; false: there are no more.
 using NextTensor = std::function<bool(CheckpointTensor&)>;
 
@@ -49,7 +58,9 @@ class WeightUpdate {
 
   // Writes a tensor, or notes that it does not fit; after that nothing more is written.
   void add(const CheckpointTensor& tensor);
-  // Returns when all is on the device. Throws InvalidArgument that lists all tensors that did not fit.
+  // Throws InvalidArgument that lists all tensors that did not fit.
+  void check() const { binder_.throw_if_misfits(); }
+  // Returns when all is on the device.
   void finish();
   // Puts old values back. False when something was written whose old value was not kept.
   bool undo();
@@ -80,10 +91,10 @@ class WeightUpdate {
 };
 
 // The whole of an update, with the state that it leaves. atomic: what fails changes nothing.
-void update_weights(const WeightAccess& access, const NextTensor& next, bool atomic);
+void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomic);
 // Throws what update_weights() would say to tensors of these names, dtypes and shapes, without their data.
 void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors);
 // A whole checkpoint in place of what is there; null: dummy values. One that does not fit changes nothing.
-void reload_weights(const WeightAccess& access, const Checkpoint* checkpoint);
+void reload_weights(const WeightRanks& ranks, const Checkpoint* checkpoint);
 
 }  // namespace quire

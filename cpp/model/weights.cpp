@@ -54,7 +54,8 @@ class SlotList {
   int32_t layer_ = -1;
 };
 
-void list_attention(const LayerSpec& spec, int64_t hidden, LayerWeights& weights, SlotList& list) {
+// Of ranks whose products are summed, the first one alone has the bias.
+void list_attention(const LayerSpec& spec, int64_t hidden, bool is_first_rank, LayerWeights& weights, SlotList& list) {
   const AttnSpec& attn = spec.attn;
   if (spec.attn_norm) {
     list.norm(spec.norm, Slot::attn_norm, weights.attn_norm, Slot::attn_norm_bias, weights.attn_norm_bias, hidden);
@@ -66,21 +67,22 @@ void list_attention(const LayerSpec& spec, int64_t hidden, LayerWeights& weights
     list.norm(*attn.qk_norm, Slot::k_norm, weights.k_norm, attn.head_dim);
   }
   list.linear(Slot::o, weights.o, hidden, attn.q_dim());
-  if (attn.o_bias) list.vector(Slot::o_bias, weights.o_bias, hidden);
+  if (attn.o_bias && is_first_rank) list.vector(Slot::o_bias, weights.o_bias, hidden);
   if (attn.sinks) list.vector(Slot::sinks, weights.sinks, attn.num_heads);
   if (spec.place == NormPlace::sandwich) {
     list.norm(spec.norm, Slot::attn_post_norm, weights.attn_post_norm, hidden);
   }
 }
 
-void list_feed_forward(const LayerSpec& spec, int64_t hidden, LayerWeights& weights, SlotList& list) {
+void list_feed_forward(const LayerSpec& spec, int64_t hidden, bool is_first_rank, LayerWeights& weights,
+                       SlotList& list) {
   const auto& ffn = std::get<DenseFfn>(spec.ffn);
   const int64_t inner = ffn.gated ? 2 * ffn.width : ffn.width;
   list.norm(spec.norm, Slot::ffn_norm, weights.ffn_norm, Slot::ffn_norm_bias, weights.ffn_norm_bias, hidden);
   list.linear(Slot::gate_up, weights.up, inner, hidden, ffn.gated);
   if (ffn.bias) list.vector(Slot::gate_up_bias, weights.up_bias, inner);
   list.linear(Slot::down, weights.down, hidden, ffn.width);
-  if (ffn.has_down_bias()) list.vector(Slot::down_bias, weights.down_bias, hidden);
+  if (ffn.has_down_bias() && is_first_rank) list.vector(Slot::down_bias, weights.down_bias, hidden);
   if (spec.place == NormPlace::sandwich) list.norm(spec.norm, Slot::ffn_post_norm, weights.ffn_post_norm, hidden);
 }
 
@@ -110,7 +112,7 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   std::vector<WeightSlot> slots;
   SlotList list(weights.format, slots);
   weights.layers.resize(arch.layers.size());
-  list.matrix(Slot::embedding, weights.embedding, arch.vocab_size, arch.embed_dim);
+  list.matrix(Slot::embedding, weights.embedding, arch.own_vocab_rows(), arch.embed_dim);
   if (arch.learned_positions.has_value()) {
     const LearnedPositions& positions = *arch.learned_positions;
     list.matrix(Slot::position_embedding, weights.position_embedding, positions.max_positions + positions.offset,
@@ -130,8 +132,8 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   }
   for (size_t i = 0; i < arch.layers.size(); ++i) {
     list.set_layer(static_cast<int32_t>(i));
-    list_attention(arch.layers[i], arch.hidden, weights.layers[i], list);
-    list_feed_forward(arch.layers[i], arch.hidden, weights.layers[i], list);
+    list_attention(arch.layers[i], arch.hidden, arch.is_first_rank(), weights.layers[i], list);
+    list_feed_forward(arch.layers[i], arch.hidden, arch.is_first_rank(), weights.layers[i], list);
   }
   list.set_layer(-1);
   if (arch.final_norm.has_value()) {
@@ -141,9 +143,9 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
   list_pooling_head(arch.pooler, weights, list);
   if (!arch.has_lm_head) return slots;
   if (!arch.tie_word_embeddings || weights.format.int8) {
-    list.linear(Slot::lm_head, weights.head, arch.vocab_size, arch.embed_dim);
+    list.linear(Slot::lm_head, weights.head, arch.own_vocab_rows(), arch.embed_dim);
   }
-  if (arch.lm_head_bias) list.vector(Slot::lm_head_bias, weights.head_bias, arch.vocab_size);
+  if (arch.lm_head_bias) list.vector(Slot::lm_head_bias, weights.head_bias, arch.own_vocab_rows());
   return slots;
 }
 

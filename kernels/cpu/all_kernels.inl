@@ -5,6 +5,7 @@
 #include "cpu/gemm.inl"
 #include "cpu/gemm_int8.inl"
 #include "cpu/norm.inl"
+#include "cpu/reduce_rows.inl"
 #include "cpu/mean_rows.inl"
 #include "cpu/embedding.inl"
 #include "cpu/rope.inl"

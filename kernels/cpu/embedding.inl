@@ -16,9 +16,15 @@ static void embed_token(const EmbeddingParams& p, int64_t t) {
   alignas(64) float token[kRun + Vec::kWidth];
   alignas(64) float position[kRun + Vec::kWidth];
   const Vec::F scale = Vec::set1(p.scale);
+  const int64_t row = static_cast<int64_t>(p.token_ids[t]) + p.token_id_offset;
+  const bool is_elsewhere = p.is_part && (row < 0 || row >= p.table.rows);
   for (int64_t k = 0; k < p.table.cols; k += kRun) {
     const int64_t count = lesser(kRun, p.table.cols - k);
-    gather_row<T>(p.table, p.token_ids[t] + p.token_id_offset, k, count, token);
+    if (is_elsewhere) {
+      for (int64_t i = 0; i < count; ++i) token[i] = 0.0f;
+    } else {
+      gather_row<T>(p.table, row, k, count, token);
+    }
     if (p.position_table.data != nullptr) {
       gather_row<T>(p.position_table, p.positions[t] + p.position_offset, k, count, position);
     }

@@ -14,6 +14,7 @@ static constexpr KernelTable kTable = {
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention_plan_bytes = attention_plan_bytes,
     .plan_attention = plan_attention,
+    .reduce_rows = reduce_rows,
     .mean_rows = mean_rows,
     .sample = sample,
     .sampling_workspace_bytes = sampling_workspace_bytes,

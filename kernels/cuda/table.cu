@@ -1,5 +1,6 @@
 // The table of the CUDA backend. Knows the launchers of all families, and no kernel.
 #include "cuda/attention/attention.h"
+#include "cuda/comm/reduce_rows.h"
 #include "cuda/cuda_kernels.h"
 #include "cuda/embedding/embedding.h"
 #include "cuda/gemm/gemm.h"
@@ -25,6 +26,7 @@ const KernelTable& kernels() {
       .attention_workspace_bytes = attention_workspace_bytes,
       .attention_plan_bytes = attention_plan_bytes,
       .plan_attention = plan_attention,
+      .reduce_rows = reduce_rows,
       .mean_rows = mean_rows,
       .sample = sample,
       .sampling_workspace_bytes = sampling_workspace_bytes,

@@ -8,6 +8,7 @@
 namespace quire {
 
 // out[t] (+)= scale * table[token_ids[t] + token_id_offset] + position_table[positions[t] + position_offset]
+// With `is_part` a token that the table does not reach counts as a row of zeros: another rank has it.
 // The table is the packed weight that a tied head multiplies with, so tying costs no second copy.
 struct EmbeddingParams {
   const int32_t* token_ids = nullptr;  // [num_tokens]
@@ -22,6 +23,7 @@ struct EmbeddingParams {
   DType out_dtype = DType::f32;  // f32, or table.dtype
   int64_t out_stride = 0;
   bool accumulate = false;  // out += ...; out_dtype f32 only
+  bool is_part = false;     // the table has some rows of a larger one
 };
 
 }  // namespace quire

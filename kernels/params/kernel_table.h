@@ -16,6 +16,7 @@
 #include "params/mean_rows.h"
 #include "params/norm.h"
 #include "params/prepare_batch.h"
+#include "params/reduce_rows.h"
 #include "params/rope.h"
 #include "params/sampling.h"
 #include "params/stream.h"
@@ -50,6 +51,9 @@ struct KernelTable {
   // plan, and plan_attention does nothing.
   size_t (*attention_plan_bytes)(int64_t max_tokens, int64_t max_seqs, int32_t num_heads) = nullptr;
   void (*plan_attention)(const PagedAttentionParams&, Stream) = nullptr;
+
+  // Sums over ranks.
+  void (*reduce_rows)(const ReduceRowsParams&, Stream) = nullptr;
 
   // pool
   void (*mean_rows)(const MeanRowsParams&, Stream) = nullptr;

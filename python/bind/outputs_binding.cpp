@@ -166,6 +166,16 @@ py::dict model_info_dict(const ModelInfo& info) {
   values["max_num_seqs"] = info.max_num_seqs;
   values["max_num_batched_tokens"] = info.max_num_batched_tokens;
   values["num_threads"] = info.num_threads;
+  values["tensor_parallel_size"] = info.tensor_parallel_size;
+  py::list ranks;
+  for (const ModelInfo::OfRank& rank : info.ranks) {
+    py::dict of_rank;
+    of_rank["weight_bytes"] = rank.weight_bytes;
+    of_rank["workspace_bytes"] = rank.workspace_bytes;
+    of_rank["kv_cache_bytes"] = rank.kv_cache_bytes;
+    ranks.append(of_rank);
+  }
+  values["ranks"] = ranks;
   values["eos_token_ids"] = info.eos_token_ids;
   values["pooling_type"] = info.pooling_type;
   values["pooling_activation"] = info.pooling_activation;

@@ -51,7 +51,12 @@ def _only(default: Any, note: str, allowed: tuple[Any, ...] = (), known: tuple[s
 
 
 _LATER = "It comes in a later release."
-_ONE_DEVICE = "One LLM runs on one device in the calling process; start one process a device and split the prompts."
+_ONE_PROCESS = "Start one process a copy of the model and split the prompts."
+_NO_PIPELINE = (
+    "Ranks share every layer (tensor_parallel_size): layers dealt out among devices would leave all but one idle "
+    "within a step."
+)
+_RANKS = "The ranks of tensor_parallel_size are threads of the calling process, whatever this says."
 _NO_ADAPTERS = "Without adapters there is nothing to size."
 _NO_CAPTURE = "Nothing is captured or compiled on a CPU."
 _TEXT_ONLY = "Only text models run here, and they read no media."
@@ -77,7 +82,7 @@ ARGS: dict[str, Arg] = {
     "skip_tokenizer_init": _python(False),
     "trust_remote_code": _python(False, "Reaches the tokenizer. Model code of a checkpoint is never run."),
     "allowed_local_media_path": _no_effect("", _TEXT_ONLY),
-    "tensor_parallel_size": _only(1, _ONE_DEVICE),
+    "tensor_parallel_size": _engine(1, "1 to 8 ranks that share the model; see docs/parallel.md."),
     "dtype": _engine("auto"),
     "quantization": _only(
         None,
@@ -93,7 +98,7 @@ ARGS: dict[str, Arg] = {
     "cpu_offload_gb": _engine(0, "GiB of layers that stay in CPU memory. No effect on a CPU, where all weights do."),
     "enforce_eager": _engine(None, "True: decode steps on a GPU are not replayed from graphs. " + _NO_CAPTURE),
     "max_seq_len_to_capture": _engine(8192, "Steps with a longer sequence are not replayed. " + _NO_CAPTURE),
-    "disable_custom_all_reduce": _no_effect(False, "One device has nobody to reduce with."),
+    "disable_custom_all_reduce": _engine(False, "True: sums between GPUs by NCCL alone. No effect on a CPU."),
     "disable_async_output_proc": _python(False, "True is async_scheduling=False."),
     "hf_token": _python(),
     "hf_overrides": _python(),
@@ -169,10 +174,10 @@ ARGS: dict[str, Arg] = {
     "override_generation_config": _python(),
     "rope_scaling": _python(None, "Deprecated: use hf_overrides."),
     "rope_theta": _python(None, "Deprecated: use hf_overrides."),
-    "pipeline_parallel_size": _only(1, _ONE_DEVICE),
-    "data_parallel_size": _only(1, _ONE_DEVICE),
-    "enable_expert_parallel": _no_effect(False, "One device holds all experts."),
-    "distributed_executor_backend": _only(None, _ONE_DEVICE, ("uni", "mp")),
+    "pipeline_parallel_size": _only(1, _NO_PIPELINE),
+    "data_parallel_size": _only(1, _ONE_PROCESS),
+    "enable_expert_parallel": _no_effect(False, "There are no models with experts yet."),
+    "distributed_executor_backend": _only(None, _RANKS + " There is no other launcher to take part in.", ("uni", "mp")),
     "worker_cls": _only("auto", _IN_PROCESS),
     "worker_extension_cls": _python("", "A class or its qualified name, whose methods collective_rpc can call."),
     "max_parallel_loading_workers": _no_effect(None, "There is one loader."),
@@ -183,7 +188,7 @@ ARGS: dict[str, Arg] = {
     "qlora_adapter_name_or_path": _only(None, "Merge the adapter into the weights."),
     "enable_reasoning": _only(False, "Structured output constrains all of a text. " + _LATER),
     "reasoning_parser": _no_effect(None, "It is read with enable_reasoning, which is refused."),
-    "kv_transfer_config": _only(None, _ONE_DEVICE),
+    "kv_transfer_config": _only(None, _ONE_PROCESS),
     "otlp_traces_endpoint": _only(None, "Read RequestOutput.metrics."),
     "collect_detailed_traces": _only(None, "Read RequestOutput.metrics."),
     "additional_config": _only(None, "There is no platform plug-in to read it.", ({},)),
@@ -226,6 +231,7 @@ ARGS: dict[str, Arg] = {
     "batch_invariant": _engine(
         None, "False: large products on a GPU may use cuBLASLt and Hopper's prefill, whose bits depend on the batch."
     ),
+    "collective_timeout": _engine(None, "Seconds that ranks wait for one that does not come; default 300."),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),
     "cpu_isa": _engine(None, "portable, avx2, avx512 or amx; default: the best the machine has."),
 }
@@ -300,6 +306,7 @@ def _check_ranges(values: dict[str, Any]) -> None:
     _check_memory(values)
     if not isinstance(values["enable_sleep_mode"], bool):
         raise TypeError(f"enable_sleep_mode must be a bool, got {values['enable_sleep_mode']!r}")
+    _check_ranks(values)
     backend = values["distributed_executor_backend"]
     if isinstance(backend, str) and backend not in ("ray", "mp", "uni", "external_launcher"):
         raise ValidationError(
@@ -331,6 +338,18 @@ def _check_memory(values: dict[str, Any]) -> None:
     swap = values["swap_space"]
     if not isinstance(swap, (int, float)) or swap < 0:
         raise ValidationError(f"swap_space must be non-negative, but got {swap}")
+
+
+def _check_ranks(values: dict[str, Any]) -> None:
+    if not isinstance(values["disable_custom_all_reduce"], bool):
+        raise TypeError(f"disable_custom_all_reduce must be a bool, got {values['disable_custom_all_reduce']!r}")
+    timeout = values["collective_timeout"]
+    if timeout is None:
+        return
+    if not isinstance(timeout, Real) or isinstance(timeout, bool):
+        raise TypeError(f"collective_timeout must be a number of seconds, got {timeout!r}")
+    if not float(timeout) > 0.0:
+        raise ValidationError(f"collective_timeout must be positive, got {timeout}.")
 
 
 def _fold_structured_outputs(values: dict[str, Any]) -> None:

@@ -49,18 +49,33 @@ class SchedulerConfigView:
     policy: str
 
 
+@dataclass(frozen=True)
+class ParallelConfigView:
+    tensor_parallel_size: int
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
 class EngineView:
     def __init__(
         self,
         model: ModelConfigView,
         cache: CacheConfigView,
         scheduler: SchedulerConfigView,
+        parallel: ParallelConfigView,
         tokenizer: Tokenizer | None,
     ) -> None:
         self.model_config = model
         self.cache_config = cache
         self.scheduler_config = scheduler
-        self.vllm_config = SimpleNamespace(model_config=model, cache_config=cache, scheduler_config=scheduler)
+        self.parallel_config = parallel
+        self.vllm_config = SimpleNamespace(
+            model_config=model, cache_config=cache, scheduler_config=scheduler, parallel_config=parallel
+        )
         self._tokenizer = tokenizer
         self._engine: weakref.ref[Any] | None = None
         self.model_executor: Executor  # set when the engine is there
@@ -122,5 +137,6 @@ def engine_view(
             cache_dtype="auto",
         ),
         SchedulerConfigView(info["max_num_seqs"], info["max_num_batched_tokens"], info["max_model_len"], "fcfs"),
+        ParallelConfigView(info["tensor_parallel_size"]),
         tokenizer,
     )

@@ -86,7 +86,7 @@ def test_engine_arguments_are_options_of_the_core() -> None:
 
     of_core = {name for name, _ in _quire.engine_option_fields()}
     sent = {name for name, arg in ARGS.items() if arg.use is Use.ENGINE}
-    sent |= {"device", "load_format", "config_overrides", "graph_sizes"}  # made of others
+    sent |= {"device", "load_format", "config_overrides", "graph_sizes", "quantization"}  # made of others
     both = {"num_speculative_tokens": 1, "prompt_lookup_min": 1, "prompt_lookup_max": 1}
     sent |= set(speculative.engine_options({"method": "ngram", **both}))
     sent |= set(speculative.engine_options({"method": "draft_model", "model": "quire/demo", **both}))
@@ -195,6 +195,8 @@ def test_rope_arguments_are_deprecated(tiny_model: Path) -> None:
         {"max_num_seqs": 1, "max_num_batched_tokens": 1},
         {"max_num_batched_tokens": 300},
         {"distributed_executor_backend": "mp"},
+        {"tensor_parallel_size": 2},
+        {"tensor_parallel_size": 4, "collective_timeout": 60},
         {"task": "generate"},
         {"runner": "generate"},
         {"dtype": "float32"},

@@ -121,7 +121,7 @@ def test_errors_are_one_line(tiny_model: Path) -> None:
         ("generate", tiny_model, "x", "--set", "temprature=1"),
         ("generate", tiny_model, "x", "--temperature", -1),
         ("bench", "throughput", "--model", tiny_model, "--input-len", 1000),
-        ("generate", tiny_model, "x", "--set", "tensor_parallel_size=2"),
+        ("generate", tiny_model, "x", "--set", "pipeline_parallel_size=2"),
     ):
         message = quire(*arguments, fails=True)
         assert message.startswith("quire: ") and message.count("\n") == 1, message

@@ -9,6 +9,8 @@
 #include <cuda_runtime_api.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "device/region.h"
@@ -41,6 +43,10 @@ class CudaContext {
   cudaStream_t copy_stream() const { return copy_; }
   const CudaDriver& driver() const { return driver_; }
 
+  // Of devices that reach this one's memory, besides itself.
+  const std::vector<int>& peers() const { return peers_; }
+  void set_peers(std::vector<int> indices) { peers_ = std::move(indices); }
+
   bool usable() const { return failure_.empty(); }
 
   // At the start of everything that asks the device: throws what ended it, and makes it the calling thread's device.
@@ -71,6 +77,7 @@ class CudaContext {
   std::string label_;    // "cuda:0"
   std::string failure_;  // what ended the device, or empty
   CudaDriver driver_;
+  std::vector<int> peers_;
   cudaStream_t compute_ = nullptr, copy_ = nullptr;
 };
 

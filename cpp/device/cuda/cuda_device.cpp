@@ -8,6 +8,7 @@
 #include <array>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "cuda/cuda_kernels.h"
 #include "cuda/gemm/cublaslt.h"
@@ -100,6 +101,16 @@ class CudaDevice final : public Device {
     return {.total_bytes = static_cast<int64_t>(total_bytes), .available_bytes = static_cast<int64_t>(free_bytes)};
   }
 
+  void share_memory_with(std::span<Device* const> devices) override {
+    std::vector<int> peers;
+    for (const Device* device : devices) {
+      const auto* const other = dynamic_cast<const CudaDevice*>(device);
+      QUIRE_CHECK(other != nullptr, "a device of another kind");
+      const int index = other->context_->index();
+      if (index != context_->index() && std::ranges::count(peers, index) == 0) peers.push_back(index);
+    }
+    context_->set_peers(std::move(peers));
+  }
   std::unique_ptr<Region> allocate(RegionTag tag, size_t num_bytes) override {
     return make_cuda_region(context_, tag, num_bytes);
   }

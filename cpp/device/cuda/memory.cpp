@@ -5,6 +5,7 @@
 #include "device/cuda/memory.h"
 
 #include <utility>
+#include <vector>
 
 #include "device/cuda/machine.h"
 
@@ -80,8 +81,13 @@ class CudaRegion final : public Region {
     try {
       check(driver.map(address_, mapped_bytes_, 0, handle_, 0), "cuMemMap");
       is_mapped = true;
-      const CUmemAccessDesc access = {.location = properties.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-      check(driver.set_access(address_, mapped_bytes_, &access, 1), "cuMemSetAccess");
+      CUmemAccessDesc access = {.location = properties.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+      std::vector<CUmemAccessDesc> all = {access};
+      for (const int peer : context_->peers()) {
+        access.location.id = peer;
+        all.push_back(access);
+      }
+      check(driver.set_access(address_, mapped_bytes_, all.data(), all.size()), "cuMemSetAccess");
     } catch (...) {
       if (is_mapped) static_cast<void>(driver.unmap(address_, mapped_bytes_));
       static_cast<void>(driver.release(handle_));

@@ -142,8 +142,13 @@ struct EngineOptions {
   int64_t draft_max_model_len = 0;  // longer sequences are not guessed; 0: what the draft model can, at most
   int64_t speculative_disable_by_batch_size = 0;  // > 0: no guesses while more sequences than that run
   int32_t num_threads = 0;                        // cpu; 0: OMP_NUM_THREADS, else the physical cores
-  uint64_t seed = 0;                              // of requests that bring none
-  std::vector<int32_t> eos_token_ids = {};        // primary first; empty: from generation_config.json and config.json
+  // Ranks that share the model, each with a thread and a device of its own; on a CPU they share out num_threads. 1
+  // to 8.
+  int32_t tensor_parallel_size = 1;
+  bool disable_custom_all_reduce = false;   // sums between GPUs by NCCL alone
+  double collective_timeout = 300.0;        // seconds that ranks wait for one that does not come
+  uint64_t seed = 0;                        // of requests that bring none
+  std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json
 };
 
 // A tensor in the caller's memory, row-major; dtype "float32", "float16" or "bfloat16".
@@ -284,6 +289,11 @@ struct ModelInfo {
   int64_t step_bytes = 0;  // of the workspace, scratch of the largest step
   int64_t num_blocks = 0, block_size = 0, max_num_seqs = 0, max_num_batched_tokens = 0;
   int32_t num_threads = 0;
+  int32_t tensor_parallel_size = 1;  // sizes above are of all ranks together
+  struct OfRank {
+    int64_t weight_bytes = 0, workspace_bytes = 0, kv_cache_bytes = 0;
+  };
+  std::vector<OfRank> ranks = {};  // one a rank, where there are several
   std::vector<int32_t> eos_token_ids = {};
   std::string pooling_type, pooling_activation;  // of a pooling model, with num_outputs columns of an answer
   int64_t num_outputs = 0;

@@ -43,6 +43,7 @@ void embedding(const EmbeddingParams& p, Stream stream) {
   args.dim = static_cast<int32_t>(p.table.cols);
   args.padded_dim = static_cast<int32_t>(padded_cols(p.table.cols));
   args.scale = p.scale;
+  args.part_rows = p.is_part ? static_cast<int32_t>(p.table.rows) : 0;
   args.accumulate = p.accumulate;
   args.rounds = p.out_dtype != DType::f32;
   const int64_t row_bytes = p.out_stride * static_cast<int64_t>(dtype_bytes(p.out_dtype));

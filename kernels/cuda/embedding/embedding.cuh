@@ -28,6 +28,7 @@ struct EmbeddingArgs {
   int32_t dim;
   int32_t padded_dim;
   float scale;
+  int32_t part_rows;  // of a table that is a part; 0: it is all
   bool accumulate;
   bool rounds;       // out has the table's element type
   bool out_aligned;  // rows of out start at 16 bytes
@@ -105,7 +106,12 @@ __global__ void __launch_bounds__(kEmbeddingThreads) embedding_kernel(const __gr
   simt::grid_dependency_wait();
   const int64_t row = static_cast<int64_t>(p.token_ids[token]) + p.token_id_offset;
   float x[kEmbeddingElements];
-  unpack(static_cast<const Element*>(p.table) + row * p.padded_dim + k, x);
+  if (p.part_rows > 0 && (row < 0 || row >= p.part_rows)) {
+#pragma unroll
+    for (int i = 0; i < kEmbeddingElements; ++i) x[i] = 0.0f;
+  } else {
+    unpack(static_cast<const Element*>(p.table) + row * p.padded_dim + k, x);
+  }
 #pragma unroll
   for (int i = 0; i < kEmbeddingElements; ++i) x[i] = __fmul_rn(x[i], p.scale);
   if (p.position_table != nullptr) {

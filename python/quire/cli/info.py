@@ -29,6 +29,14 @@ def info(
     rows = _model_rows(plan) + (_generation_rows(plan) if plan["task"] == "generate" else _pooling_rows(plan))
     total = sum(plan[name] for name in ("weight_bytes", "workspace_bytes", "kv_cache_bytes"))
     rows.append(("all together", in_bytes(total)))
+    rows += [
+        (
+            f"rank {rank}",
+            f"weights {in_bytes(of['weight_bytes'])}, workspace {in_bytes(of['workspace_bytes'])}, "
+            f"KV cache {in_bytes(of['kv_cache_bytes'])}",
+        )
+        for rank, of in enumerate(plan["ranks"])
+    ]
     if plan["offloaded_weight_bytes"] > 0:
         rows.append(("weights in CPU memory", in_bytes(plan["offloaded_weight_bytes"])))
     width = max(len(name) for name, _ in rows)

@@ -110,7 +110,7 @@ TEST_P(WeightUpdates, LeaveTheBitsOfLoading) {
       Loaded fresh(arch_, DType::bf16, place.make(), RandomCheckpoint(arch_, Stored::f32, 2), place.offload_bytes);
       Loaded changed(arch_, DType::bf16, place.make(), RandomCheckpoint(arch_, Stored::f32, 1), place.offload_bytes);
       ASSERT_NE(changed.bytes(), fresh.bytes());
-      update_weights(changed.access(), OneByOne(after_), atomic);
+      update_weights(one_rank(changed.access()), OneByOne(after_), atomic);
       EXPECT_EQ(changed.bytes(), fresh.bytes());
       EXPECT_EQ(changed.state().version, 1u);
     }
@@ -126,7 +126,7 @@ TEST_P(WeightUpdates, WhatFailsLeavesNoTrace) {
     for (const size_t good : {size_t{1}, count / 2, count}) {
       OneByOne tensors(after_, good);
       EXPECT_THROW(update_weights(
-                       model.access(),
+                       one_rank(model.access()),
                        [&](CheckpointTensor& tensor) {
                          if (!tensors(tensor)) throw std::runtime_error("gone");
                          return true;
@@ -137,7 +137,7 @@ TEST_P(WeightUpdates, WhatFailsLeavesNoTrace) {
       OneByOne others(after_, good);
       bool has_ended = false;
       EXPECT_THROW(update_weights(
-                       model.access(),
+                       one_rank(model.access()),
                        [&](CheckpointTensor& tensor) {
                          if (others(tensor)) return true;
                          tensor = {"nonsense", DType::f32, {1}, nullptr};
@@ -160,11 +160,11 @@ TEST_P(WeightUpdates, WithoutOldValuesAFailureIsRemembered) {
     if (!tensors(tensor)) throw std::runtime_error("gone");
     return true;
   };
-  EXPECT_THROW(update_weights(model.access(), failing, false), std::runtime_error);
+  EXPECT_THROW(update_weights(one_rank(model.access()), failing, false), std::runtime_error);
   EXPECT_TRUE(model.state().is_incomplete);
-  update_weights(model.access(), OneByOne(after_, 3), true);
+  update_weights(one_rank(model.access()), OneByOne(after_, 3), true);
   EXPECT_TRUE(model.state().is_incomplete) << "a few of them are not enough";
-  update_weights(model.access(), OneByOne(after_), false);
+  update_weights(one_rank(model.access()), OneByOne(after_), false);
   EXPECT_FALSE(model.state().is_incomplete);
   EXPECT_EQ(model.bytes(), fresh.bytes());
 }
@@ -176,11 +176,11 @@ TEST_P(WeightUpdates, CheckpointsReplaceAllOrNothing) {
     Loaded model(arch_, DType::bf16, place.make(), RandomCheckpoint(arch_, Stored::f32, 1), place.offload_bytes);
     const std::vector<std::byte> old = model.bytes();
     auto few = checkpoint_in_memory({after_.tensors().begin(), after_.tensors().end() - 1});
-    EXPECT_THROW(reload_weights(model.access(), few.get()), InvalidArgument);
+    EXPECT_THROW(reload_weights(one_rank(model.access()), few.get()), InvalidArgument);
     EXPECT_EQ(model.bytes(), old);
     EXPECT_FALSE(model.state().is_incomplete);
     const RandomCheckpoint other(arch_, Stored::f32, 2);
-    reload_weights(model.access(), &other);
+    reload_weights(one_rank(model.access()), &other);
     EXPECT_EQ(model.bytes(), fresh.bytes());
     EXPECT_EQ(model.state().version, 1u);
   }
@@ -200,7 +200,7 @@ TEST_P(WeightUpdates, WhatWasWrittenIsRead) {
         const auto found = std::ranges::find(source.tensors(), name, &CheckpointTensor::name);
         ASSERT_NE(found, source.tensors().end()) << name;
         EXPECT_EQ(weight.shape, found->shape) << weight.name;
-        const std::vector<std::byte> read = read_weight(model.access(), weight.name);
+        const std::vector<std::byte> read = read_weight(one_rank(model.access()), weight.name);
         // A norm that is kept with 1 added has lost some bits of its own.
         const bool exact = GetParam().name != "gemma2" || name.find("norm") == std::string::npos;
         if (exact) {
@@ -236,7 +236,7 @@ TEST(WeightUpdateErrors, AllOfThemAtOnce) {
     EXPECT_EQ(std::string(error.what()).substr(0, wanted.size()), wanted);
     EXPECT_NE(std::string(error.what()).find("1 given twice:\n  model.norm.weight"), std::string::npos) << error.what();
   }
-  EXPECT_THROW(read_weight(model.access(), "x"), InvalidArgument);
+  EXPECT_THROW(read_weight(one_rank(model.access()), "x"), InvalidArgument);
 }
 
 TEST(WeightUpdateInt8, RoundsAgainAndReadsWhatItStandsFor) {
@@ -248,11 +248,11 @@ TEST(WeightUpdateInt8, RoundsAgainAndReadsWhatItStandsFor) {
     Loaded fresh(arch, format, host(), RandomCheckpoint(arch, Stored::f32, 2));
     Loaded model(arch, format, host(), RandomCheckpoint(arch, Stored::f32, 1));
     const RandomCheckpoint after(arch, Stored::f32, 2);
-    update_weights(model.access(), OneByOne(after), true);
+    update_weights(one_rank(model.access()), OneByOne(after), true);
     EXPECT_EQ(model.bytes(), fresh.bytes());
     const auto source =
         std::ranges::find(after.tensors(), "model.layers.1.mlp.up_proj.weight", &CheckpointTensor::name);
-    const std::vector<std::byte> read = read_weight(model.access(), source->name);
+    const std::vector<std::byte> read = read_weight(one_rank(model.access()), source->name);
     const auto* values = static_cast<const float*>(source->data);
     for (int64_t row = 0; row < source->shape[0]; ++row) {
       float largest = 0.0f;

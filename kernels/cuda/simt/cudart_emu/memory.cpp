@@ -283,8 +283,12 @@ CUresult cuMemSetAccess(CUdeviceptr pointer, size_t num_bytes, const CUmemAccess
   State& s = state();
   if (outcome(CUDA_SUCCESS) != CUDA_SUCCESS) return CUDA_ERROR_LAUNCH_FAILED;
   const auto it = s.mappings.find(pointer);
-  if (it == s.mappings.end() || it->second.num_bytes != num_bytes || count != 1 ||
-      access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE || access->location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+  const auto is_right = [&](const CUmemAccessDesc& desc) {
+    return desc.flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE && desc.location.type == CU_MEM_LOCATION_TYPE_DEVICE &&
+           desc.location.id < s.machine.num_devices;
+  };
+  if (it == s.mappings.end() || it->second.num_bytes != num_bytes || count < 1 ||
+      !std::all_of(access, access + count, is_right)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   const bool may_touch = s.unlocked > 0 || s.machine.host_may_touch;

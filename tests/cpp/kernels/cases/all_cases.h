@@ -7,6 +7,7 @@
 #include "kernels/cases/layer_cases.h"
 #include "kernels/cases/load_cases.h"
 #include "kernels/cases/pool_cases.h"
+#include "kernels/cases/reduce_cases.h"
 #include "kernels/cases/rows_cases.h"
 
 namespace quire::cases {
@@ -17,11 +18,13 @@ inline std::vector<CaseEntry> all_cases() {
   add_attention_cases(cases);
   add_norm_cases(cases);
   add_embedding_cases(cases);
+  add_embedding_part_cases(cases);
   add_rope_cases(cases);
   add_copy_cases(cases);
   add_rows_cases(cases);
   add_load_cases(cases);
   add_pool_cases(cases);
+  add_reduce_cases(cases);
   return cases;
 }
 

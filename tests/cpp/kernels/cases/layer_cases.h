@@ -107,6 +107,7 @@ struct EmbeddingSpec {
   int64_t vocab_size = 77, dim = 37, num_tokens = 9;
   bool has_positions = false;
   float scale = 1.0f;
+  int64_t part_begin = 0, part_rows = 0;  // > 0: the table has these rows alone
 };
 
 class EmbeddingCase : public KernelCase {
@@ -125,8 +126,9 @@ class EmbeddingCase : public KernelCase {
       token_ids_.push_back(static_cast<int32_t>(t == 0 ? spec.vocab_size - 1 : random.below(spec.vocab_size)));
       positions_.push_back(static_cast<int32_t>(random.below(kMaxPositions - kPositionOffset)));
     }
-    pack(table, stream, source_, spec.vocab_size, packed_);
-    pack(table, stream, position_source_, kMaxPositions, packed_positions_);
+    const int64_t part_rows = spec.part_rows > 0 ? spec.part_rows : spec.vocab_size;
+    pack(table, stream, source_, spec.part_begin, part_rows, packed_);
+    pack(table, stream, position_source_, 0, kMaxPositions, packed_positions_);
     bytes = static_cast<double>(spec.num_tokens * spec.dim) * (static_cast<double>(dtype_bytes(spec.dtype)) + 4.0);
   }
 
@@ -136,7 +138,9 @@ class EmbeddingCase : public KernelCase {
     EmbeddingParams p;
     p.token_ids = token_ids_.data();
     p.num_tokens = spec_.num_tokens;
-    p.table = {packed_.data(), spec_.dtype, false, spec_.vocab_size, spec_.dim};
+    p.is_part = spec_.part_rows > 0;
+    p.token_id_offset = static_cast<int32_t>(-spec_.part_begin);
+    p.table = {packed_.data(), spec_.dtype, false, p.is_part ? spec_.part_rows : spec_.vocab_size, spec_.dim};
     if (spec_.has_positions) {
       p.positions = positions_.data();
       p.position_table = {packed_positions_.data(), spec_.dtype, false, kMaxPositions, spec_.dim};
@@ -155,7 +159,9 @@ class EmbeddingCase : public KernelCase {
     const double relative = 1e-6 + (spec_.rounds_output ? rounding_of(spec_.dtype) : 0.0);
     return compare_rows(out_, spec_.num_tokens, spec_.dim, spec_.dim + 1, 1e-6, relative, [&](int64_t t, int64_t i) {
       const auto at = static_cast<size_t>(t);
-      const double token = spec_.scale * source_.get(token_ids_[at] * spec_.dim + i);
+      const int64_t row = token_ids_[at] - spec_.part_begin;
+      const bool is_there = spec_.part_rows == 0 || (row >= 0 && row < spec_.part_rows);
+      const double token = is_there ? spec_.scale * source_.get(token_ids_[at] * spec_.dim + i) : 0.0;
       const int64_t position = positions_[at] + kPositionOffset;
       return spec_.has_positions ? token + position_source_.get(position * spec_.dim + i) : token;
     });
@@ -168,9 +174,11 @@ class EmbeddingCase : public KernelCase {
   int64_t packed_bytes(const KernelTable& table, int64_t rows) const {
     return static_cast<int64_t>(table.packed_weight_bytes(rows, spec_.dim, spec_.dtype, false));
   }
-  void pack(const KernelTable& table, Stream stream, const Buffer& source, int64_t rows, Buffer& packed) {
+  void pack(const KernelTable& table, Stream stream, const Buffer& source, int64_t begin, int64_t rows,
+            Buffer& packed) {
     PackWeightParams p;
-    p.source = source.data();
+    p.source = static_cast<const std::byte*>(source.data()) +
+               static_cast<size_t>(begin * spec_.dim) * dtype_bytes(spec_.dtype);
     p.source_dtype = spec_.dtype;
     p.rows = rows;
     p.cols = p.row_stride = spec_.dim;
@@ -395,6 +403,24 @@ inline void add_embedding_cases(std::vector<CaseEntry>& cases) {
                            }});
         }
       }
+    }
+  }
+}
+
+// The table of one rank of several: tokens below, in and above it.
+inline void add_embedding_part_cases(std::vector<CaseEntry>& cases) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const bool has_positions : {false, true}) {
+      const EmbeddingSpec spec = {.dtype = dtype,
+                                  .num_tokens = 40,
+                                  .has_positions = has_positions,
+                                  .scale = 3.0f,
+                                  .part_begin = 25,
+                                  .part_rows = 26};
+      cases.push_back({str_cat("embedding_part_", dtype_name(dtype), has_positions ? "_positions" : ""), false,
+                       [spec](const KernelTable& table, Stream stream) {
+                         return std::make_unique<EmbeddingCase>(spec, table, stream);
+                       }});
     }
   }
 }

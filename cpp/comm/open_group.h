@@ -1,0 +1,20 @@
+// Which communicators the ranks of a group of devices use.
+//
+// Decides: by the kind of the devices. Knows nothing of models. Load time.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "device/device.h"
+
+namespace quire {
+
+// For two devices or more, all of a kind: one a rank, in order. `time_limit` in seconds, of a wait for another rank.
+// What the devices allocate from now on they all reach. Throws NotSupported without `allow_peers`, which quire's own
+// sums between GPUs need.
+std::unique_ptr<CommunicatorGroup> open_communicators(const std::vector<std::unique_ptr<Device>>& devices,
+                                                      double time_limit, bool allow_peers);
+
+}  // namespace quire

@@ -1,0 +1,160 @@
+"""tensor_parallel_size on the CPU: everything an LLM does, on ranks that share the model, as one rank does it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quire import LLM, BeamSearchParams, SamplingParams
+from typer.testing import CliRunner
+
+PROMPTS = ["Once upon a time", "The dog", "One day the cat said: do not take my ball, and"]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def parallel(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
+    with LLM(str(tiny_model), seed=0, num_gpu_blocks_override=512, tensor_parallel_size=request.param) as engine:
+        yield engine
+
+
+def tokens(llm: LLM, params: SamplingParams, prompts: list[Any] = PROMPTS) -> list[list[list[int]]]:
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [[completion.token_ids for completion in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
+        SamplingParams(temperature=0.8, top_p=0.9, seed=3, max_tokens=24, n=3, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=24, repetition_penalty=1.3, min_tokens=5, stop=["qu"]),
+        SamplingParams(temperature=0, max_tokens=12, logit_bias={7: 4.0}, bad_words=["a"]),
+        SamplingParams(temperature=0, max_tokens=12, logits_processors=[lambda ids, row: row * -1.0]),
+    ],
+    ids=["greedy", "drawn", "penalties", "bias", "processor"],
+)
+def test_tokens_of_one_rank(llm: LLM, parallel: LLM, params: SamplingParams) -> None:
+    assert tokens(parallel, params) == tokens(llm, params)
+
+
+def test_same_bits_every_time(parallel: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=16, logprobs=4, prompt_logprobs=2, ignore_eos=True)
+
+    def logprobs(prompts: list[str]) -> list[Any]:
+        outputs = parallel.generate(prompts, params, use_tqdm=False)
+        return [(output.outputs[0].logprobs, output.outputs[0].token_ids, output.prompt_logprobs) for output in outputs]
+
+    together = logprobs(PROMPTS)
+    assert logprobs(PROMPTS) == together
+    assert [logprobs([prompt])[0] for prompt in PROMPTS] == together
+
+
+def test_logprobs_are_close_to_those_of_one_rank(llm: LLM, parallel: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=0, logprobs=0, ignore_eos=True)
+    for one, several in zip(llm.generate(PROMPTS, params), parallel.generate(PROMPTS, params), strict=True):
+        for name in ("cumulative_logprob",):
+            assert getattr(one.outputs[0], name) == pytest.approx(getattr(several.outputs[0], name), abs=1e-3)
+        for a, b in zip(one.prompt_logprobs[1:], several.prompt_logprobs[1:], strict=True):
+            assert next(iter(a.values())).logprob == pytest.approx(next(iter(b.values())).logprob, abs=1e-3)
+
+
+def test_beam_search(llm: LLM, parallel: LLM) -> None:
+    params = BeamSearchParams(beam_width=3, max_tokens=8)
+    prompts = [{"prompt": prompt} for prompt in PROMPTS]
+    expected = [[beam.tokens for beam in output.sequences] for output in llm.beam_search(prompts, params)]
+    assert [[beam.tokens for beam in output.sequences] for output in parallel.beam_search(prompts, params)] == expected
+
+
+def test_speculation_with_ngrams(llm: LLM, tiny_model: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+    with LLM(str(tiny_model), seed=0, tensor_parallel_size=2, speculative_config=ngram) as guessing:
+        assert tokens(guessing, params) == tokens(llm, params)
+
+
+def test_returned_states(llm: LLM, parallel: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, return_hidden_states=True, return_logits=True)
+    one, several = (engine.generate(PROMPTS[:1], params, use_tqdm=False)[0] for engine in (llm, parallel))
+    np.testing.assert_allclose(several.prompt_hidden_states, one.prompt_hidden_states, atol=1e-3)
+    np.testing.assert_allclose(several.outputs[0].logits, one.outputs[0].logits, atol=1e-3)
+
+
+def test_quantized(tiny_model: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=0)
+    values = []
+    for ranks in (1, 2):
+        with LLM(str(tiny_model), quantization="int8", tensor_parallel_size=ranks, num_gpu_blocks_override=64) as llm:
+            output = llm.generate(PROMPTS[:1], params, use_tqdm=False)[0]
+            values.append([next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:]])
+    assert np.abs(np.subtract(*values)).max() < 0.3
+    assert values[0] != values[1]  # each rank has scales of its own
+
+
+def test_no_thread_is_left(tiny_model: Path) -> None:
+    def num_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    LLM(str(tiny_model), num_gpu_blocks_override=64).close()
+    before = num_threads()
+    with LLM(str(tiny_model), num_gpu_blocks_override=64, tensor_parallel_size=4, num_threads=4) as llm:
+        assert num_threads() >= before + 3
+        llm.generate(PROMPTS, use_tqdm=False)
+    assert num_threads() == before
+    assert threading.active_count() >= 1
+
+
+def test_memory_and_configuration(llm: LLM, tiny_model: Path) -> None:
+    with LLM(str(tiny_model), num_gpu_blocks_override=64, tensor_parallel_size=2) as engine:
+        assert engine.llm_engine.parallel_config.tensor_parallel_size == 2
+        assert engine.llm_engine.parallel_config.world_size == 2
+        assert engine.llm_engine.vllm_config.parallel_config.pipeline_parallel_size == 1
+    assert llm.llm_engine.parallel_config.world_size == 1
+
+
+def test_info(tiny_model: Path) -> None:
+    from quire.cli import app
+
+    def info(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["info", str(tiny_model), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "rank 0" not in info()
+    shown = info("--set", "tensor_parallel_size=2")
+    assert "rank 0" in shown and "rank 1" in shown and "rank 2" not in shown
+    plan = json.loads(info("--json", "--set", "tensor_parallel_size=2"))
+    assert plan["tensor_parallel_size"] == 2
+    for name in ("weight_bytes", "workspace_bytes", "kv_cache_bytes"):
+        assert sum(rank[name] for rank in plan["ranks"]) == plan[name]
+    alone = json.loads(info("--json"))
+    assert alone["ranks"] == []
+    assert all(rank["weight_bytes"] < 0.7 * alone["weight_bytes"] for rank in plan["ranks"])
+
+
+@pytest.mark.parametrize("backend", [None, "uni", "mp"])
+def test_executor_backends(llm: LLM, tiny_model: Path, backend: str | None) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8)
+    with LLM(str(tiny_model), tensor_parallel_size=2, distributed_executor_backend=backend) as engine:
+        assert tokens(engine, params) == tokens(llm, params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "layers dealt out among devices"),
+        ({"distributed_executor_backend": "ray"}, "threads of the calling process"),
+        (
+            {"speculative_config": {"model": "{model}", "num_speculative_tokens": 2}},
+            "tensor_parallel_size=2 together with a draft model",
+        ),
+    ],
+)
+def test_refusals(tiny_model: Path, arguments: dict[str, Any], message: str) -> None:
+    text = json.dumps(arguments).replace("{model}", str(tiny_model))
+    with pytest.raises(NotImplementedError) as caught:
+        LLM(str(tiny_model), tensor_parallel_size=2, **json.loads(text))
+    assert message in str(caught.value)
