@@ -43,7 +43,8 @@ const CheckpointTensor& find_head(const Checkpoint& checkpoint, const ArchSpec& 
   for (const std::string& name : names) {
     const auto found = std::ranges::find(checkpoint.tensors(), name, &CheckpointTensor::name);
     if (found == checkpoint.tensors().end()) continue;
-    if (const std::string problem = label_source_problem(*found, arch); !problem.empty()) throw InvalidArgument(problem);
+    if (const std::string problem = label_source_problem(*found, arch); !problem.empty())
+      throw InvalidArgument(problem);
     return *found;
   }
   throw InvalidArgument(
@@ -76,7 +77,8 @@ bool is_label_source(const std::string& tensor_name, const ArchSpec& arch) {
 
 std::string label_source_problem(const CheckpointTensor& head, const ArchSpec& arch) {
   if (head.shape == std::vector<int64_t>{arch.vocab_size, arch.hidden}) return {};
-  return str_cat(head.name, " is not of the shape [", arch.vocab_size, ", ", arch.hidden, "] that config.json gives it");
+  return str_cat(head.name, " is not of the shape [", arch.vocab_size, ", ", arch.hidden,
+                 "] that config.json gives it");
 }
 
 std::vector<float> label_weights(const CheckpointTensor& head, const ArchSpec& arch) {

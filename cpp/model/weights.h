@@ -45,10 +45,10 @@ struct LayerWeights {
 
 struct Weights {
   WeightFormat format;
-  size_t spelling = 0;  // of WeightRules::spellings: that of the checkpoint they came from
-  PackedWeight embedding;                                           // [vocab, embed_dim]
-  PackedWeight position_embedding;                                  // [max_positions + offset, hidden]
-  PackedWeight token_type_embedding;                                // [num_token_types, hidden]
+  size_t spelling = 0;                // of WeightRules::spellings: that of the checkpoint they came from
+  PackedWeight embedding;             // [vocab, embed_dim]
+  PackedWeight position_embedding;    // [max_positions + offset, hidden]
+  PackedWeight token_type_embedding;  // [num_token_types, hidden]
   float *embedding_norm = nullptr, *embedding_norm_bias = nullptr;  // [hidden]
   float* relative_bias = nullptr;  // [num_heads, 2 * max_distance + 1], of a distance instead of a bucket
   PackedWeight embed_proj;         // [hidden, embed_dim], only when they differ
