@@ -137,9 +137,7 @@ def test_metrics(tiny_model: Path) -> None:
             "vllm:generation_tokens", {"model_name": str(tiny_model), "engine": "0"}, 0
         )
         llm.generate([list(range(5, 45)), [7, 8, 9]], PARAMS, use_tqdm=False)
-        llm.generate(
-            [list(range(5, 45))], SamplingParams(max_tokens=2, n=2, ignore_eos=True), use_tqdm=False
-        )
+        llm.generate([list(range(5, 45))], SamplingParams(max_tokens=2, n=2, ignore_eos=True), use_tqdm=False)
         now = by_name(llm.get_metrics())
         llm.enqueue([[7, 8, 9]], PARAMS)
         assert by_name(llm.get_metrics())["vllm:num_requests_waiting"].value == 1
