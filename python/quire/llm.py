@@ -169,6 +169,7 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
             info["device"],
             self._origin,
             self.llm_engine.model_config.hf_config,
+            values["tensor_parallel_size"],
         )
         self._executor = self.llm_engine.model_executor = Executor(workers)
         if self._task != "generate":

@@ -64,14 +64,37 @@ class WithoutTorch:
         raise ImportError(f"The model's {name} {_NO_TORCH}")
 
 
+class OfSeveralRanks:
+    """`worker.get_model()` where ranks share the model: what one of them has is a part of its tensors."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._load = worker.load_weights
+
+    def load_weights(self, weights: NamedTensors) -> set[str]:
+        return self._load(weights)
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotImplementedError(
+            f"The model's {name} is not supported with tensor_parallel_size > 1, where each rank has a part of the "
+            "tensors. model.load_weights takes whole ones and changes all ranks."
+        )
+
+
 class Worker:
     """What runs the model on one rank."""
 
     def __init__(
-        self, engine: Any, rank: int, local_rank: int, device: str, origin: Origin, hf_config: SimpleNamespace
+        self,
+        engine: Any,
+        rank: int,
+        world_size: int,
+        device: str,
+        origin: Origin,
+        hf_config: SimpleNamespace,
     ) -> None:
         self.rank = rank
-        self.local_rank = local_rank
+        self._world_size = world_size
+        self.local_rank = rank
         self.model_runner = ModelRunner(self)
         self.hf_config = hf_config
         self._engine_ref = weakref.ref(engine)
@@ -104,6 +127,8 @@ class Worker:
 
     def get_model(self) -> Any:
         """A torch.nn.Module whose parameters are there inside a call (docs/weights.md); load_weights always works."""
+        if self._world_size > 1:
+            return OfSeveralRanks(self)
         if self._view is None:
             if importlib.util.find_spec("torch") is None:
                 return WithoutTorch(self)
@@ -113,7 +138,7 @@ class Worker:
         return self._view
 
     def load_weights(self, weights: NamedTensors) -> set[str]:
-        """As LLM.load_weights."""
+        """As LLM.load_weights: whole tensors, of which every rank takes its part, whichever rank is asked."""
         if self._view is not None:
             self._view.write_back()
         names = tensors.load(self._engine, weights)
@@ -165,7 +190,7 @@ class Worker:
         """Inside, the model's parameters are there; what was written to them is in the model behind it."""
         with self._lock:
             view = self.get_model()
-            if isinstance(view, WithoutTorch):
+            if isinstance(view, (WithoutTorch, OfSeveralRanks)):
                 yield
                 return
             with view.open():
@@ -182,7 +207,7 @@ class Worker:
 
 
 class Executor:
-    """`llm.llm_engine.model_executor`: all workers, today one."""
+    """`llm.llm_engine.model_executor`: all workers."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = list(workers)
@@ -204,6 +229,11 @@ class Executor:
         """What func makes of each rank's model. See LLM.apply_model."""
         if not callable(func):
             raise TypeError(f"apply_model takes a callable, got {type(func).__name__}")
+        if len(self.workers) > 1:
+            raise NotImplementedError(
+                "LLM.apply_model is not supported with tensor_parallel_size > 1, where each rank has a part of the "
+                "tensors. load_weights and collective_rpc are."
+            )
         if importlib.util.find_spec("torch") is None:
             raise ImportError("LLM.apply_model gives a torch.nn.Module and " + _NO_TORCH)
         return self.run(lambda worker: func(worker.get_model()), None)
@@ -260,7 +290,7 @@ def make_workers(
 ) -> list[Worker]:
     """`extension`: worker_extension_cls, a class or its qualified name; its methods become the workers'."""
     worker_class = extended(extension)
-    return [worker_class(engine, rank, rank, device, origin, hf_config) for rank in range(world_size)]
+    return [worker_class(engine, rank, world_size, device, origin, hf_config) for rank in range(world_size)]
 
 
 def extended(extension: Any) -> type[Worker]:
