@@ -44,9 +44,9 @@ SHARDS ?= 2
 SHARD := $(shell echo $$(($$(git rev-list --count HEAD 2>/dev/null || echo 0) % $(SHARDS))))
 build/.sanitize-address: SHARDED := test_engine_simt;test_engine_simt_features;test_kernels_simt
 build/.sanitize-thread: SHARDED := test_kernels_simt
-build/.sanitize-address: SANITIZED := base kernels device tensor model engine api simt kernels_simt engine_simt device_simt
+build/.sanitize-address: SANITIZED := base kernels device tensor comm model engine api simt kernels_simt engine_simt device_simt
 build/.sanitize-thread: SANITIZERS := thread
-build/.sanitize-thread: SANITIZED := base api kernels_simt
+build/.sanitize-thread: SANITIZED := base comm api kernels_simt
 # Guesses bring no thread of their own, and one pooling model stands for all.
 build/.sanitize-thread: export GTEST_FILTER := -Speculation.*:PoolingInvariance.*/1:PoolingInvariance.*/2:PoolingInvariance.*/3:PoolingInvariance.*/4:PoolingInvariance.*/5:PoolingInvariance.*/6:PoolingInvariance.*/7
 build/.sanitize-%: $(SOURCES) $(TEST_SOURCES) | $(VENV)/.ready-dev

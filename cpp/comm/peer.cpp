@@ -1,5 +1,7 @@
 // Events, meetings and launches; see peer.h.
 //
+// A rank may be one collective ahead of another on the host too, so what it brings lies in two places by turns.
+//
 // What may be overwritten when: a rank that has passed the start of a collective knows that all others have done what
 // they put on their streams before it, the reads of the collective before included. Hence partial sums in two buffers
 // by turns, and no wait at the end of a one-shot.
@@ -33,7 +35,7 @@ class PeerRank final : public Communicator {
   // What all ranks put on their streams so far comes before what this one puts there from now on.
   void start(const char* what, Stream stream);
   void end(const char* what, Stream stream);
-  ReduceRowsParams sum_of_rows(int64_t begin, int64_t end) const;
+  ReduceRowsParams sum_of_rows(const std::array<AllReduceParams, kMaxRanks>& all, int64_t begin, int64_t end) const;
 
   PeerGroup& group_;
   int rank_;
@@ -62,7 +64,7 @@ class PeerGroup final : public CommunicatorGroup {
   Meeting meeting;
   std::vector<std::unique_ptr<PeerRank>> ranks;
   // What each rank brought; written before a meeting, read after it.
-  std::array<AllReduceParams, kMaxRanks> reduced = {};
+  std::array<std::array<AllReduceParams, kMaxRanks>, 2> reduced = {};  // by turns, as one rank may be ahead
   std::array<GatherColumnsParams, kMaxRanks> gathered = {};
   const void* broadcast_from = nullptr;
   std::array<std::array<const Event*, 2>, kMaxRanks> starts = {};
@@ -91,12 +93,13 @@ void PeerRank::end(const char* what, Stream stream) {
   }
 }
 
-ReduceRowsParams PeerRank::sum_of_rows(int64_t begin, int64_t end) const {
-  const AllReduceParams& own = group_.reduced[static_cast<size_t>(rank_)];
+ReduceRowsParams PeerRank::sum_of_rows(const std::array<AllReduceParams, kMaxRanks>& all, int64_t begin,
+                                       int64_t end) const {
+  const AllReduceParams& own = all[static_cast<size_t>(rank_)];
   ReduceRowsParams params;
   params.num_partials = num_ranks();
   for (int rank = 0; rank < num_ranks(); ++rank) {
-    params.partials[rank] = group_.reduced[static_cast<size_t>(rank)].partial + begin * own.dim;
+    params.partials[rank] = all[static_cast<size_t>(rank)].partial + begin * own.dim;
   }
   params.partial_stride = params.out_stride = params.normed_stride = own.dim;
   params.rows = end - begin;
@@ -112,10 +115,11 @@ ReduceRowsParams PeerRank::sum_of_rows(int64_t begin, int64_t end) const {
 }
 
 void PeerRank::all_reduce(const AllReduceParams& params, Stream stream) {
-  group_.reduced[static_cast<size_t>(rank_)] = params;
+  std::array<AllReduceParams, kMaxRanks>& all = group_.reduced[turn_];
+  all[static_cast<size_t>(rank_)] = params;
   start("all_reduce", stream);
   for (int other = 0; other < num_ranks(); ++other) {
-    const AllReduceParams& theirs = group_.reduced[static_cast<size_t>(other)];
+    const AllReduceParams& theirs = all[static_cast<size_t>(other)];
     QUIRE_CHECK(theirs.rows == params.rows && theirs.dim == params.dim && theirs.accumulate == params.accumulate,
                 "rank ", other, " reduces ", theirs.rows, " rows of ", theirs.dim, ", rank ", rank_, " ", params.rows,
                 " of ", params.dim);
@@ -123,10 +127,10 @@ void PeerRank::all_reduce(const AllReduceParams& params, Stream stream) {
   const bool shares_rows = is_two_shot(num_ranks(), params.rows, params.dim);
   const int64_t begin = shares_rows ? params.rows * rank_ / num_ranks() : 0;
   const int64_t last = shares_rows ? params.rows * (rank_ + 1) / num_ranks() : params.rows;
-  ReduceRowsParams sum = sum_of_rows(begin, last);
+  ReduceRowsParams sum = sum_of_rows(all, begin, last);
   // Its own memory first: there it reads back what is to be normed.
   for (int i = 0; i < (shares_rows ? num_ranks() : 1); ++i) {
-    const AllReduceParams& target = group_.reduced[static_cast<size_t>((rank_ + i) % num_ranks())];
+    const AllReduceParams& target = all[static_cast<size_t>((rank_ + i) % num_ranks())];
     const auto normed_bytes = static_cast<int64_t>(dtype_bytes(params.normed_dtype));
     sum.outs[i] = target.out + begin * params.dim;
     if (params.has_norm) sum.normed[i] = static_cast<std::byte*>(target.normed) + begin * params.dim * normed_bytes;

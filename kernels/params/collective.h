@@ -14,8 +14,8 @@ namespace quire {
 
 constexpr int kMaxRanks = 8;
 
-// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for
-// (fuses_norm of fuses_norm). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the
+// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for, of a
+// Communicator that fuses_norm(). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the
 // same on every rank.
 struct AllReduceParams {
   const float* partial = nullptr;  // [rows, dim]; untouched until the collective after the next one

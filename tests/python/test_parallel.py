@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import write_llama
 from quire import LLM, BeamSearchParams, SamplingParams
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 PROMPTS = ["Once upon a time", "The dog", "One day the cat said: do not take my ball, and"]
@@ -158,3 +160,40 @@ def test_refusals(tiny_model: Path, arguments: dict[str, Any], message: str) -> 
     with pytest.raises(NotImplementedError) as caught:
         LLM(str(tiny_model), tensor_parallel_size=2, **json.loads(text))
     assert message in str(caught.value)
+
+
+def test_ranks_sleep_and_take_new_weights(tiny_model: Path, tmp_path: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    other = write_llama(tmp_path / "other", seed=99)
+    with LLM(str(other), tensor_parallel_size=2, num_gpu_blocks_override=64) as llm:
+        wanted = tokens(llm, params)
+    with LLM(str(tiny_model), tensor_parallel_size=2, num_gpu_blocks_override=64, enable_sleep_mode=True) as llm:
+        before = tokens(llm, params)
+        assert before != wanted
+        llm.sleep(level=1)
+        llm.wake_up()
+        assert tokens(llm, params) == before
+        llm.sleep(level=2)
+        llm.wake_up(tags=["weights"])
+        llm.load_weights(load_file(other / "model.safetensors").items())
+        llm.wake_up(tags=["kv_cache"])
+        assert tokens(llm, params) == wanted
+        with pytest.raises(ValueError, match="no such weight"):
+            llm.load_weights(
+                [("model.norm.weight", np.ones(64, np.float32)), ("no such weight", np.ones(2, np.float32))]
+            )
+        assert tokens(llm, params) == wanted
+        llm.reload_weights()
+        assert tokens(llm, params) == before
+
+
+def test_workers_of_all_ranks(tiny_model: Path) -> None:
+    with LLM(str(tiny_model), tensor_parallel_size=2, num_gpu_blocks_override=64) as llm:
+        assert llm.collective_rpc(lambda worker: (worker.rank, worker.local_rank)) == [(0, 0), (1, 1)]
+        assert llm.collective_rpc("weights_version") == [0, 0]
+        with pytest.raises(NotImplementedError, match="tensor_parallel_size > 1"):
+            llm.apply_model(lambda model: None)
+        with pytest.raises(NotImplementedError, match="state_dict is not supported with tensor_parallel_size > 1"):
+            llm.collective_rpc(lambda worker: worker.get_model().state_dict())
+        names = llm.collective_rpc("load_weights", args=([("model.norm.weight", np.ones(64, np.float32))],))
+        assert names == [{"model.norm.weight"}, {"model.norm.weight"}]

@@ -1,6 +1,7 @@
 // Finds NCCL at run time. Decides which library of the machine it is; knows nothing of what is communicated.
 //
-// Nothing calls NCCL yet: quire has no tensor parallelism, and only the status line is shown (`quire collect-env`).
+// Nothing calls NCCL yet: ranks sum with quire's own kernel (reduce_rows.h), and only the status line is shown
+// (`quire collect-env`).
 // Where it is looked for: library_finder.h, with the environment variable QUIRE_NCCL and NVIDIA's wheels in
 // nvidia/nccl/lib. Sought once a process, by the first one that asks; any thread may ask.
 #pragma once

@@ -190,7 +190,7 @@ SamplingParams greedy(int32_t max_tokens) {
 }
 
 TEST(ParallelOnSimt, GreedyTokensOfOneRank) {
-  std::vector<Wish> wishes = {{story_prompt(9), greedy(6)}, {story_prompt(31, 1), greedy(4)}};
+  std::vector<Wish> wishes = {{story_prompt(5), greedy(4)}, {story_prompt(11, 1), greedy(2)}};
   wishes[1].params.prompt_logprobs = 1;
   const std::vector<Generated> one = generate_demo(demo_options(), 1, wishes);
   const std::vector<Generated> two = generate_demo(demo_options(), 2, wishes);
@@ -199,9 +199,10 @@ TEST(ParallelOnSimt, GreedyTokensOfOneRank) {
   EXPECT_EQ(two, generate_demo(demo_options(), 2, wishes));  // the same bits every time
 }
 
-// A prompt whose sums are shared out by rows.
+// The sums of the prompt's rows are shared out: 258 rows of 256 are just beyond kTwoShotBytes.
 TEST(ParallelOnSimt, FourRanksAndALongPrompt) {
-  const std::vector<Wish> wishes = {{story_prompt(300), greedy(3)}};
+  const std::vector<Wish> wishes = {{story_prompt(258), greedy(2)}};
+  static_assert(is_two_shot(4, 258, 256) && !is_two_shot(4, 256, 256));
   expect_same_tokens(generate_demo(demo_options(), 1, wishes), generate_demo(demo_options(), 4, wishes), 1e-3f);
 }
 
