@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -53,7 +52,7 @@ from quire.requests import (
 )
 from quire.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.sleep_methods import SleepMethods
-from quire.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
+from quire.tokenizer import wrap_tokenizer
 from quire.trace import trace_settings
 from quire.vllm_internals import InternalMethods
 from quire.weight_methods import WeightMethods
@@ -110,9 +109,9 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
         values = engine_args.resolve({**given, **kwargs})
         forward_core_log()
         self._trace_settings = trace_settings(values["profiler_config"])
-        path = _model_path(values)
+        path = model_source.model_path(values)
         tokenizer_begin = perf_counter()
-        self._tokenizer = None if skip_tokenizer_init else tokenizer_of(values, path)
+        self._tokenizer = None if skip_tokenizer_init else model_source.tokenizer_of(values, path)
         tokenizer_seconds = perf_counter() - tokenizer_begin
         config = model_source.read_config(path)
         overrides = model_source.config_overrides(path, values["hf_overrides"], trust_remote_code)
@@ -487,19 +486,3 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
                     outputs[raw.request_id] = output
                     progress.advance(output)
         return [outputs[request_id] for request_id in queued]
-
-
-def _model_path(values: Mapping[str, Any]) -> Path:
-    return model_source.resolve_model(
-        values["model"], values["revision"], values["download_dir"], values["hf_token"], values["ignore_patterns"]
-    )
-
-
-def tokenizer_of(values: Mapping[str, Any], model_path: Path) -> Tokenizer:
-    path = model_path
-    if values["tokenizer"] is not None:
-        revision = values["tokenizer_revision"] or values["revision"]
-        path = model_source.resolve_model(
-            values["tokenizer"], revision, values["download_dir"], values["hf_token"], with_weights=False
-        )
-    return load_tokenizer(path, values["tokenizer_mode"], values["trust_remote_code"])

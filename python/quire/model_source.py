@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quire.errors import ModelNotFoundError, ValidationError
+from quire.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,3 +223,20 @@ def default_sampling_values(
     if "max_new_tokens" in values:
         values["max_tokens"] = values.pop("max_new_tokens")
     return values
+
+
+def model_path(values: Mapping[str, Any]) -> Path:
+    """Of checked arguments of an LLM."""
+    return resolve_model(
+        values["model"], values["revision"], values["download_dir"], values["hf_token"], values["ignore_patterns"]
+    )
+
+
+def tokenizer_of(values: Mapping[str, Any], path: Path) -> Tokenizer:
+    """That of the model at `path`, unless the arguments name another."""
+    if values["tokenizer"] is not None:
+        revision = values["tokenizer_revision"] or values["revision"]
+        path = resolve_model(
+            values["tokenizer"], revision, values["download_dir"], values["hf_token"], with_weights=False
+        )
+    return load_tokenizer(path, values["tokenizer_mode"], values["trust_remote_code"])

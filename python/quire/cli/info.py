@@ -85,7 +85,6 @@ def plan_of(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         _quire,
         engine_args,
         gpu_libraries,
-        llm,
         model_source,
         pooler_config,
         reranking,
@@ -101,7 +100,7 @@ def plan_of(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     task = tasks.resolve_task(values, config, path)
     tasks.check_options(values, task)
     if task != "generate" and config.get("classifier_from_token") is not None:
-        labels = reranking.label_ids(config, llm.tokenizer_of(values, path))
+        labels = reranking.label_ids(config, model_source.tokenizer_of(values, path))
         config, overrides = {**config, **labels}, {**overrides, **labels}
     pooler = pooler_config.core_options(pooler_config.pooler_config_of(values), task, config)
     engine_options = engine_args.engine_options(values, model_source.to_json(overrides))
