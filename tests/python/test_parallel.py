@@ -158,3 +158,14 @@ def test_refusals(tiny_model: Path, arguments: dict[str, Any], message: str) -> 
     with pytest.raises(NotImplementedError) as caught:
         LLM(str(tiny_model), tensor_parallel_size=2, **json.loads(text))
     assert message in str(caught.value)
+
+
+def test_two_ranks_on_one_emulated_gpu(simt_plugin: Path, llm: LLM, tiny_model: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    small: dict[str, Any] = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4}
+    with LLM(str(tiny_model), device="simt:0,0", tensor_parallel_size=2, **small) as engine:
+        assert tokens(engine, params, PROMPTS[:2]) == tokens(llm, params, PROMPTS[:2])
+    with pytest.raises(ValueError, match="lists 3 devices for tensor_parallel_size=2"):
+        LLM(str(tiny_model), device="simt:0,0,0", tensor_parallel_size=2, **small)
+    with pytest.raises(NotImplementedError, match="disable_custom_all_reduce=true"):
+        LLM(str(tiny_model), device="simt:0,0", tensor_parallel_size=2, disable_custom_all_reduce=True, **small)
