@@ -6,7 +6,6 @@
 #include <cstdlib>
 
 #include "base/log.h"
-#include "base/threads.h"
 #include "device/open_device.h"
 #include "engine/row_state.h"
 #include "engine/step_graphs.h"

@@ -197,3 +197,14 @@ def test_workers_of_all_ranks(tiny_model: Path) -> None:
             llm.collective_rpc(lambda worker: worker.get_model().state_dict())
         names = llm.collective_rpc("load_weights", args=([("model.norm.weight", np.ones(64, np.float32))],))
         assert names == [{"model.norm.weight"}, {"model.norm.weight"}]
+
+
+def test_two_ranks_on_one_emulated_gpu(simt_plugin: Path, llm: LLM, tiny_model: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    small: dict[str, Any] = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4}
+    with LLM(str(tiny_model), device="simt:0,0", tensor_parallel_size=2, **small) as engine:
+        assert tokens(engine, params, PROMPTS[:2]) == tokens(llm, params, PROMPTS[:2])
+    with pytest.raises(ValueError, match="lists 3 devices for tensor_parallel_size=2"):
+        LLM(str(tiny_model), device="simt:0,0,0", tensor_parallel_size=2, **small)
+    with pytest.raises(NotImplementedError, match="disable_custom_all_reduce=true"):
+        LLM(str(tiny_model), device="simt:0,0", tensor_parallel_size=2, disable_custom_all_reduce=True, **small)

@@ -199,10 +199,10 @@ TEST(ParallelOnSimt, GreedyTokensOfOneRank) {
   EXPECT_EQ(two, generate_demo(demo_options(), 2, wishes));  // the same bits every time
 }
 
-// The sums of the prompt's rows are shared out: 258 rows of 256 are just beyond kTwoShotBytes.
-TEST(ParallelOnSimt, FourRanksAndALongPrompt) {
-  const std::vector<Wish> wishes = {{story_prompt(258), greedy(2)}};
-  static_assert(is_two_shot(4, 258, 256) && !is_two_shot(4, 256, 256));
+// More ranks than key/value heads. Sums whose rows are shared out are Peers', since the emulation takes minutes for a
+// prompt that long.
+TEST(ParallelOnSimt, FourRanks) {
+  const std::vector<Wish> wishes = {{story_prompt(7), greedy(3)}};
   expect_same_tokens(generate_demo(demo_options(), 1, wishes), generate_demo(demo_options(), 4, wishes), 1e-3f);
 }
 
