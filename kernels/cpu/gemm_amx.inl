@@ -97,7 +97,8 @@ struct Unfinished {
 };
 
 // Rows of a block times panels of a group, 17 to 32 rows at a time, k in pieces: what a piece of a panel and of a's
-// rows takes stays in the first-level cache while the sums of the whole block wait in the second-level one.
+// rows takes stays in the first-level cache while the sums of the whole block wait in the second-level one. A block of
+// 32 rows or more has whole tiles alone: the last one begins early, and rows that it shares are finished once.
 class BlockProduct {
  public:
   BlockProduct(const GemmParams& g, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end)
@@ -113,11 +114,13 @@ class BlockProduct {
         for (int tile = 0; tile < num_tiles; ++tile) {
           const int64_t row = row_begin_ + tile * 2 * kTileRows;
           const int rows = static_cast<int>(lesser(2 * kTileRows, row_end_ - row));
+          const int64_t shared = lesser(2 * kTileRows - rows, row - row_begin_);
           // In one piece, two take turns, since one waits for its epilogue.
           const int64_t place = piece == k ? tile % 2 : (panel - panel_begin_) * num_tiles + tile;
           float* sums = sums_ + place * 2 * kTileRows * kPanelColumns;
-          add_piece(row, rows, panel, begin, end, next_panel(panel, begin, end), tile, num_tiles, sums);
-          if (end == k) waiting_ = {sums, rows, row, panel};
+          add_piece(row - shared, rows + static_cast<int>(shared), panel, begin, end, next_panel(panel, begin, end),
+                    tile, num_tiles, sums);
+          if (end == k) waiting_ = {sums + shared * kPanelColumns, rows, row, panel};
         }
       }
     }
@@ -222,24 +225,17 @@ static void product_of_panels(const GemmParams& g, int64_t row, int rows, int64_
   }
 }
 
-// Whole pairs of row tiles first, then what is left, so that tiles are shaped at most twice.
 static void gemm_block_amx(const GemmParams& g, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                            int64_t panel_end) {
-  const int64_t whole = (row_end - row_begin) / (2 * kTileRows) * (2 * kTileRows);
-  const int left = static_cast<int>(row_end - row_begin - whole);
-  if (whole > 0) {
-    shape_tiles(kTileRows, kTileRows);
-    BlockProduct(g, row_begin, row_begin + whole, panel_begin, panel_end).run();
-  }
-  const int64_t row = row_begin + whole;
-  if (left > kTileRows) {
-    shape_tiles(kTileRows, left - kTileRows);
-    BlockProduct(g, row, row_end, panel_begin, panel_end).run();
-  } else if (left > 0) {
-    shape_tiles(left, 0);
+  const int rows = static_cast<int>(lesser(2 * kTileRows, row_end - row_begin));
+  if (rows > kTileRows) {
+    shape_tiles(kTileRows, rows - kTileRows);
+    BlockProduct(g, row_begin, row_end, panel_begin, panel_end).run();
+  } else {
+    shape_tiles(rows, 0);
     int64_t panel = panel_begin;
-    for (; panel + 2 <= panel_end; panel += 2) product_of_panels<true>(g, row, left, panel);
-    if (panel < panel_end) product_of_panels<false>(g, row, left, panel);
+    for (; panel + 2 <= panel_end; panel += 2) product_of_panels<true>(g, row_begin, rows, panel);
+    if (panel < panel_end) product_of_panels<false>(g, row_begin, rows, panel);
   }
   _tile_release();  // a thread that holds tiles is slower to switch
 }

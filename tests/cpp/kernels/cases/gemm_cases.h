@@ -281,7 +281,7 @@ inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
   }
   add_large_gemm_cases(cases);
   // The layers of a 135M and of a 0.5B parameter model: attention output, QKV, gated MLP, down projection, head.
-  for (const int64_t m : {1, 4, 16, 64, 1024}) {
+  for (const int64_t m : {1, 4, 16, 62, 64, 1024}) {
     for (const GemmSpec& shape :
          {GemmSpec{.n = 1536, .k = 576}, GemmSpec{.n = 576, .k = 1536}, GemmSpec{.n = 49152, .k = 576},
           GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu},
