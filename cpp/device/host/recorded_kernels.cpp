@@ -154,7 +154,7 @@ KernelTable recorded_kernels(const KernelTable& kernels) {
   table.mean_rows = record<&KernelTable::mean_rows, Name{"mean_rows"}>;
   table.sample = record<&KernelTable::sample, Name{"sample"}>;
   table.copy_blocks = record<&KernelTable::copy_blocks, Name{"copy_blocks"}>;
-  // The host has nothing to plan and no rows: plan_attention, update_rows, prepare_batch and store_sampled stay.
+  // The host has no rows, and a plan takes no time: plan_attention, update_rows, prepare_batch and store_sampled stay.
   return table;
 }
 
