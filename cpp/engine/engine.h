@@ -150,7 +150,6 @@ class Engine {
   template <typename Change>
   void change_weights(const Change& change);
   void require_whole_weights() const;
-  void require_resident_weights() const;
   SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);

@@ -83,10 +83,7 @@ bool Engine::wake_up(const std::vector<std::string>& tags) {
   if (!broken_.empty()) throw DeviceError(broken_);
   const SleepState wake = parts_to_wake(tags, asleep_);
   if (wake.weights || wake.kv_cache) worker_.wake(wake.weights, wake.kv_cache);
-  asleep_.weights = asleep_.weights && !wake.weights;
-  asleep_.kv_cache = asleep_.kv_cache && !wake.kv_cache;
-  asleep_.scheduling = asleep_.scheduling && !wake.scheduling;
-  if (!asleep_.any()) asleep_.level = 0;
+  asleep_.wake(wake);
   return !asleep_.any();
 }
 

@@ -24,7 +24,7 @@ void Engine::change_weights(const Change& change) {
   if (!broken_.empty()) throw DeviceError(broken_);
   if (in_weight_update_) throw InvalidArgument("the weights are being updated already, by the call that asks");
   if (in_step_ || in_hooks_) throw InvalidArgument("a callback cannot change the weights; that is done between steps");
-  require_resident_weights();
+  require_resident_weights(asleep_);
   const SchedulerStats scheduler = scheduler_.stats();
   // Requests that sleep with the engine are computed anew, with the new weights.
   if (asleep_.scheduling) empty_cache();
@@ -51,15 +51,8 @@ void Engine::change_weights(const Change& change) {
   end();
 }
 
-void Engine::require_resident_weights() const {
-  if (asleep_.weights) {
-    throw InvalidArgument(
-        "the weights are asleep: wake_up(tags=[\"weights\"]) first, change or read them, then wake up the rest");
-  }
-}
-
 std::vector<std::byte> Engine::read_weight(const std::string& name) {
-  require_resident_weights();
+  require_resident_weights(asleep_);
   return quire::read_weight(worker_.weights(), name);
 }
 

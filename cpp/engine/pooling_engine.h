@@ -69,7 +69,6 @@ class PoolingEngine {
   template <typename Change>
   void change_weights(const Change& change);
   void require_whole_weights() const;
-  void require_resident_weights() const;
   void put_back(const std::vector<uint64_t>& ids);
 
   PoolingConfig config_;

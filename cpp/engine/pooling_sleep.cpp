@@ -52,10 +52,7 @@ bool PoolingEngine::wake_up(const std::vector<std::string>& tags) {
   if (wake.weights || wake.kv_cache) {
     worker_.wake(wake.weights, asleep_.weights == wake.weights && asleep_.kv_cache == wake.kv_cache);
   }
-  asleep_.weights = asleep_.weights && !wake.weights;
-  asleep_.kv_cache = asleep_.kv_cache && !wake.kv_cache;
-  asleep_.scheduling = asleep_.scheduling && !wake.scheduling;
-  if (!asleep_.any()) asleep_.level = 0;
+  asleep_.wake(wake);
   return !asleep_.any();
 }
 

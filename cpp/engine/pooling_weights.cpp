@@ -21,7 +21,7 @@ template <typename Change>
 void PoolingEngine::change_weights(const Change& change) {
   if (!broken_.empty()) throw DeviceError(broken_);
   if (in_weight_update_) throw InvalidArgument("the weights are being updated already, by the call that asks");
-  require_resident_weights();
+  require_resident_weights(asleep_);
   if (!requests_.empty() && !asleep_.scheduling) {
     throw InvalidArgument(str_cat("the weights cannot change while requests are in flight: ", requests_.size(),
                                   " waiting. Wait for them or cancel them first."));
@@ -41,15 +41,8 @@ void PoolingEngine::change_weights(const Change& change) {
   end();
 }
 
-void PoolingEngine::require_resident_weights() const {
-  if (asleep_.weights) {
-    throw InvalidArgument(
-        "the weights are asleep: wake_up(tags=[\"weights\"]) first, change or read them, then wake up the rest");
-  }
-}
-
 std::vector<std::byte> PoolingEngine::read_weight(const std::string& name) {
-  require_resident_weights();
+  require_resident_weights(asleep_);
   return quire::read_weight(one_rank(worker_.weight_access()), name);
 }
 

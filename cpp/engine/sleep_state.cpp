@@ -51,6 +51,11 @@ void require_awake(const SleepState& asleep) {
                                 ") and takes no requests; call wake_up() first"));
 }
 
+void require_resident_weights(const SleepState& asleep) {
+  require(!asleep.weights,
+          "the weights are asleep: wake_up(tags=[\"weights\"]) first, change or read them, then wake up the rest");
+}
+
 void throw_weights_gone() {
   throw InvalidArgument(
       "the weights were dropped by sleep(level=2), and after wake_up() none were loaded: load them before the next "
