@@ -140,14 +140,14 @@ def line(record: Record) -> str:
     if "error" in record:
         return f"{head} failed: {record['error']}"
     shown = [
-        f"{metric.label.split(': ')[1]} {_number(record[metric.field] * metric.scale)} {metric.unit}"
+        f"{metric.label.split(': ')[1]} {number(record[metric.field] * metric.scale)} {metric.unit}"
         for metric in METRICS
         if metric.workload == record["workload"] and metric.field in record
     ]
     return f"{head} {', '.join(shown)}  (others {foreign(record):.0%})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -155,8 +155,8 @@ def _shown(cell: Cell) -> str:
     if not cell.values:
         return cell.error if cell.error in ("not run", "no quiet run") else "failed"
     low, high = min(cell.values), max(cell.values)
-    spread = f" ({_number(low)} to {_number(high)})" if len(cell.values) > 1 else ""
-    return _number(cell.median) + spread + (", then failed" if cell.error else "")
+    spread = f" ({number(low)} to {number(high)})" if len(cell.values) > 1 else ""
+    return number(cell.median) + spread + (", then failed" if cell.error else "")
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -175,7 +175,7 @@ def markdown(records: Sequence[Record]) -> str:
             *(_shown(row.cells[engine]) for engine in engines),
             row.best_peer or "-",
             f"**{ratio:.2f}**" if ratio else "-",
-            _number(row.limit) if row.limit else "-",
+            number(row.limit) if row.limit else "-",
             f"{share:.0%}" if share else "-",
         ]
         lines.append(" | ".join(["", *cells, ""]).strip())
@@ -236,7 +236,7 @@ def _limit_notes(runs: Sequence[Record], records: Sequence[Record]) -> list[str]
 
     def span(values: Sequence[float], scale: float) -> str:
         scaled = sorted(value * scale for value in values)
-        return f"{_number(scaled[0])} to {_number(scaled[-1])}, median {_number(statistics.median(scaled))}"
+        return f"{number(scaled[0])} to {number(scaled[-1])}, median {number(statistics.median(scaled))}"
 
     notes = [
         "- Limits were measured before and after each run, the best values of a row count: reads "
