@@ -18,7 +18,7 @@ bool same_plan(const AttnSpec& a, const AttnSpec& b) {
 Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Ops& ops) const {
   LayerWeightSource* const source = ops.dry() ? nullptr : layer_source_;
   if (source != nullptr) source->begin_step();
-  const Tensor x = ops.scratch(DType::f32, batch.num_tokens, arch_.hidden);
+  const Tensor x = float_rows(batch.num_tokens, ops);
   // Plans lie above x in the arena and go when the layers are done.
   const Arena::Scope scope(ops.arena());
   Step step{batch, cache, ops};
@@ -33,6 +33,12 @@ Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Op
   // What comes next lies where other ranks may still read.
   if (is_shared()) ops.barrier();
   return x;
+}
+
+// [num_rows, hidden] of float32; what ranks add up lies without gaps.
+Tensor Decoder::float_rows(int64_t num_rows, const Ops& ops) const {
+  return is_shared() ? ops.scratch(DType::f32, num_rows, arch_.hidden)
+                     : ops.activations(DType::f32, num_rows, arch_.hidden);
 }
 
 void Decoder::begin_exchange(Step& step) const {
@@ -98,7 +104,7 @@ void Decoder::embed(const Tensor& x, Step& step) const {
 void Decoder::embed_projected(EmbeddingParams params, const Tensor& x, Step& step) const {
   const Ops& ops = step.ops;
   const Arena::Scope scope(ops.arena());
-  const Tensor narrow = ops.scratch(dtype_, step.batch.num_tokens, arch_.embed_dim);
+  const Tensor narrow = ops.activations(dtype_, step.batch.num_tokens, arch_.embed_dim);
   if (is_shared()) {
     const Tensor found = next_partial(step, arch_.embed_dim);
     const Tensor sum = ops.scratch(DType::f32, step.batch.num_tokens, arch_.embed_dim);
@@ -139,12 +145,12 @@ void Decoder::layer(size_t index, const Tensor& x, Step& step) const {
   const LayerWeights& weights = weights_.layers[index];
   const auto half = [&](bool has_norm, const NormWeights& before, const float* after, const auto& body) {
     const Arena::Scope scope(ops.arena());
-    const Tensor input = step.is_normed ? step.normed : ops.scratch(dtype_, x.size(0), arch_.hidden);
+    const Tensor input = step.is_normed ? step.normed : ops.activations(dtype_, x.size(0), arch_.hidden);
     const bool norm_first = has_norm && spec.place != NormPlace::post;
     if (!step.is_normed) ops.norm(x, norm_first ? &spec.norm : nullptr, before, nullptr, false, input);
     step.is_normed = false;
     if (spec.place == NormPlace::sandwich) {
-      const Tensor branch = ops.scratch(DType::f32, x.size(0), arch_.hidden);
+      const Tensor branch = float_rows(x.size(0), ops);
       body(input, false, branch);
       ops.norm(branch, &spec.norm, {.weight = after}, nullptr, true, x);
       return;
@@ -198,7 +204,7 @@ void Decoder::attention(size_t index, const Tensor& input, bool accumulate, cons
   const LayerWeights& weights = weights_.layers[index];
   const DeviceBatch& batch = step.batch;
   const Ops& ops = step.ops;
-  const Tensor qkv = ops.scratch(dtype_, batch.num_tokens, spec.qkv_dim());
+  const Tensor qkv = ops.activations(dtype_, batch.num_tokens, spec.qkv_dim());
   ops.gemm(input, weights.qkv, {.bias = weights.qkv_bias}, qkv);
   ops.rope_kv_write({.qkv = qkv.data,
                      .dtype = dtype_,
@@ -214,7 +220,7 @@ void Decoder::attention(size_t index, const Tensor& input, bool accumulate, cons
                      .interleaved = spec.rope.interleaved,
                      .slot_mapping = batch.slot_mapping,
                      .kv = step.cache.layers[index]});
-  const Tensor context = ops.scratch(dtype_, batch.num_tokens, spec.q_dim());
+  const Tensor context = ops.activations(dtype_, batch.num_tokens, spec.q_dim());
   PagedAttentionParams params = attention_params(index, step);
   params.q = qkv.data;
   params.q_stride = qkv.row_stride();
@@ -253,7 +259,7 @@ void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, c
   const Ops& ops = step.ops;
   const auto& ffn = std::get<DenseFfn>(arch_.layers[index].ffn);
   const LayerWeights& weights = weights_.layers[index];
-  const Tensor inner = ops.scratch(dtype_, input.size(0), ffn.width);
+  const Tensor inner = ops.activations(dtype_, input.size(0), ffn.width);
   ops.gemm(input, weights.up, {.bias = weights.up_bias, .activation = ffn.activation}, inner);
   sum_of_ranks(inner, weights.down, weights.down_bias, accumulate, out, norm_before_layer(index + 1, step), step);
 }

@@ -79,6 +79,7 @@ class Decoder {
     bool is_normed = false;
   };
 
+  Tensor float_rows(int64_t num_rows, const Ops& ops) const;
   void begin_exchange(Step& step) const;
   Tensor next_partial(Step& step, int64_t columns) const;
   void embed(const Tensor& x, Step& step) const;

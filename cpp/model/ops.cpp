@@ -8,6 +8,18 @@ Tensor Ops::scratch(DType dtype, int64_t rows, int64_t columns) const {
   return Tensor::contiguous(data, dtype, {rows, columns});
 }
 
+Tensor Ops::activations(DType dtype, int64_t rows, int64_t columns) const {
+  if (kernels_.activation_row_bytes == nullptr) return scratch(dtype, rows, columns);
+  const auto element_bytes = static_cast<int64_t>(dtype_bytes(dtype));
+  const int64_t row_bytes = kernels_.activation_row_bytes(columns * element_bytes);
+  QUIRE_CHECK(row_bytes >= columns * element_bytes && row_bytes % element_bytes == 0, row_bytes, " bytes for ", columns,
+              " of ", dtype_name(dtype));
+  Tensor tensor =
+      Tensor::contiguous(arena_.allocate_bytes(static_cast<size_t>(rows * row_bytes)), dtype, {rows, columns});
+  tensor.stride[0] = row_bytes / element_bytes;
+  return tensor;
+}
+
 void Ops::gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& epilogue, const Tensor& out) const {
   const bool is_int8 = weight.dtype == DType::i8;
   Match match("gemm");
@@ -125,6 +137,7 @@ void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, 
                             .accumulate = accumulate};
   const bool is_fused = next != nullptr && communicator_->fuses_norm();
   if (is_fused) {
+    QUIRE_CHECK(next->out.row_stride() == next->out.size(1), "all_reduce and norm to ", next->out.to_string());
     params.has_norm = true;
     params.norm_kind = next->spec->kind;
     params.norm_weight = next->weights.weight;

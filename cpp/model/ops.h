@@ -57,6 +57,8 @@ class Ops {
 
   // Scratch that lives until the enclosing Arena::Scope ends.
   Tensor scratch(DType dtype, int64_t rows, int64_t columns) const;
+  // The same for what products read and write, whose rows lie as far apart as suits the device.
+  Tensor activations(DType dtype, int64_t rows, int64_t columns) const;
 
   // out[m, n] = epilogue(a[m, k] * weight^T)
   void gemm(const Tensor& a, const PackedWeight& weight, const GemmEpilogue& epilogue, const Tensor& out) const;

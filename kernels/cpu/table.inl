@@ -5,6 +5,7 @@ static constexpr KernelTable kTable = {
     .pack_weight = pack_weight,
     .unpack_weight = unpack_weight,
     .fill_dummy = fill_dummy,
+    .activation_row_bytes = activation_row_bytes,
     .embedding = embedding,
     .norm = norm,
     .gemm = gemm_of_any_weight,

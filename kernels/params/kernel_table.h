@@ -32,6 +32,9 @@ struct KernelTable {
   void (*unpack_weight)(const UnpackWeightParams&, Stream) = nullptr;
   void (*fill_dummy)(const FillDummyParams&, Stream) = nullptr;
 
+  // Bytes from a row of activations to the next, at least row_bytes. Null: rows lie without gaps.
+  int64_t (*activation_row_bytes)(int64_t row_bytes) = nullptr;
+
   // forward
   void (*embedding)(const EmbeddingParams&, Stream) = nullptr;
   void (*norm)(const NormParams&, Stream) = nullptr;

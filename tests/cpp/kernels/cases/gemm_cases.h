@@ -16,10 +16,11 @@ struct GemmSpec {
   bool rounds_output = false;  // out_dtype = dtype instead of f32
   bool accumulate = false;
   DType source_dtype = DType::f32;
-  bool is_transposed = false;  // the source is [k, n]
-  int64_t first_rows = 0;      // pack in two parts, the second one first
-  bool is_int8 = false;        // the weight is of i8
-  bool is_aligned = false;     // rows of activations start at 16 bytes, for k a multiple of 8
+  bool is_transposed = false;    // the source is [k, n]
+  int64_t first_rows = 0;        // pack in two parts, the second one first
+  bool is_int8 = false;          // the weight is of i8
+  bool is_aligned = false;       // rows of activations start at 16 bytes, for k a multiple of 8
+  bool is_as_in_a_step = false;  // rows of activations and results lie as Ops::activations has them
 };
 
 inline double activation_reference(Activation activation, double x) {
@@ -44,6 +45,7 @@ class GemmCase : public KernelCase {
  public:
   GemmCase(const GemmSpec& spec, const KernelTable& table, Stream stream)
       : spec_(spec),
+        activation_row_bytes_(table.activation_row_bytes),
         rows_(spec.gated ? 2 * spec.n : spec.n),
         a_(spec.dtype, spec.m * a_stride()),
         source_(spec.source_dtype, rows_ * (spec.k + 5) + spec.k),
@@ -107,8 +109,17 @@ class GemmCase : public KernelCase {
   }
 
  private:
-  int64_t a_stride() const { return spec_.k + (spec_.is_aligned ? 8 : 3); }
-  int64_t out_stride() const { return spec_.n + 2; }
+  int64_t a_stride() const {
+    return spec_.is_as_in_a_step ? step_stride(spec_.k, spec_.dtype) : spec_.k + (spec_.is_aligned ? 8 : 3);
+  }
+  int64_t out_stride() const {
+    return spec_.is_as_in_a_step ? step_stride(spec_.n, spec_.rounds_output ? spec_.dtype : DType::f32) : spec_.n + 2;
+  }
+  int64_t step_stride(int64_t columns, DType dtype) const {
+    const auto element_bytes = static_cast<int64_t>(dtype_bytes(dtype));
+    const int64_t row_bytes = columns * element_bytes;
+    return (activation_row_bytes_ != nullptr ? activation_row_bytes_(row_bytes) : row_bytes) / element_bytes;
+  }
 
   int64_t source_index(int64_t row, int64_t k) const {
     return spec_.is_transposed ? k * (rows_ + 1) + row : row * (spec_.k + 5) + k;
@@ -191,6 +202,7 @@ class GemmCase : public KernelCase {
   }
 
   GemmSpec spec_;
+  int64_t (*activation_row_bytes_)(int64_t row_bytes);
   int64_t rows_;
   Buffer a_, source_, bias_, out_, packed_, int8_rows_;
   mutable std::vector<double> rounded_a_, rounded_weight_;  // of is_int8, made by the first check
@@ -280,17 +292,19 @@ inline void add_gemm_cases(std::vector<CaseEntry>& cases) {
     add_gemm(cases, {.dtype = dtype, .m = 2, .n = 16, .k = 8, .gated = true, .accumulate = true});
   }
   add_large_gemm_cases(cases);
-  // The layers of a 135M and of a 0.5B parameter model: attention output, QKV, gated MLP, down projection, head.
+  // The layers of a 135M, a 0.5B and a 1.2B parameter model: attention output, QKV, gated MLP, down projection, head.
   for (const int64_t m : {1, 4, 16, 62, 64, 1024}) {
     for (const GemmSpec& shape :
          {GemmSpec{.n = 1536, .k = 576}, GemmSpec{.n = 576, .k = 1536}, GemmSpec{.n = 49152, .k = 576},
-          GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu},
-          GemmSpec{.n = 896, .k = 4864}}) {
+          GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu}, GemmSpec{.n = 896, .k = 4864},
+          GemmSpec{.n = 8192, .k = 2048, .gated = true, .activation = Activation::silu, .rounds_output = true},
+          GemmSpec{.n = 2048, .k = 8192, .accumulate = true}}) {
       if (m == 1024 && shape.n == 49152) continue;  // only sampled rows reach the head
       GemmSpec spec = shape;
       spec.dtype = DType::bf16;
       spec.m = m;
       spec.source_dtype = DType::bf16;
+      spec.is_as_in_a_step = true;
       add_gemm(cases, spec, true);
     }
   }
@@ -334,14 +348,16 @@ inline void add_int8_gemm_cases(std::vector<CaseEntry>& cases) {
   for (const int64_t m : {1, 4, 16, 64, 1024}) {
     for (const GemmSpec& shape :
          {GemmSpec{.n = 1536, .k = 576}, GemmSpec{.n = 576, .k = 1536}, GemmSpec{.n = 49152, .k = 576},
-          GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu},
-          GemmSpec{.n = 896, .k = 4864}}) {
+          GemmSpec{.n = 4864, .k = 896, .gated = true, .activation = Activation::silu}, GemmSpec{.n = 896, .k = 4864},
+          GemmSpec{.n = 8192, .k = 2048, .gated = true, .activation = Activation::silu, .rounds_output = true},
+          GemmSpec{.n = 2048, .k = 8192, .accumulate = true}}) {
       if (m == 1024 && shape.n == 49152) continue;
       GemmSpec spec = shape;
       spec.dtype = DType::bf16;
       spec.m = m;
       spec.is_int8 = true;
       spec.source_dtype = DType::bf16;
+      spec.is_as_in_a_step = true;
       add_gemm(cases, spec, true);
     }
   }
