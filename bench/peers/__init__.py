@@ -14,6 +14,7 @@ from .base import Peer
 FILES = {
     "quire": "quire_itself",
     "llama.cpp": "llama_cpp",
+    "llama.cpp-avx2": "llama_cpp_avx2",
     "openvino": "openvino",
     "vllm": "vllm",
     "transformers": "transformers",

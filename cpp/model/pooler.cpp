@@ -152,8 +152,11 @@ Tensor Pooler::pool(const Tensor& hidden, const DeviceBatch& batch, PoolingType 
   if (type == PoolingType::last || type == PoolingType::cls) {
     return decoder_.final_hidden(hidden, rows, batch.num_seqs, ops);
   }
-  const Tensor states =
-      arch_.final_norm.has_value() ? decoder_.final_hidden(hidden, nullptr, batch.num_tokens, ops) : hidden;
+  // What is fetched lies without gaps.
+  const bool is_as_wanted = type == PoolingType::mean || hidden.row_stride() == hidden.size(1);
+  const Tensor states = is_as_wanted && !arch_.final_norm.has_value()
+                            ? hidden
+                            : decoder_.final_hidden(hidden, nullptr, batch.num_tokens, ops);
   if (type != PoolingType::mean) return states;
   const Tensor means = ops.scratch(DType::f32, batch.num_seqs, arch_.hidden);
   ops.mean_rows(states, batch.query_start, means);
