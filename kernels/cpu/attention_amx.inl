@@ -133,6 +133,8 @@ struct RowSpan {
   int begin, count;
 };
 
+#include "cpu/attention_amx_few.inl"
+
 struct TileAttention {
   using Element = Bf16;
   static constexpr int kMaxRows = kMaxTileRows;
@@ -246,6 +248,9 @@ struct TileAttention {
     const int64_t head_dim = p.kv.head_dim;
     RowRange keys[kMaxTileRows];
     find_visible(tile, chunk_begin, scratch, keys);
+    if (tile.num_rows <= FewRows::kMaxRows && see_alike(keys, tile.num_rows)) {
+      return FewRows::attend_chunk<TileAttention>(p, tile, chunk_begin, keys, tiles, next, scratch, state);
+    }
     RowRange& seen = scratch.seen;
     seen = {kChunkKeys, 0};
     for (int r = 0; r < tile.num_rows; ++r) {
@@ -278,6 +283,13 @@ struct TileAttention {
       if (is_finite) add_values(rows, rows, values, head_dim, seen, scratch, state);
     });
     if (!is_finite) add_values_by_rows(tile, tiles, head_dim, keys, values, scratch, state);
+  }
+
+  static bool see_alike(const RowRange* keys, int num_rows) {
+    for (int r = 1; r < num_rows; ++r) {
+      if (keys[r].begin != keys[0].begin || keys[r].end != keys[0].end) return false;
+    }
+    return keys[0].begin < keys[0].end;
   }
 
   // Zero times infinity is NaN: each row takes the values that it sees alone.

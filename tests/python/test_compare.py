@@ -248,8 +248,14 @@ def test_list_of_peers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--peers", "vllm,sglang"), "there is no peer 'sglang'; there are: llama.cpp, openvino, vllm, transformers"),
-        (("--peers", "quire"), "there is no peer 'quire'; there are: llama.cpp, openvino, vllm, transformers"),
+        (
+            ("--peers", "vllm,sglang"),
+            "there is no peer 'sglang'; there are: llama.cpp, llama.cpp-avx2, openvino, vllm, transformers",
+        ),
+        (
+            ("--peers", "quire"),
+            "there is no peer 'quire'; there are: llama.cpp, llama.cpp-avx2, openvino, vllm, transformers",
+        ),
         (("--shapes", "S,XL"), "there is no shape 'XL'; there are: S, M, L, T"),
         (("--workloads", "a,f"), "there is no workload 'f'; there are: a, b, c, d, e"),
         (("--workloads", "a,a"), "the workload 'a' is named twice"),
