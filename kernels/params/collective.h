@@ -22,7 +22,7 @@ struct AllReduceParams {
   // [rows, dim]; the caller leaves it alone until the collective after the next one. What it holds afterwards is open:
   // a library may sum in place.
   float* partial = nullptr;
-  float* out = nullptr;            // [rows, dim]
+  float* out = nullptr;  // [rows, dim]
   int64_t rows = 0;
   int64_t dim = 0;
   bool accumulate = false;

@@ -233,7 +233,7 @@ ARGS: dict[str, Arg] = {
     # quire's own.
     "batch_invariant": _engine(
         None,
-        "False: large products on a GPU may use cuBLASLt and Hopper's prefill, sums NCCL, whose bits depend on the batch.",
+        "False: products on a GPU may use cuBLASLt and Hopper's prefill, sums NCCL; bits depend on the batch then.",
     ),
     "collective_timeout": _engine(None, "Seconds that ranks wait for one that does not come; default 300."),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),

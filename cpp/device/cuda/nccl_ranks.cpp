@@ -77,8 +77,7 @@ class NcclRanks final : public CollectiveLibrary {
                      : str_cat("rank ", rank, " (device ", contexts_[static_cast<size_t>(rank)]->index(), ")");
     const char* const more = nccl_.get_last_error(nullptr);
     throw DeviceError(str_cat(call, " of ", who, " failed: ", nccl_.get_error_string(result), " (ncclResult_t ", result,
-                              ")", more != nullptr && *more != '\0' ? ": " : "", more != nullptr ? more : "",
-                              ". NCCL_DEBUG=WARN makes NCCL say more"));
+                              ")", more != nullptr && *more != '\0' ? ": " : "", more != nullptr ? more : ""));
   }
 
   const nccl::Functions& nccl_;

@@ -20,7 +20,7 @@ inline Devices devices_of(const std::vector<int>& indices) {
 inline std::unique_ptr<Engine> engine_of_ranks(const std::filesystem::path& folder, EngineOptions options,
                                                const std::vector<int>& indices, const Checkpoint* checkpoint) {
   options.device = "simt:";
-  for (const int index : indices) options.device += (options.device.back() == ':' ? "" : ",") + std::to_string(index);
+  for (const int index : indices) options.device += str_cat(options.device.back() == ':' ? "" : ",", index);
   options.tensor_parallel_size = static_cast<int32_t>(indices.size());
   Devices devices = devices_of(indices);
   EngineConfig config = resolve_engine_config(folder, options, *devices.front());
