@@ -17,23 +17,28 @@ constexpr auto kSpinTime = std::chrono::microseconds(30);
 }  // namespace
 
 void Meeting::arrive(int member, const char* what) {
+  if (come(member, what)) proceed();
+}
+
+void Meeting::proceed() {
+  arrived_.store(0, std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(mutex_);
+    number_.fetch_add(1, std::memory_order_release);
+  }
+  changed_.notify_all();
+}
+
+bool Meeting::come(int member, const char* what) {
   throw_if_aborted();
   const uint64_t meeting = number_.load(std::memory_order_relaxed);
   const uint32_t everyone = (uint32_t{1} << num_members_) - 1, own = uint32_t{1} << member;
-  if ((arrived_.fetch_or(own, std::memory_order_acq_rel) | own) == everyone) {
-    arrived_.store(0, std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      number_.store(meeting + 1, std::memory_order_release);
-    }
-    changed_.notify_all();
-    return;
-  }
-  if (spin(meeting)) return;
+  if ((arrived_.fetch_or(own, std::memory_order_acq_rel) | own) == everyone) return true;
+  if (spin(meeting)) return false;
   std::unique_lock lock(mutex_);
   const auto is_over = [&] { return passed(meeting) || aborted_.load(); };
   const bool in_time = changed_.wait_for(lock, std::chrono::duration<double>(time_limit_), is_over);
-  if (passed(meeting)) return;
+  if (passed(meeting)) return false;
   lock.unlock();
   if (in_time) throw_if_aborted();
   throw_late(everyone & ~arrived_.load(), what);
@@ -56,8 +61,10 @@ void Meeting::throw_late(uint32_t missing, const char* what) {
   for (int member = 0; member < num_members_; ++member) {
     if ((missing >> member & 1u) != 0) names += str_cat(names.empty() ? "" : ", ", member);
   }
-  const std::string why = str_cat("rank ", names, " of ", num_members_, " did not come to ", what, " within ",
-                                  time_limit_, " s (collective_timeout)");
+  // Nobody is missing: the last to come has not let the others go on.
+  const std::string who = names.empty() ? "a call of all ranks did not come back from "
+                                        : str_cat("rank ", names, " of ", num_members_, " did not come to ");
+  const std::string why = str_cat(who, what, " within ", time_limit_, " s (collective_timeout)");
   abort(why);
   throw MissingRank(why);
 }

@@ -20,7 +20,12 @@ class Meeting {
   // Returns when all members have come. `what` is for the message: throws MissingRank that names the members who did
   // not come within the time limit, which aborts the meeting, or CollectiveAborted.
   void arrive(int member, const char* what);
+  // In two: true for the last to come, for whom the others wait until it calls proceed().
+  bool come(int member, const char* what);
+  void proceed();
   void abort(const std::string& why);
+  // CollectiveAborted after abort().
+  void throw_if_aborted();
   // Nobody is in arrive().
   void reset();
 
@@ -28,7 +33,6 @@ class Meeting {
   bool passed(uint64_t meeting) const { return number_.load(std::memory_order_acquire) != meeting; }
   bool spin(uint64_t meeting) const;
   [[noreturn]] void throw_late(uint32_t missing, const char* what);
-  void throw_if_aborted();
 
   const int num_members_;
   const double time_limit_;

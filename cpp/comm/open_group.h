@@ -12,9 +12,9 @@
 namespace quire {
 
 // For two devices or more, all of a kind: one a rank, in order. `time_limit` in seconds, of a wait for another rank.
-// What the devices allocate from now on they all reach. Throws NotSupported without `allow_peers`, which quire's own
-// sums between GPUs need.
+// GPUs sum with quire's own kernel, for which what they allocate from now on they all reach, or by the library of their
+// maker, which must be there (check_ranks in engine/engine_config.cpp says so first).
 std::unique_ptr<CommunicatorGroup> open_communicators(const std::vector<std::unique_ptr<Device>>& devices,
-                                                      double time_limit, bool allow_peers);
+                                                      double time_limit, bool by_library);
 
 }  // namespace quire

@@ -16,6 +16,7 @@
 
 #include "base/check.h"
 #include "base/recorder.h"
+#include "device/collective_library.h"
 #include "device/region.h"
 #include "params/kernel_table.h"
 
@@ -65,12 +66,19 @@ class Device {
   // false: a kernel or a call broke it, and whatever it is asked from now on fails.
   virtual bool usable() const { return true; }
 
-  // Which library takes large products that need not be batch invariant, or what was tried to find one.
-  struct ProductLibrary {
+  // A library of the device's maker: which one it is, or what was tried to find one.
+  struct Library {
     bool is_found = false;
     std::string status;
   };
-  virtual ProductLibrary product_library() const { return {}; }
+  // For large products that need not be batch invariant.
+  virtual Library product_library() const { return {}; }
+  // For sums between devices.
+  virtual Library collective_library() const { return {}; }
+  // That library between these devices, one a rank, not open yet. Throws NotSupported where there is none.
+  virtual std::unique_ptr<CollectiveLibrary> open_collectives(std::span<Device* const>) {
+    throw NotSupported(str_cat("the device \"", name(), "\" has no library for sums between devices"));
+  }
 
   // What is allocated from now on these devices reach too, itself or others of its kind.
   virtual void share_memory_with(std::span<Device* const>) {}

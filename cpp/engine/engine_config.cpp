@@ -77,6 +77,25 @@ SchedulerOptions scheduler_options(const ModelConfig& model, const EngineOptions
   return scheduler;
 }
 
+// Whether NCCL can sum between the ranks' devices, and may.
+void check_collective_library(const EngineOptions& options, const Device& device) {
+  const int32_t num_ranks = options.tensor_parallel_size;
+  if (!options.disable_custom_all_reduce || !device.is_asynchronous()) return;
+  require(num_ranks_of_a_device(options.device, num_ranks) == 1,
+          str_cat("disable_custom_all_reduce=true sums with NCCL, which has one rank a device, and device=\"",
+                  options.device, "\" has several ranks on one; leave disable_custom_all_reduce false there"));
+  // A sum of two has one order. Of more, NCCL's depends on where in the buffer a row lies, so on its batch mates.
+  require(num_ranks <= 2 || !options.batch_invariant,
+          str_cat("disable_custom_all_reduce=true with tensor_parallel_size=", num_ranks,
+                  " sums with NCCL in an order that depends on the batch, which batch_invariant=true (the default) "
+                  "forbids; set batch_invariant to false too, or leave disable_custom_all_reduce false"));
+  const Device::Library library = device.collective_library();
+  if (!library.is_found) {
+    throw NotSupported(str_cat("disable_custom_all_reduce=true sums with NCCL, which was not found: ", library.status,
+                               ". Or leave disable_custom_all_reduce false: quire sums by itself then."));
+  }
+}
+
 // What ranks cannot do together yet.
 void check_ranks(const EngineOptions& options, const Device& device) {
   const int32_t num_ranks = options.tensor_parallel_size;
@@ -91,6 +110,7 @@ void check_ranks(const EngineOptions& options, const Device& device) {
   };
   if (options.speculative_method == "draft_model") refuse("a draft model (speculative_config); ngram is");
   if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) refuse("cpu_offload_gb");
+  check_collective_library(options, device);
 }
 
 // All ranks have as many blocks as the one with the least room.

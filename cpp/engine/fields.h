@@ -89,7 +89,7 @@ void for_each_field(Options& options, const Visit& visit) {
         "no guesses while more sequences run; 0: always");
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
   visit("tensor_parallel_size", options.tensor_parallel_size, "ranks that share the model, 1 to 8");
-  visit("disable_custom_all_reduce", options.disable_custom_all_reduce, "sums between GPUs by NCCL alone");
+  visit("disable_custom_all_reduce", options.disable_custom_all_reduce, "sums between GPUs by NCCL");
   visit("collective_timeout", options.collective_timeout, "seconds that ranks wait for one that does not come");
   visit("seed", options.seed, "of requests that bring none");
   visit("eos_token_ids", options.eos_token_ids, "end-of-sequence ids, primary first; empty: from the model's files");

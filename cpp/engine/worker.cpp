@@ -26,7 +26,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Commu
   ops_.set_batch_invariant(config.options.batch_invariant);
   ops_.set_communicator(communicator);
   if (!config.options.batch_invariant && device_->is_asynchronous()) {
-    const Device::ProductLibrary library = device_->product_library();
+    const Device::Library library = device_->product_library();
     if (!library.is_found) {
       log_warning("batch_invariant=false gains nothing for matrix products without cuBLASLt: ", library.status,
                   ". pip install nvidia-cublas, or set QUIRE_CUBLASLT to the folder of libcublasLt.so.");

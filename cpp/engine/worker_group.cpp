@@ -217,7 +217,7 @@ WorkerGroup::~WorkerGroup() {
 void WorkerGroup::make_ranks(const EngineConfig& config, std::vector<std::unique_ptr<Device>> devices) {
   shared_ = std::make_shared<Shared>();
   for (int32_t rank = 0; rank < std::ssize(devices); ++rank) shared_->configs.push_back(config_of_rank(config, rank));
-  shared_->communicators = open_communicators(devices, time_limit_, !config.options.disable_custom_all_reduce);
+  shared_->communicators = open_communicators(devices, time_limit_, config.options.disable_custom_all_reduce);
   own_worker_ =
       std::make_unique<Worker>(shared_->configs.front(), std::move(devices.front()), &shared_->communicators->rank(0));
   for (size_t rank = 1; rank < devices.size(); ++rank) {

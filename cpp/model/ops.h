@@ -72,7 +72,7 @@ class Ops {
   void plan_attention(const PagedAttentionParams& params) const;
   void paged_attention(const PagedAttentionParams& params) const;
   // out (+)= the sum over ranks of `partial`, both float32; and next->out = norm(out), in the same launch where the
-  // communicator can. `partial` stays as it is until the collective after the next one.
+  // communicator can. `partial` is left alone until the collective after the next one.
   void all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, const NextNorm* next = nullptr) const;
   // The first rank's out[:, first_column + c] = part[:, c] of each rank; `out` of the others is not touched.
   void gather_columns(const Tensor& part, int64_t first_column, const Tensor& out) const;

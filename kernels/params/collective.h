@@ -1,8 +1,9 @@
 // What the ranks of a tensor-parallel group do together: sums over ranks, columns of ranks side by side, one rank's
 // bytes for all.
 //
-// Every rank calls the same collectives in the same order with equal shapes. Sums are taken in float32 in the order of
-// the ranks, so a result is the same on every rank, and the same whenever it is computed.
+// Every rank calls the same collectives in the same order with equal shapes. Sums are taken in float32. quire's own are
+// in the order of the ranks, so a result is the same on every rank, and the same whenever it is computed; those of a
+// library are in an order of its own, which may depend on the place of an element and on the number of rows.
 #pragma once
 
 #include <cstddef>
@@ -14,12 +15,14 @@ namespace quire {
 
 constexpr int kMaxRanks = 8;
 
-// out[r] (+)= the sum over ranks of partial[r], from rank 0 on, and the norm of it where one is asked for, of a
+// out[r] (+)= the sum over ranks of partial[r], and the norm of it where one is asked for, of a
 // Communicator that fuses_norm(). Rows lie without gaps. `out` is apart from `partial`; with `accumulate` it holds the
 // same on every rank.
 struct AllReduceParams {
-  const float* partial = nullptr;  // [rows, dim]; untouched until the collective after the next one
-  float* out = nullptr;            // [rows, dim]
+  // [rows, dim]; the caller leaves it alone until the collective after the next one. What it holds afterwards is open:
+  // a library may sum in place.
+  float* partial = nullptr;
+  float* out = nullptr;  // [rows, dim]
   int64_t rows = 0;
   int64_t dim = 0;
   bool accumulate = false;

@@ -98,7 +98,10 @@ ARGS: dict[str, Arg] = {
     "cpu_offload_gb": _engine(0, "GiB of layers that stay in CPU memory. No effect on a CPU, where all weights do."),
     "enforce_eager": _engine(None, "True: decode steps on a GPU are not replayed from graphs. " + _NO_CAPTURE),
     "max_seq_len_to_capture": _engine(8192, "Steps with a longer sequence are not replayed. " + _NO_CAPTURE),
-    "disable_custom_all_reduce": _engine(False, "True: sums between GPUs by NCCL alone. No effect on a CPU."),
+    "disable_custom_all_reduce": _engine(
+        False,
+        "True: sums between GPUs by NCCL; with more than two, batch_invariant=False is needed. No effect on a CPU.",
+    ),
     "disable_async_output_proc": _python(False, "True is async_scheduling=False."),
     "hf_token": _python(),
     "hf_overrides": _python(),
@@ -229,7 +232,8 @@ ARGS: dict[str, Arg] = {
     "enable_log_requests": _no_effect(False, "Nothing is logged."),
     # quire's own.
     "batch_invariant": _engine(
-        None, "False: large products on a GPU may use cuBLASLt and Hopper's prefill, whose bits depend on the batch."
+        None,
+        "False: products on a GPU may use cuBLASLt and Hopper's prefill, sums NCCL; bits depend on the batch then.",
     ),
     "collective_timeout": _engine(None, "Seconds that ranks wait for one that does not come; default 300."),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),

@@ -206,5 +206,5 @@ def test_two_ranks_on_one_emulated_gpu(simt_plugin: Path, llm: LLM, tiny_model: 
         assert tokens(engine, params, PROMPTS[:2]) == tokens(llm, params, PROMPTS[:2])
     with pytest.raises(ValueError, match="lists 3 devices for tensor_parallel_size=2"):
         LLM(str(tiny_model), device="simt:0,0,0", tensor_parallel_size=2, **small)
-    with pytest.raises(NotImplementedError, match="disable_custom_all_reduce=true"):
+    with pytest.raises(ValueError, match='disable_custom_all_reduce=true.*one rank a device.*"simt:0,0"'):
         LLM(str(tiny_model), device="simt:0,0", tensor_parallel_size=2, disable_custom_all_reduce=True, **small)

@@ -10,10 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/comm/nccl.h"
 #include "cuda/cuda_kernels.h"
 #include "cuda/gemm/cublaslt.h"
 #include "device/cuda/context.h"
 #include "device/cuda/memory.h"
+#include "device/cuda/nccl_ranks.h"
 
 namespace quire {
 namespace {
@@ -90,8 +92,17 @@ class CudaDevice final : public Device {
   bool is_asynchronous() const override { return true; }
   bool usable() const override { return context_->usable(); }
 
-  ProductLibrary product_library() const override {
+  Library product_library() const override {
     return {.is_found = cuda::cublaslt_functions() != nullptr, .status = cuda::cublaslt_status()};
+  }
+
+  Library collective_library() const override {
+    return {.is_found = cuda::nccl_functions() != nullptr, .status = cuda::nccl_status()};
+  }
+  std::unique_ptr<CollectiveLibrary> open_collectives(std::span<Device* const> devices) override {
+    std::vector<std::shared_ptr<CudaContext>> contexts;
+    for (const Device* device : devices) contexts.push_back(of_this_kind(device).context_);
+    return make_nccl_ranks(std::move(contexts));
   }
 
   DeviceMemory memory() const override {
@@ -104,9 +115,7 @@ class CudaDevice final : public Device {
   void share_memory_with(std::span<Device* const> devices) override {
     std::vector<int> peers;
     for (const Device* device : devices) {
-      const auto* const other = dynamic_cast<const CudaDevice*>(device);
-      QUIRE_CHECK(other != nullptr, "a device of another kind");
-      const int index = other->context_->index();
+      const int index = of_this_kind(device).context_->index();
       if (index != context_->index() && std::ranges::count(peers, index) == 0) peers.push_back(index);
     }
     context_->set_peers(std::move(peers));
@@ -185,6 +194,12 @@ class CudaDevice final : public Device {
   void synchronize() override { context_->synchronize(); }
 
  private:
+  static const CudaDevice& of_this_kind(const Device* device) {
+    const auto* const it = dynamic_cast<const CudaDevice*>(device);
+    QUIRE_CHECK(it != nullptr, "a device of another kind");
+    return *it;
+  }
+
   struct Staging {
     std::unique_ptr<HostBuffer> buffer;
     std::unique_ptr<Event> is_free;

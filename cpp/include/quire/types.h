@@ -145,7 +145,9 @@ struct EngineOptions {
   // Ranks that share the model, each with a thread and a device of its own; on a CPU they share out num_threads. 1
   // to 8.
   int32_t tensor_parallel_size = 1;
-  bool disable_custom_all_reduce = false;   // sums between GPUs by NCCL alone
+  // Sums between GPUs by NCCL, not by quire's own kernel: a GPU a rank, and for more than two ranks no batch_invariant,
+  // since NCCL's order of a sum depends on the batch. No effect on a CPU or with one rank.
+  bool disable_custom_all_reduce = false;
   double collective_timeout = 300.0;        // seconds that ranks wait for one that does not come
   uint64_t seed = 0;                        // of requests that bring none
   std::vector<int32_t> eos_token_ids = {};  // primary first; empty: from generation_config.json and config.json

@@ -18,16 +18,14 @@ void bind(SymbolBinder& symbol, nccl::Functions* functions) {
   symbol(&functions->get_version, "ncclGetVersion");
   symbol(&functions->get_error_string, "ncclGetErrorString");
   symbol(&functions->get_last_error, "ncclGetLastError");
-  symbol(&functions->get_unique_id, "ncclGetUniqueId");
   symbol(&functions->comm_init_all, "ncclCommInitAll");
-  symbol(&functions->comm_init_rank, "ncclCommInitRank");
   symbol(&functions->comm_destroy, "ncclCommDestroy");
   symbol(&functions->comm_abort, "ncclCommAbort");
   symbol(&functions->comm_get_async_error, "ncclCommGetAsyncError");
   symbol(&functions->all_reduce, "ncclAllReduce");
-  symbol(&functions->all_gather, "ncclAllGather");
   symbol(&functions->broadcast, "ncclBroadcast");
-  symbol(&functions->reduce_scatter, "ncclReduceScatter");
+  symbol(&functions->send, "ncclSend");
+  symbol(&functions->receive, "ncclRecv");
   symbol(&functions->group_start, "ncclGroupStart");
   symbol(&functions->group_end, "ncclGroupEnd");
 }
@@ -60,5 +58,7 @@ NcclLibrary find_nccl(const LibrarySearch& search) {
 const nccl::Functions* nccl_functions() { return of_process().functions(); }
 
 std::string nccl_status() { return of_process().status(); }
+
+void use_nccl(const nccl::Functions* functions, const std::string& status) { of_process().use(functions, status); }
 
 }  // namespace quire::cuda

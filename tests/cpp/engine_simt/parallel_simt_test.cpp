@@ -10,25 +10,13 @@
 #include <thread>
 
 #include "comm/peer.h"
-#include "engine_simt/demo_engine.h"
+#include "engine_simt/ranks.h"
 #include "model/tiny_families.h"
 
 namespace quire {
 namespace {
 
-using Devices = std::vector<std::unique_ptr<Device>>;
-
-Devices ranks_of_one_gpu(int num_ranks) {
-  Devices devices;
-  for (int rank = 0; rank < num_ranks; ++rank) devices.push_back(make_cuda_device(0));
-  return devices;
-}
-
-std::string device_name(int num_ranks) {
-  std::string name = "simt:0";
-  for (int rank = 1; rank < num_ranks; ++rank) name += ",0";
-  return name;
-}
+Devices ranks_of_one_gpu(int num_ranks) { return devices_of(std::vector<int>(static_cast<size_t>(num_ranks), 0)); }
 
 // ------------------------------------------------------------------------------------------------------ collectives
 
@@ -154,39 +142,15 @@ INSTANTIATE_TEST_SUITE_P(Ranks, Peers, ::testing::Values(2, 3, 4));
 
 // ---------------------------------------------------------------------------------------------------------- engines
 
-std::unique_ptr<Engine> parallel_engine(const std::filesystem::path& folder, EngineOptions options, int num_ranks,
-                                        const Checkpoint* checkpoint) {
-  options.device = device_name(num_ranks);
-  options.tensor_parallel_size = num_ranks;
-  Devices devices = ranks_of_one_gpu(num_ranks);
-  EngineConfig config = resolve_engine_config(folder, options, *devices.front());
-  return std::make_unique<Engine>(std::move(config), std::move(devices), checkpoint);
+// All ranks on one device.
+std::unique_ptr<Engine> parallel_engine(const std::filesystem::path& folder, const EngineOptions& options,
+                                        int num_ranks, const Checkpoint* checkpoint) {
+  return engine_of_ranks(folder, options, std::vector<int>(static_cast<size_t>(num_ranks), 0), checkpoint);
 }
 
 std::vector<Generated> generate_demo(const EngineOptions& options, int num_ranks, const std::vector<Wish>& wishes) {
   const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
   return generate(*parallel_engine(kDemo, options, num_ranks, checkpoint.get()), wishes);
-}
-
-void expect_same_tokens(const std::vector<Generated>& one, const std::vector<Generated>& several, float tolerance) {
-  for (size_t i = 0; i < one.size(); ++i) {
-    EXPECT_EQ(one[i].error, several[i].error);
-    EXPECT_EQ(one[i].token_ids, several[i].token_ids) << "request " << i;
-    ASSERT_EQ(one[i].logprobs.size(), several[i].logprobs.size());
-    for (size_t n = 0; n < one[i].logprobs.size(); ++n) {
-      for (size_t j = 0; j < one[i].logprobs[n].size(); ++j) {
-        EXPECT_NEAR(one[i].logprobs[n][j], several[i].logprobs[n][j], tolerance);
-      }
-    }
-  }
-}
-
-EngineOptions demo_options() {
-  return {.dtype = "float32", .max_model_len = 512, .max_num_seqs = 8, .max_num_batched_tokens = 320};
-}
-
-SamplingParams greedy(int32_t max_tokens) {
-  return {.temperature = 0.0f, .ignore_eos = true, .max_tokens = max_tokens, .logprobs = 1};
 }
 
 TEST(ParallelOnSimt, GreedyTokensOfOneRank) {
@@ -247,13 +211,10 @@ TEST(ParallelOnSimt, EveryFamily) {
   std::filesystem::remove_all(folder);
 }
 
-TEST(ParallelOnSimt, NcclIsRefusedByName) {
+TEST(ParallelOnSimt, OffloadedLayersAreRefused) {
   EngineOptions options = demo_options();
-  options.disable_custom_all_reduce = true;
-  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
-  EXPECT_THROW(parallel_engine(kDemo, options, 2, checkpoint.get()), NotSupported);
-  options.disable_custom_all_reduce = false;
   options.cpu_offload_gb = 1.0;
+  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
   EXPECT_THROW(parallel_engine(kDemo, options, 2, checkpoint.get()), NotSupported);
 }
 

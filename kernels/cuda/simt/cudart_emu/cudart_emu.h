@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include <cuda_runtime_api.h>
 
@@ -44,6 +45,9 @@ Live live();
 
 // Kernels, copies and fills queued on streams that nobody has waited for.
 int64_t num_queued();
+
+// Work of a library that a test plays, which may touch device memory: a kernel that emulates nothing.
+cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
 
 // Device memory is given out in pages; the bytes between the end of what was asked for and the end of the page are
 // refused to copies, and to kernels under AddressSanitizer.

@@ -148,6 +148,13 @@ void take_launch(void* handle, const simt::Launch& launch) {
 
 }  // namespace
 
+cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
+  const std::lock_guard lock(state().mutex);
+  if (state().sticky != cudaSuccess) return set_error(state().sticky);
+  if (stream == nullptr || !is_known(stream)) return set_error(cudaErrorInvalidResourceHandle);
+  return push(stream, std::move(work));
+}
+
 }  // namespace quire::cudart_emu
 
 using namespace quire::cudart_emu;
