@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "engine/flag.h"
 #include "engine/validation.h"
 
 namespace quire {
@@ -23,19 +24,6 @@ class Stopwatch {
  private:
   double& seconds_;
   std::chrono::steady_clock::time_point start_;
-};
-
-// True in its scope.
-class Flag {
- public:
-  explicit Flag(bool& flag) : flag_(flag), before_(flag) { flag_ = true; }
-  ~Flag() { flag_ = before_; }
-  Flag(const Flag&) = delete;
-  Flag& operator=(const Flag&) = delete;
-
- private:
-  bool& flag_;
-  bool before_;
 };
 
 // Of the delta's tokens, the newest of a sequence, and of the prompt with the first ones.
