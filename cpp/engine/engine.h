@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "base/recorder.h"
 #include "engine/beam_search.h"
 #include "engine/engine_config.h"
 #include "engine/hooks.h"
@@ -20,6 +19,7 @@
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/sleep_state.h"
+#include "engine/step_recording.h"
 #include "engine/validation.h"
 #include "engine/worker_group.h"
 #include "model/weight_reader.h"
@@ -150,7 +150,7 @@ class Engine {
   template <typename Change>
   void change_weights(const Change& change);
   void require_whole_weights() const;
-  SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
+  SpanScope timed(const char* part) const { return recording_.timed(part); }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
@@ -196,7 +196,7 @@ class Engine {
   RequestMetrics metrics_;
   double weight_seconds_ = 0.0;
   double wait_seconds_ = 0.0;
-  std::unique_ptr<Recorder> recorder_;  // null: nobody wants to know
+  StepRecording recording_;
 };
 
 }  // namespace quire

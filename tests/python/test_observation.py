@@ -80,16 +80,25 @@ def test_trace(tiny_model: Path, tmp_path: Path, way: str, monkeypatch: pytest.M
         ("upload", "step"),
         ("run", "step"),
         ("forward", "run"),
-        ("gemm", "forward"),
-        ("paged_attention", "forward"),
+        ("embedding", "forward"),
+        ("embedding", "embedding"),
+        ("layer 0", "forward"),
+        ("layer 1", "forward"),
+        ("gemm", "layer 0"),
+        ("paged_attention", "layer 1"),
+        ("head", "forward"),
+        ("gemm", "head"),
         ("sample", "run"),
         ("sample", "sample"),
         ("fetch", "step"),
         ("commit", "step"),
     }:
         assert (name, parent) in lies_in, (name, parent)
-    count = {name: sum(event["name"] == name for event in events) for name in ("forward", "gemm", "paged_attention")}
-    assert count == {"forward": 4, "gemm": 4 * (2 * 4 + 1), "paged_attention": 4 * 2}
+    kernels_lie_in = {parent for event, parent in zip(events, parents(events), strict=True) if event["cat"] == "kernel"}
+    assert kernels_lie_in == {"embedding", "layer 0", "layer 1", "head", "sample"}
+    names = ("forward", "layer 0", "layer 1", "gemm", "paged_attention")
+    count = {name: sum(event["name"] == name for event in events) for name in names}
+    assert count == {"forward": 4, "layer 0": 4, "layer 1": 4, "gemm": 4 * (2 * 4 + 1), "paged_attention": 4 * 2}
     assert sum(event["args"].get("num_tokens", 0) for event in events if event["name"] == "plan") == 8 + 3 * 2
 
 
