@@ -33,6 +33,7 @@ struct RequestRecord {
     LogprobBuffer logprobs;
     RowBuffer hidden_states, logits;
     double cumulative_logprob = 0.0;
+    double last_token = 0.0;                 // when its newest one was there
     uint32_t told_row_serial = 0;            // the row that has the sampling parameters
     std::unique_ptr<NgramProposer> ngrams;   // of a request that speculates, with that method
     std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
@@ -160,6 +161,7 @@ class Engine {
   void run_hooks(StepInFlight& step);
   void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
   void fail(const Sequence& sequence, const std::string& why);
+  void stamp_token(const Row& row, bool is_first_of_step, double now);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   static void record_prompt_states(const StepInFlight& step, const StateRows& states);

@@ -170,6 +170,12 @@ def test_metrics(tiny_model: Path) -> None:
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_decode_time"):
         one = now[f"vllm:{name}_seconds"]
         assert one.count == one.buckets["+Inf"] == 3 and one.sum >= 0
+    # Between the tokens of each sequence; the two of the last request come in the same steps.
+    between = now["vllm:inter_token_latency_seconds"]
+    assert between.count == 3 + 3 + 1 + 1 and list(between.buckets)[:3] == ["0.01", "0.025", "0.05"]
+    older = now["vllm:time_per_output_token_seconds"]
+    assert (older.count, older.sum, older.buckets) == (between.count, between.sum, between.buckets)
+    assert now["vllm:request_time_per_output_token_seconds"].count == 3
     steps = now["vllm:iteration_tokens_total"]
     assert steps.sum >= 43 + 6 and steps.count >= 6
 
