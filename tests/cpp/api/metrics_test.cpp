@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "quire/pooling.h"
 #include "quire/quire.h"
 
 namespace quire {
@@ -104,6 +105,35 @@ TEST(Metrics, OfRequestsThatWaitEndOrAreRefused) {
   EXPECT_EQ(count_of(metrics.at("e2e_request_latency_seconds")), 2);
   EXPECT_EQ(count_of(metrics.at("request_queue_time_seconds")), 1) << "the first one was never scheduled";
   EXPECT_EQ(metrics.at("num_requests_running").value + metrics.at("num_requests_waiting").value, 0);
+}
+
+TEST(Metrics, OfPooling) {
+  PoolingModel model(kDemo, {.num_threads = 2});
+  for (const auto& [name, metric] : by_name(model.metrics())) EXPECT_EQ(metric.value, 0.0) << name;
+  const std::vector<PoolingOutput> outputs = model.pool({{.token_ids = {300, 301, 302}}, {.token_ids = {400, 401}}});
+  double latency = 0.0;
+  for (const PoolingOutput& output : outputs) latency += output.finished - output.arrival;
+  const uint64_t id = model.submit({.token_ids = {300}});
+  EXPECT_EQ(by_name(model.metrics()).at("num_requests_waiting").value, 1);
+  double cancelled = 0.0;
+  const uint64_t other = model.submit({.token_ids = {300, 301}}, {}, [&](PoolingOutput&& output) {
+    EXPECT_TRUE(output.is_cancelled);
+    cancelled = output.finished - output.arrival;
+  });
+  EXPECT_TRUE(model.cancel(other));
+  EXPECT_THROW(model.submit({.token_ids = {}}), std::invalid_argument);
+  const std::map<std::string, Metric> metrics = by_name(model.metrics());
+  EXPECT_EQ(metrics.at("prompt_tokens").value, 5);
+  EXPECT_EQ(metrics.at("num_requests_running").value, 0);
+  EXPECT_EQ(metrics.at("num_requests_waiting").value, 1);
+  EXPECT_EQ(metrics.at("request_success/stop").value, 2);
+  EXPECT_EQ(metrics.at("request_success/abort").value, 1);
+  EXPECT_EQ(metrics.at("request_prompt_tokens").value, 3 + 2 + 2);
+  EXPECT_EQ(metrics.at("iteration_tokens_total").value, 5);
+  EXPECT_EQ(count_of(metrics.at("request_queue_time_seconds")), 2);
+  EXPECT_NEAR(metrics.at("e2e_request_latency_seconds").value, latency + cancelled, 1e-5);
+  EXPECT_EQ(metrics.count("generation_tokens") + metrics.count("time_to_first_token_seconds"), 0u);
+  EXPECT_TRUE(model.cancel(id));
 }
 
 }  // namespace

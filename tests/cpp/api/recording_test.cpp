@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "quire/pooling.h"
 #include "quire/quire.h"
 
 namespace quire {
@@ -119,6 +120,55 @@ TEST(Recording, TakesTheLayersOfADraftModelApart) {
   EXPECT_EQ(counts.at("step/draft/layer") % kNumLayers, 0);
   EXPECT_GE(counts.at("step/draft/layer"), num_passes * kNumLayers);
   EXPECT_EQ(counts.at("step/run/forward/layer"), counts.at("step/run/forward") * kNumLayers);
+}
+
+TEST(Recording, HoldsTheStepsOfPooling) {
+  PoolingModel model(kDemo, {.num_threads = 2}, {.pooling_type = "MEAN"});
+  const std::vector<PoolingInput> texts = {{.token_ids = {300, 301, 302}}, {.token_ids = {400, 401}}};
+  const std::vector<PoolingOutput> plain = model.pool(texts);
+  EXPECT_THROW(model.stop_recording(), std::invalid_argument);
+  model.start_recording();
+  EXPECT_THROW(model.start_recording(), std::invalid_argument);
+  std::vector<PoolingOutput> recorded(2);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    model.submit(texts[i], {}, [&, i](PoolingOutput&& output) {
+      EXPECT_THROW(model.stop_recording(), std::invalid_argument);
+      recorded[i] = std::move(output);
+    });
+  }
+  EXPECT_TRUE(model.step());
+  EXPECT_FALSE(model.step());
+  const Recording recording = model.stop_recording();
+  for (size_t i = 0; i < texts.size(); ++i) EXPECT_EQ(recorded[i].data, plain[i].data);
+  const std::map<std::string, int> expected = {
+      {"step", 1},
+      {"step/plan", 1},
+      {"step/upload", 1},
+      {"step/run", 1},
+      {"step/run/forward", 1},
+      {"step/run/forward/embedding", 1},
+      {"step/run/forward/embedding/embedding", 1},
+      {"step/run/forward/layer", kNumLayers},
+      {"step/run/forward/layer/norm", 2 * kNumLayers},
+      {"step/run/forward/layer/gemm", 4 * kNumLayers},
+      {"step/run/forward/layer/rope_kv_write", kNumLayers},
+      {"step/run/forward/layer/paged_attention", kNumLayers},
+      {"step/run/pool", 1},
+      {"step/run/pool/final_norm", 1},
+      {"step/run/pool/final_norm/norm", 1},
+      {"step/run/pool/mean_rows", 1},
+      {"step/fetch", 1},
+      {"step/commit", 1},
+      {"step/deliver", 1},
+  };
+  EXPECT_EQ(count_paths(recording), expected);
+  const Span& plan = recording.spans.at(1);
+  EXPECT_STREQ(plan.arguments[0].name, "num_tokens");
+  EXPECT_EQ(plan.arguments[0].number, 5);
+  EXPECT_EQ(plan.arguments[1].number, 2);
+  model.pool(texts);  // of which nothing is kept
+  model.start_recording();
+  EXPECT_TRUE(model.stop_recording().spans.empty());
 }
 
 TEST(Recording, SpansAreOrderedAndNested) {

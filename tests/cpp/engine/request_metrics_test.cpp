@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/pooling_metrics.h"
+
 namespace quire {
 namespace {
 
@@ -35,6 +37,28 @@ TEST(RequestMetrics, TimeBetweenTokensHasTheBucketsOfVllm) {
     EXPECT_EQ(metric.values, expected);
     EXPECT_DOUBLE_EQ(metric.value, 0.009 + 0.01 + 0.0101 + 0.8 + 80.0 + 81.0);
   }
+}
+
+TEST(PoolingMetrics, CountsWhatWasComputedAndWhatWasCancelled) {
+  PoolingMetrics metrics(100);
+  metrics.add_step(9);
+  metrics.add_finished({.num_prompt_tokens = 6, .arrival = 10.0, .first_scheduled = 10.4, .finished = 11.4});
+  metrics.add_finished({.num_prompt_tokens = 3, .arrival = 10.0, .first_scheduled = 12.0, .finished = 12.2});
+  metrics.add_finished({.num_prompt_tokens = 50, .arrival = 10.0, .finished = 10.1, .is_cancelled = true});
+  const std::vector<Metric> all = metrics.metrics({.num_running = 2, .num_waiting = 4, .prompt_tokens = 9});
+  EXPECT_EQ(named(all, "vllm:num_requests_running").value, 2);
+  EXPECT_EQ(named(all, "vllm:num_requests_waiting").value, 4);
+  EXPECT_EQ(named(all, "vllm:prompt_tokens").value, 9);
+  EXPECT_EQ(named(all, "vllm:request_success", "stop").value, 2);
+  EXPECT_EQ(named(all, "vllm:request_success", "abort").value, 1);
+  EXPECT_EQ(named(all, "vllm:request_success", "error").value, 0);
+  EXPECT_EQ(named(all, "vllm:iteration_tokens_total").value, 9);
+  const Metric prompts = named(all, "vllm:request_prompt_tokens");
+  EXPECT_EQ(prompts.bounds, (std::vector<double>{1, 2, 5, 10, 20, 50, 100}));
+  EXPECT_EQ(prompts.values, (std::vector<double>{0, 0, 1, 1, 0, 1, 0, 0}));
+  EXPECT_NEAR(named(all, "vllm:e2e_request_latency_seconds").value, 1.4 + 2.2 + 0.1, 1e-9);
+  EXPECT_NEAR(named(all, "vllm:request_queue_time_seconds").value, 0.4 + 2.0, 1e-9);
+  EXPECT_NEAR(named(all, "vllm:request_inference_time_seconds").value, 1.0 + 0.2, 1e-9);
 }
 
 }  // namespace
