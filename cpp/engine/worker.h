@@ -74,7 +74,7 @@ class Worker {
   void sleep(bool weights, bool kv_cache, bool keep_weights);
   // All or, when it throws, nothing that was asleep.
   void wake(bool weights, bool kv_cache);
-  // False: they were dropped and none were loaded since.
+  // False: they were dropped and not all were loaded since.
   bool has_weights() const;
   bool weights_resident() const { return memory_->weights_resident(); }
   // Where the weights that were loaded can be read again. Not called: what is in memory is the only copy.
