@@ -174,6 +174,21 @@ PoolingStats PoolingModel::stats() const {
   return impl_->engine.stats();
 }
 
+std::vector<Metric> PoolingModel::metrics() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.metrics();
+}
+
+void PoolingModel::start_recording() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.start_recording();
+}
+
+Recording PoolingModel::stop_recording() {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.stop_recording();
+}
+
 const ModelInfo& PoolingModel::info() const { return impl_->description; }
 
 ModelInfo plan_pooling_model(const std::string& model_dir, const EngineOptions& options, const PoolerOptions& pooler) {

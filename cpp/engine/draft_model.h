@@ -33,6 +33,7 @@ class DraftModel {
   // As of the worker.
   void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
   ModelMemory& memory() { return *memory_; }
+  void set_observer(PassObserver* observer) { ops_.set_observer(observer); }
 
   // Its largest pass: a sequence may have one token to catch up with.
   static SchedulerOptions step_options(const SchedulerOptions& scheduler);

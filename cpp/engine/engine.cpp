@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "engine/flag.h"
 #include "engine/validation.h"
 
 namespace quire {
@@ -23,19 +24,6 @@ class Stopwatch {
  private:
   double& seconds_;
   std::chrono::steady_clock::time_point start_;
-};
-
-// True in its scope.
-class Flag {
- public:
-  explicit Flag(bool& flag) : flag_(flag), before_(flag) { flag_ = true; }
-  ~Flag() { flag_ = before_; }
-  Flag(const Flag&) = delete;
-  Flag& operator=(const Flag&) = delete;
-
- private:
-  bool& flag_;
-  bool before_;
 };
 
 // Of the delta's tokens, the newest of a sequence, and of the prompt with the first ones.
@@ -312,14 +300,24 @@ void Engine::fail_largest(const std::string& why) {
   scheduler_.cancel(request.id, FinishReason::error);
 }
 
+// Tokens that a step gives a sequence come together: time passes between steps. Those of a beam search come at its end.
+void Engine::stamp_token(const Row& row, bool is_first_of_step, double now) {
+  RequestRecord& record = *row.record;
+  if (record.times.first_token == 0.0) record.times.first_token = now;
+  record.times.last_token = now;
+  if (record.beams != nullptr) return;
+  double& last = record.sequences[static_cast<size_t>(row.sequence->index)].last_token;
+  if (is_first_of_step && last != 0.0) metrics_.add_token_gap(now - last);
+  last = now;
+}
+
 void Engine::record_tokens(StepInFlight& step, const SampledTokens& sampled, double now) {
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Row& row = step.rows[i];
     row.counts = scheduler_.taken()[i] != 0;
     if (!row.counts) continue;
     RequestRecord& record = *row.record;
-    if (record.times.first_token == 0.0) record.times.first_token = now;
-    record.times.last_token = now;
+    stamp_token(row, i == 0 || step.rows[i - 1].sequence != row.sequence, now);
     ++totals_.generated_tokens;
     const int32_t num_logprobs = row.sequence->request->params.logprobs.value_or(-1);
     if (num_logprobs < 0 || record.beams != nullptr) continue;

@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "base/recorder.h"
 #include "engine/beam_search.h"
 #include "engine/engine_config.h"
 #include "engine/hooks.h"
@@ -20,6 +19,7 @@
 #include "engine/sampling_batch.h"
 #include "engine/scheduler.h"
 #include "engine/sleep_state.h"
+#include "engine/step_recording.h"
 #include "engine/validation.h"
 #include "engine/worker_group.h"
 #include "model/weight_reader.h"
@@ -33,6 +33,7 @@ struct RequestRecord {
     LogprobBuffer logprobs;
     RowBuffer hidden_states, logits;
     double cumulative_logprob = 0.0;
+    double last_token = 0.0;                 // when its newest one was there
     uint32_t told_row_serial = 0;            // the row that has the sampling parameters
     std::unique_ptr<NgramProposer> ngrams;   // of a request that speculates, with that method
     std::shared_ptr<void> constraint_state;  // from SamplingParams::constraint, made when it first samples
@@ -150,7 +151,7 @@ class Engine {
   template <typename Change>
   void change_weights(const Change& change);
   void require_whole_weights() const;
-  SpanScope timed(const char* part) const { return {recorder_.get(), "step", part}; }
+  SpanScope timed(const char* part) const { return recording_.timed(part); }
   void stamp_first_scheduled();
   void begin_sampling(StepInFlight& step);
   void begin_prompt_logprobs(StepInFlight& step) const;
@@ -160,6 +161,7 @@ class Engine {
   void run_hooks(StepInFlight& step);
   void commit_hooks(StepInFlight& step, const SampledTokens& sampled);
   void fail(const Sequence& sequence, const std::string& why);
+  void stamp_token(const Row& row, bool is_first_of_step, double now);
   void record_tokens(StepInFlight& step, const SampledTokens& sampled, double now);
   static void record_prompt_logprobs(const StepInFlight& step, const PromptScores& scores);
   static void record_prompt_states(const StepInFlight& step, const StateRows& states);
@@ -196,7 +198,7 @@ class Engine {
   RequestMetrics metrics_;
   double weight_seconds_ = 0.0;
   double wait_seconds_ = 0.0;
-  std::unique_ptr<Recorder> recorder_;  // null: nobody wants to know
+  StepRecording recording_;
 };
 
 }  // namespace quire

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "engine/engine.h"
+#include "engine/flag.h"
 
 namespace quire {
 namespace {
@@ -98,8 +99,8 @@ std::vector<int32_t> Engine::move_constraints(Request& request, const BeamMoves&
   };
   std::vector<CommittedToken> tokens;
   std::string error;
-  in_hooks_ = true;
   try {
+    const Flag running(in_hooks_);
     for (const int32_t slot : moves.dropped) state(slot) = nullptr;
     for (const auto& [parent, slot] : moves.forks) state(slot) = constraint.fork(state(parent).get());
     for (const auto& [slot, token] : moves.appended) {
@@ -109,7 +110,6 @@ std::vector<int32_t> Engine::move_constraints(Request& request, const BeamMoves&
   } catch (const std::exception& raised) {
     error = str_cat("the request's constraint failed: ", raised.what());
   }
-  in_hooks_ = false;
   std::vector<int32_t> complete;
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (error.empty()) error = tokens[i].error;

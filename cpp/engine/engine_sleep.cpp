@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/flag.h"
 
 namespace quire {
 
@@ -49,14 +50,8 @@ void Engine::abort_requests() {
     scheduler_.abandon();
   }
   for (const uint64_t id : scheduler_.request_ids()) scheduler_.cancel(id);
-  in_step_ = true;  // callbacks run
-  try {
-    hand_out_finished(epoch_seconds());
-  } catch (...) {
-    in_step_ = false;
-    throw;
-  }
-  in_step_ = false;
+  const Flag stepping(in_step_);  // callbacks run
+  hand_out_finished(epoch_seconds());
 }
 
 void Engine::empty_cache() {

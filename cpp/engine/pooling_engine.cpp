@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "engine/flag.h"
 #include "engine/pooling_answer.h"
 
 namespace quire {
@@ -22,7 +23,8 @@ void check_ids(const std::vector<int32_t>& ids, int64_t count, const char* what)
 PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
     : config_(std::move(config)),
       worker_(config_, std::move(device)),
-      queue_(config_.max_num_batched_tokens, config_.max_num_seqs) {
+      queue_(config_.max_num_batched_tokens, config_.max_num_seqs),
+      metrics_(config_.model.max_model_len) {
   LapClock clock;
   worker_.load(checkpoint);
   weight_seconds_ = clock.lap();
@@ -32,11 +34,32 @@ PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> devic
 
 bool PoolingEngine::step() {
   if (!broken_.empty()) throw DeviceError(broken_);
-  if (!can_run()) return false;
+  if (!can_run() || queue_.size() == 0) return false;
+  const SpanScope span = timed("step");
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<uint64_t> ids = queue_.plan();
-  if (ids.empty()) return false;
-  const PoolingKind kind = requests_.at(ids.front()).kind;
+  const std::vector<uint64_t> ids = plan();
+  run(ids, requests_.at(ids.front()).kind);
+  ++totals_.num_steps;
+  totals_.num_finished += static_cast<int64_t>(ids.size());
+  totals_.prompt_tokens += batch_.num_tokens();
+  metrics_.add_step(batch_.num_tokens());
+  totals_.step_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  deliver(ids);
+  return true;
+}
+
+std::vector<uint64_t> PoolingEngine::plan() {
+  SpanScope span = timed("plan");
+  std::vector<uint64_t> ids = queue_.plan();
+  int64_t num_tokens = 0;
+  for (const uint64_t id : ids) num_tokens += std::ssize(requests_.at(id).text.token_ids);
+  span.add("num_tokens", num_tokens);
+  span.add("num_seqs", std::ssize(ids));
+  return ids;
+}
+
+// What fails is computed again; if the device cannot, the next step says so.
+void PoolingEngine::run(const std::vector<uint64_t>& ids, PoolingKind kind) {
   try {
     compute(ids, kind);
   } catch (const std::exception& error) {
@@ -46,39 +69,36 @@ bool PoolingEngine::step() {
     }
     throw;
   }
-  std::vector<Request> finished;
-  for (const uint64_t id : ids) finished.push_back(std::move(requests_.extract(id).mapped()));
-  ++totals_.num_steps;
-  totals_.num_finished += static_cast<int64_t>(ids.size());
-  totals_.prompt_tokens += batch_.num_tokens();
-  totals_.step_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  in_step_ = true;
-  try {
-    for (Request& request : finished) {
-      if (request.callback) request.callback(std::move(request.output));
-    }
-  } catch (...) {
-    in_step_ = false;
-    throw;
-  }
-  in_step_ = false;
-  return true;
 }
 
 // upload, forward, pool, fetch, and the answers.
 void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) {
   const double begun = epoch_seconds();
-  batch_.clear();
-  const auto& learned = config_.model.arch.learned_positions;
-  const std::optional<int32_t> uncounted = learned.has_value() ? learned->uncounted_token : std::nullopt;
-  for (const uint64_t id : ids) {
-    const Request& request = requests_.at(id);
-    batch_.add(request.text, kind.type, config_.capacity.block_size, uncounted, request.params.num_skipped_tokens);
+  {
+    const SpanScope span = timed("upload");
+    batch_.clear();
+    const auto& learned = config_.model.arch.learned_positions;
+    const std::optional<int32_t> uncounted = learned.has_value() ? learned->uncounted_token : std::nullopt;
+    for (const uint64_t id : ids) {
+      const Request& request = requests_.at(id);
+      batch_.add(request.text, kind.type, config_.capacity.block_size, uncounted, request.params.num_skipped_tokens);
+    }
+    batch_.fill_block_tables(config_.capacity.block_size);
+    worker_.upload(batch_);
   }
-  batch_.fill_block_tables(config_.capacity.block_size);
-  worker_.upload(batch_);
-  const int64_t num_columns = worker_.run(batch_, kind.type, kind.with_head);
-  const std::span<const float> rows = worker_.fetch();
+  const int64_t num_columns = [&] {
+    const SpanScope span = timed("run");
+    return worker_.run(batch_, kind.type, kind.with_head);
+  }();
+  answer(ids, kind, num_columns, begun);
+}
+
+void PoolingEngine::answer(const std::vector<uint64_t>& ids, PoolingKind kind, int64_t num_columns, double begun) {
+  const std::span<const float> rows = [&] {
+    const SpanScope span = timed("fetch");
+    return worker_.fetch();
+  }();
+  const SpanScope span = timed("commit");
   const double now = epoch_seconds();
   for (size_t i = 0; i < ids.size(); ++i) {
     Request& request = requests_.at(ids[i]);
@@ -89,6 +109,18 @@ void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) 
                   rows.subspan(first * columns, count * columns), num_columns, request.output);
     request.output.first_scheduled = begun;
     request.output.finished = now;
+  }
+}
+
+// Callbacks may submit and cancel: what they are told of is no request any more.
+void PoolingEngine::deliver(const std::vector<uint64_t>& ids) {
+  const SpanScope span = timed("deliver");
+  std::vector<Request> finished;
+  for (const uint64_t id : ids) finished.push_back(std::move(requests_.extract(id).mapped()));
+  for (const Request& request : finished) metrics_.add_finished(request.output);
+  const Flag stepping(in_step_);
+  for (Request& request : finished) {
+    if (request.callback) request.callback(std::move(request.output));
   }
 }
 
@@ -167,13 +199,27 @@ bool PoolingEngine::cancel(uint64_t request_id) {
   if (!queue_.remove(request_id)) return false;
   Request request = std::move(requests_.extract(request_id).mapped());
   request.output.is_cancelled = true;
+  request.output.finished = epoch_seconds();
+  metrics_.add_finished(request.output);
   if (request.callback) request.callback(std::move(request.output));
   return true;
+}
+
+// Spans that have begun point to the recorder.
+void PoolingEngine::start_recording() {
+  if (in_step_) throw InvalidArgument("a callback cannot begin or end a recording; that is done between steps");
+  recording_.start(worker_);
+}
+
+Recording PoolingEngine::stop_recording() {
+  if (in_step_) throw InvalidArgument("a callback cannot begin or end a recording; that is done between steps");
+  return recording_.stop(worker_);
 }
 
 PoolingStats PoolingEngine::stats() const {
   PoolingStats stats = totals_;
   stats.num_waiting = static_cast<int64_t>(queue_.size());
+  stats.num_running = std::ssize(requests_) - stats.num_waiting;
   return stats;
 }
 

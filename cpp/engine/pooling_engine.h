@@ -10,9 +10,11 @@
 #include <utility>
 
 #include "engine/pooling_config.h"
+#include "engine/pooling_metrics.h"
 #include "engine/pooling_queue.h"
 #include "engine/pooling_worker.h"
 #include "engine/sleep_state.h"
+#include "engine/step_recording.h"
 #include "model/weight_reader.h"
 
 namespace quire {
@@ -47,7 +49,11 @@ class PoolingEngine {
   std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
   std::vector<std::byte> read_weight(const std::string& name);
 
+  // As those of Engine.
+  void start_recording();
+  Recording stop_recording();
   PoolingStats stats() const;
+  std::vector<Metric> metrics() const { return metrics_.metrics(stats()); }
   double weight_seconds() const { return weight_seconds_; }  // of loading them
   const PoolingConfig& config() const { return config_; }
 
@@ -62,7 +68,12 @@ class PoolingEngine {
 
   PoolingKind kind_of(const PoolingParams& params) const;
   void validate_pooling(int64_t num_tokens, const PoolingParams& params) const;
+  std::vector<uint64_t> plan();
+  void run(const std::vector<uint64_t>& ids, PoolingKind kind);
   void compute(const std::vector<uint64_t>& ids, PoolingKind kind);
+  void answer(const std::vector<uint64_t>& ids, PoolingKind kind, int64_t num_columns, double begun);
+  void deliver(const std::vector<uint64_t>& ids);
+  SpanScope timed(const char* part) const { return recording_.timed(part); }
   void require_can_run() const;
   void finish_requests();
   void abort_requests();
@@ -82,6 +93,8 @@ class PoolingEngine {
   bool in_weight_update_ = false;
   std::string broken_;  // what the device said; empty while it works
   PoolingStats totals_;
+  PoolingMetrics metrics_;
+  StepRecording recording_;
   double weight_seconds_ = 0.0;
 };
 

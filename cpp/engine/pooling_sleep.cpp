@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "engine/flag.h"
 #include "engine/pooling_engine.h"
 
 namespace quire {
@@ -39,6 +40,7 @@ void PoolingEngine::finish_requests() {
 }
 
 void PoolingEngine::abort_requests() {
+  const Flag stepping(in_step_);  // callbacks run
   std::vector<uint64_t> ids;
   for (const auto& [id, request] : requests_) ids.push_back(id);
   for (const uint64_t id : ids) cancel(id);

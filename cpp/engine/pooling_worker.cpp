@@ -135,10 +135,22 @@ void PoolingWorker::upload(const PoolingBatch& batch) {
             .block_table_stride = batch.block_table_stride};
 }
 
+void PoolingWorker::set_recorder(Recorder* recorder) {
+  device_->set_recorder(recorder);
+  recorder_ = recorder;
+  recorded_pass_.reset();
+  if (recorder != nullptr) recorded_pass_.emplace(*recorder);
+  ops_.set_observer(recorder != nullptr ? &*recorded_pass_ : nullptr);
+}
+
 int64_t PoolingWorker::run(const PoolingBatch& batch, PoolingType type, bool with_head) {
   step_scope_.reset();
   step_scope_.emplace(arena_);
-  const Tensor hidden = decoder_.forward(batch_, buffers_.scratch, ops_);
+  const Tensor hidden = [&] {
+    const SpanScope span(recorder_, "step", "forward");
+    return decoder_.forward(batch_, buffers_.scratch, ops_);
+  }();
+  const SpanScope span(recorder_, "step", "pool");
   pooled_ = pooler_.pool(hidden, batch_, type, buffers_.rows, ops_);
   if (is_pooled_on_host(type)) pooled_ = pool_on_host(batch, pooled_);
   if (with_head) pooled_ = pooler_.head(pooled_, ops_);

@@ -11,6 +11,7 @@
 #include "device/arena.h"
 #include "engine/model_memory.h"
 #include "engine/pooling_memory.h"
+#include "engine/step_recording.h"
 #include "model/decoder.h"
 #include "model/pooler.h"
 #include "model/weight_loader.h"
@@ -59,6 +60,9 @@ class PoolingWorker {
   WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, nullptr, weight_state_}; }
   const WeightState& weight_state() const { return weight_state_; }
 
+  // Kernels and the parts of a run become spans; null: none any more.
+  void set_recorder(Recorder* recorder);
+
   const Device& device() const { return *device_; }
   // As of Worker; there is no KV cache.
   void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
@@ -81,6 +85,9 @@ class PoolingWorker {
   Ops ops_;
   Decoder decoder_;
   Pooler pooler_;
+
+  Recorder* recorder_ = nullptr;
+  std::optional<RecordedPass> recorded_pass_;
 
   DeviceBatch batch_;
   std::optional<Arena::Scope> step_scope_;

@@ -1,67 +1,40 @@
 // Names, buckets and sums; see request_metrics.h.
 #include "engine/request_metrics.h"
 
-#include <algorithm>
-#include <limits>
+#include <utility>
 
 namespace quire {
 namespace {
-
-// 1, 2, 5, 10, ... up to `most`.
-std::vector<double> round_numbers(int64_t most) {
-  std::vector<double> bounds;
-  for (int64_t power = 1; power <= most; power *= 10) {
-    for (const int64_t digit : {1, 2, 5}) {
-      if (digit * power <= most) bounds.push_back(static_cast<double>(digit * power));
-    }
-  }
-  return bounds;
-}
-
-Metric histogram(const char* name, std::vector<double> bounds) {
-  Metric metric{.name = name, .type = Metric::Type::histogram, .bounds = std::move(bounds)};
-  metric.values.assign(metric.bounds.size() + 1, 0.0);
-  return metric;
-}
-
-Metric single(const char* name, Metric::Type type, double value) {
-  return {.name = name, .type = type, .value = value};
-}
 
 const std::vector<double> kFirstTokenBounds = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25, 0.5,   0.75,
                                                1.0,   2.5,   5.0,  7.5,  10.0, 20.0, 40.0, 80.0, 160., 640.0, 2560.0};
 const std::vector<double> kTokenTimeBounds = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,  0.3,  0.4, 0.5,
                                               0.75, 1.0,   2.5,  5.0,   7.5, 10.0, 20.0, 40.0, 80.0};
-const std::vector<double> kLatencyBounds = {0.3,  0.5,  0.8,  1.0,  1.5,  2.0,   2.5,   5.0,   10.0,   15.0,  20.0,
-                                            30.0, 40.0, 50.0, 60.0, 120., 240.0, 480.0, 960.0, 1920.0, 7680.0};
 
 }  // namespace
 
 RequestMetrics::RequestMetrics(int64_t max_model_len) {
   const std::vector<double> lengths = round_numbers(max_model_len);
-  histograms_[kIterationTokens] =
-      histogram("vllm:iteration_tokens_total", {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384});
+  histograms_[kIterationTokens] = step_tokens_histogram();
   histograms_[kPromptTokens] = histogram("vllm:request_prompt_tokens", lengths);
   histograms_[kGenerationTokens] = histogram("vllm:request_generation_tokens", lengths);
   histograms_[kMaxTokens] = histogram("vllm:request_params_max_tokens", lengths);
   histograms_[kSequences] = histogram("vllm:request_params_n", {1, 2, 5, 10, 20});
   histograms_[kTimeToFirstToken] = histogram("vllm:time_to_first_token_seconds", kFirstTokenBounds);
+  histograms_[kInterTokenLatency] = histogram("vllm:inter_token_latency_seconds", kTokenTimeBounds);
   histograms_[kTimePerOutputToken] = histogram("vllm:request_time_per_output_token_seconds", kTokenTimeBounds);
-  histograms_[kLatency] = histogram("vllm:e2e_request_latency_seconds", kLatencyBounds);
-  histograms_[kQueueTime] = histogram("vllm:request_queue_time_seconds", kLatencyBounds);
-  histograms_[kInferenceTime] = histogram("vllm:request_inference_time_seconds", kLatencyBounds);
-  histograms_[kPrefillTime] = histogram("vllm:request_prefill_time_seconds", kLatencyBounds);
-  histograms_[kDecodeTime] = histogram("vllm:request_decode_time_seconds", kLatencyBounds);
+  histograms_[kLatency] = histogram("vllm:e2e_request_latency_seconds", latency_bounds());
+  histograms_[kQueueTime] = histogram("vllm:request_queue_time_seconds", latency_bounds());
+  histograms_[kInferenceTime] = histogram("vllm:request_inference_time_seconds", latency_bounds());
+  histograms_[kPrefillTime] = histogram("vllm:request_prefill_time_seconds", latency_bounds());
+  histograms_[kDecodeTime] = histogram("vllm:request_decode_time_seconds", latency_bounds());
 }
 
-void RequestMetrics::observe(Figure figure, double value) {
-  Metric& metric = histograms_[figure];
-  const auto bucket = std::ranges::lower_bound(metric.bounds, value) - metric.bounds.begin();
-  metric.values[static_cast<size_t>(bucket)] += 1.0;
-  metric.value += value;
-}
+void RequestMetrics::observe(Figure figure, double value) { quire::observe(histograms_[figure], value); }
 
 void RequestMetrics::add_step(int64_t num_tokens) { observe(kIterationTokens, static_cast<double>(num_tokens)); }
+
+void RequestMetrics::add_token_gap(double seconds) { observe(kInterTokenLatency, seconds); }
 
 void RequestMetrics::add_finished(const RequestOutput& output, const SamplingParams& params) {
   int64_t num_tokens = 0;
@@ -107,18 +80,15 @@ std::vector<Metric> RequestMetrics::metrics(const Stats& stats) const {
       single("vllm:spec_decode_num_draft_tokens", Type::counter, number(stats.num_draft_tokens)),
       single("vllm:spec_decode_num_accepted_tokens", Type::counter, number(stats.num_accepted_tokens)),
   };
-  constexpr std::array<const char*, 5> kReasons = {"", "stop", "length", "abort", "error"};
-  for (size_t reason = 1; reason < kReasons.size(); ++reason) {
-    Metric metric = single("vllm:request_success", Type::counter, number(finished_[reason]));
-    metric.label = {"finished_reason", kReasons[reason]};
-    all.push_back(std::move(metric));
-  }
+  add_finished_counters(finished_, all);
   if (!accepted_by_position_.empty()) {
     all.push_back({.name = "vllm:spec_decode_num_accepted_tokens_per_pos",
                    .type = Type::vector,
                    .values = accepted_by_position_});
   }
   all.insert(all.end(), histograms_.begin(), histograms_.end());
+  all.push_back(histograms_[kInterTokenLatency]);
+  all.back().name = "vllm:time_per_output_token_seconds";  // its older name
   return all;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/figures.h"
 #include "quire/types.h"
 
 namespace quire {
@@ -18,6 +19,8 @@ class RequestMetrics {
   explicit RequestMetrics(int64_t max_model_len);
 
   void add_step(int64_t num_tokens);
+  // Between two deliveries of tokens to a sequence.
+  void add_token_gap(double seconds);
   void add_finished(const RequestOutput& output, const SamplingParams& params);
   // Counters of Stats, gauges, and what was collected here.
   std::vector<Metric> metrics(const Stats& stats) const;
@@ -30,6 +33,7 @@ class RequestMetrics {
     kMaxTokens,
     kSequences,
     kTimeToFirstToken,
+    kInterTokenLatency,
     kTimePerOutputToken,
     kLatency,
     kQueueTime,
@@ -41,7 +45,7 @@ class RequestMetrics {
   void observe(Figure figure, double value);
 
   std::array<Metric, kNumFigures> histograms_;
-  std::array<int64_t, 5> finished_ = {};           // by FinishReason
+  FinishedCounts finished_ = {};
   std::vector<double> accepted_by_position_ = {};  // guesses of speculative decoding that were right
 };
 

@@ -58,7 +58,7 @@ void require_resident_weights(const SleepState& asleep) {
 
 void throw_weights_gone() {
   throw InvalidArgument(
-      "the weights were dropped by sleep(level=2), and after wake_up() none were loaded: load them before the next "
+      "the weights were dropped by sleep(level=2), and not all of them were loaded since: load them before the next "
       "request (sleep(level=1) brings weights back by itself)");
 }
 

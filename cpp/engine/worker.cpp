@@ -255,6 +255,16 @@ void Worker::store_sampled(int64_t num_samples) {
   rows_->store_sampled(output_.token_ids(), num_samples);
 }
 
+void Worker::set_recorder(Recorder* recorder) {
+  device_->set_recorder(recorder);
+  recorder_ = recorder;
+  recorded_pass_.reset();
+  if (recorder != nullptr) recorded_pass_.emplace(*recorder);
+  PassObserver* const observer = recorder != nullptr ? &*recorded_pass_ : nullptr;
+  ops_.set_observer(observer);
+  if (draft_model_ != nullptr) draft_model_->set_observer(observer);
+}
+
 void Worker::forward() {
   const SpanScope span(recorder_, "step", "forward");
   step_scope_.reset();

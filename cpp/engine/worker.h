@@ -24,6 +24,7 @@
 #include "engine/staging.h"
 #include "engine/step_graphs.h"
 #include "engine/step_memory.h"
+#include "engine/step_recording.h"
 #include "model/batch.h"
 #include "model/decoder.h"
 #include "model/weight_loader.h"
@@ -73,7 +74,7 @@ class Worker {
   void sleep(bool weights, bool kv_cache, bool keep_weights);
   // All or, when it throws, nothing that was asleep.
   void wake(bool weights, bool kv_cache);
-  // False: they were dropped and none were loaded since.
+  // False: they were dropped and not all were loaded since.
   bool has_weights() const;
   bool weights_resident() const { return memory_->weights_resident(); }
   // Where the weights that were loaded can be read again. Not called: what is in memory is the only copy.
@@ -88,11 +89,8 @@ class Worker {
   // Logits of every token of the uploaded batch, after forward(); tests compare them with a reference.
   std::vector<float> all_logits();
 
-  // Kernels and the parts of a run become spans; null: none any more.
-  void set_recorder(Recorder* recorder) {
-    device_->set_recorder(recorder);
-    recorder_ = recorder;
-  }
+  // Kernels, the parts of a run and those of its forward passes become spans; null: none any more.
+  void set_recorder(Recorder* recorder);
 
   // To change and to read weights, while nothing is under way.
   WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, offloaded_.get(), weight_state_}; }
@@ -149,6 +147,7 @@ class Worker {
   StepGraphs graphs_;
   double capture_seconds_ = 0.0;
   Recorder* recorder_ = nullptr;
+  std::optional<RecordedPass> recorded_pass_;
 
   // Of the step in progress.
   StepShape shape_;

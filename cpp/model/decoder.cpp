@@ -26,6 +26,7 @@ Tensor Decoder::forward(const DeviceBatch& batch, const KvCache& cache, const Op
   embed(x, step);
   plan(step);
   for (size_t i = 0; i < arch_.layers.size(); ++i) {
+    const PartScope part = ops.part("layer", static_cast<int32_t>(i));
     if (source != nullptr) source->acquire(static_cast<int32_t>(i));
     layer(i, x, step);
     if (source != nullptr) source->release(static_cast<int32_t>(i));
@@ -73,6 +74,7 @@ void Decoder::plan(Step& step) const {
 }
 
 void Decoder::embed(const Tensor& x, Step& step) const {
+  const PartScope part = step.ops.part("embedding");
   const DeviceBatch& batch = step.batch;
   float scale = arch_.embedding_scale;
   if (arch_.embedding_scale_in_model_dtype && dtype_ == DType::bf16) scale = bf16_to_float(float_to_bf16(scale));
@@ -265,6 +267,7 @@ void Decoder::feed_forward(size_t index, const Tensor& input, bool accumulate, c
 }
 
 Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
+  const PartScope part = ops.part("final_norm");
   const Tensor out = ops.scratch(DType::f32, num_rows, arch_.hidden);
   ops.norm(hidden, arch_.final_norm.has_value() ? &*arch_.final_norm : nullptr,
            {weights_.final_norm, weights_.final_norm_bias}, rows, false, out);
@@ -272,6 +275,7 @@ Tensor Decoder::final_hidden(const Tensor& hidden, const int32_t* rows, int64_t 
 }
 
 Tensor Decoder::logits(const Tensor& hidden, const int32_t* rows, int64_t num_rows, const Ops& ops) const {
+  const PartScope head = ops.part("head");
   const bool is_whole_here = arch_.is_first_rank();
   const Tensor out = is_whole_here ? ops.scratch(DType::f32, num_rows, arch_.vocab_size)
                                    : Tensor::contiguous(nullptr, DType::f32, {num_rows, arch_.vocab_size});

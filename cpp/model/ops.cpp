@@ -146,7 +146,10 @@ void Ops::all_reduce(const Tensor& partial, bool accumulate, const Tensor& out, 
     params.normed = next->out.data;
     params.normed_dtype = next->out.dtype;
   }
-  communicator_->all_reduce(params, stream_);
+  {
+    const PartScope scope = part("all_reduce");
+    communicator_->all_reduce(params, stream_);
+  }
   if (next != nullptr && !is_fused) norm(out, next->spec, next->weights, nullptr, false, next->out);
 }
 
@@ -167,6 +170,7 @@ void Ops::gather_columns(const Tensor& part, int64_t first_column, const Tensor&
               " of ", out.to_string(), " are ", part.to_string());
   if (dry()) return;
   QUIRE_CHECK(communicator_ != nullptr, "there are no other ranks");
+  const PartScope scope = this->part("gather");
   communicator_->gather_columns({.part = part.as<float>(),
                                  .rows = part.size(0),
                                  .columns = part.size(1),

@@ -33,6 +33,32 @@ struct NextNorm {
   Tensor out;
 };
 
+// Hears which parts of a forward pass are launched when, on the thread that launches. Parts lie in one another or
+// apart.
+class PassObserver {
+ public:
+  virtual ~PassObserver() = default;
+  // `part` is a literal; layer -1: there is one of it.
+  virtual void begin(const char* part, int32_t layer) = 0;
+  virtual void end() = 0;
+};
+
+// A part of a pass, in its scope; nothing where nobody observes.
+class PartScope {
+ public:
+  PartScope(PassObserver* observer, const char* part, int32_t layer) : observer_(observer) {
+    if (observer_ != nullptr) observer_->begin(part, layer);
+  }
+  ~PartScope() {
+    if (observer_ != nullptr) observer_->end();
+  }
+  PartScope(const PartScope&) = delete;
+  PartScope& operator=(const PartScope&) = delete;
+
+ private:
+  PassObserver* observer_;
+};
+
 class Ops {
  public:
   Ops(const KernelTable& kernels, Stream stream, Arena& arena) : kernels_(kernels), stream_(stream), arena_(arena) {}
@@ -50,6 +76,10 @@ class Ops {
   // The other ranks of a model that is shared out. Kept; null: there are none.
   void set_communicator(Communicator* communicator) { communicator_ = communicator; }
   bool is_first_rank() const { return communicator_ == nullptr || communicator_->rank() == 0; }
+
+  // Who wants to know what is launched. Kept; null: nobody.
+  void set_observer(PassObserver* observer) { observer_ = observer; }
+  PartScope part(const char* name, int32_t layer = -1) const { return {observer_, name, layer}; }
 
   const KernelTable& kernels() const { return kernels_; }
   Arena& arena() const { return arena_; }
@@ -89,6 +119,7 @@ class Ops {
   size_t gemm_workspace_bytes_ = 0;
   bool batch_invariant_ = true;
   Communicator* communicator_ = nullptr;
+  PassObserver* observer_ = nullptr;
 };
 
 }  // namespace quire

@@ -36,7 +36,7 @@ class Filler {
  public:
   Filler(const ArchSpec& arch, std::vector<WeightSlot> slots, WeightSink& sink)
       : arch_(arch), slots_(std::move(slots)), sink_(sink) {
-    for (const WeightSlot& slot : slots_) unfilled_[{slot.slot, slot.layer}] = slot.rows;
+    for (const WeightSlot& slot : slots_) unfilled_[{slot.slot, slot.layer}] = RowRanges(slot.rows);
   }
 
   void fill(const BoundRule& entry) {
@@ -50,7 +50,7 @@ class Filler {
       QUIRE_CHECK(slot.cols == cols && piece.source_col + cols <= num_cols && piece.source_row + piece.rows <= num_rows,
                   "the rule for ", entry.rule->name, " has the wrong shape: ", num_cols, " columns, the slot has ",
                   slot.cols);
-      unfilled_[{slot.slot, slot.layer}] -= piece.rows;
+      note_filled(slot, piece.row_begin + (piece.part == PackPart::up ? slot.rows / 2 : 0), piece.rows);
       StoredMatrix source = {.dtype = entry.tensor->dtype,
                              .rows = piece.rows,
                              .cols = std::max<int64_t>(1, cols),
@@ -80,9 +80,10 @@ class Filler {
   // A slot that no rule fills would compute with garbage.
   void check_complete() const {
     for (const auto& [key, rows] : unfilled_) {
-      QUIRE_CHECK(rows == 0, arch_.name, " has no weight rule for ", rows, " rows of slot ",
+      QUIRE_CHECK(rows.empty(), arch_.name, " has no weight rule for ", rows.num_rows(), " rows of slot ",
                   static_cast<int>(key.first), " of layer ", key.second);
     }
+    QUIRE_CHECK(num_twice_ == 0, arch_.name, " has two weight rules each for ", num_twice_, " rows");
   }
 
  private:
@@ -95,13 +96,20 @@ class Filler {
     return pieces;
   }
 
+  void note_filled(const WeightSlot& slot, int64_t begin, int64_t num_rows) {
+    RowRanges& rows = unfilled_.at({slot.slot, slot.layer});
+    const int64_t before = rows.num_rows();
+    rows.remove(begin, begin + num_rows);
+    num_twice_ += num_rows - (before - rows.num_rows());
+  }
+
   void fill_relative_bias(const BoundRule& entry) {
     const WeightSlot& slot = find(Slot::relative_bias, entry.layer);
     const DType dtype = entry.tensor->dtype;
     const std::vector<std::byte> biases =
         relative_bias_by_distance(*arch_.relative_bias, entry.tensor->data, dtype, entry.shape[1]);
     sink_.write_vector({.data = biases.data(), .dtype = dtype, .rows = slot.rows}, 0.0f, *slot.vector);
-    unfilled_[{slot.slot, slot.layer}] -= slot.rows;
+    note_filled(slot, 0, slot.rows);
   }
 
   bool has(Slot slot) const {
@@ -120,6 +128,7 @@ class Filler {
   std::vector<WeightSlot> slots_;
   WeightSink& sink_;
   SlotRows unfilled_;
+  int64_t num_twice_ = 0;  // rows that were written again
 };
 
 class SlotWriter final : public WeightWriter {

@@ -14,6 +14,7 @@
 
 #include "model/arch.h"
 #include "model/layer_offload.h"
+#include "model/row_ranges.h"
 #include "model/weight_sink.h"
 #include "model/weights.h"
 
@@ -67,8 +68,8 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
 void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, Device& device, Weights& weights,
                            const LoadOptions& options = {});
 
-// Rows of slots, by slot and layer.
-using SlotRows = std::map<std::pair<Slot, int32_t>, int64_t>;
+// Rows of slots, by slot and layer; those of an up half lie behind the gate half's.
+using SlotRows = std::map<std::pair<Slot, int32_t>, RowRanges>;
 
 // Writes matched tensors into weights that are there, one at a time.
 class WeightWriter {

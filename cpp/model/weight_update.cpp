@@ -26,7 +26,6 @@ WeightUpdate::WeightUpdate(const WeightAccess& access, bool keeps_old)
     : access_(access),
       keeps_old_(keeps_old),
       writer_(make_weight_writer(access.arch, access.device, access.weights)),
-      all_(writer_->unfilled()),
       binder_(access.arch, access.weights.spelling) {
   access_.device.synchronize();  // nothing reads what is about to change
 }
@@ -109,9 +108,9 @@ void WeightUpdate::finish() {
 
 void WeightUpdate::complete(WeightState& state) const {
   if (!state.is_incomplete) return;
-  if (state.missing.empty()) state.missing = all_;
-  for (auto& [slot, rows] : state.missing) rows -= all_.at(slot) - writer_->unfilled().at(slot);
-  if (!std::ranges::all_of(state.missing, [](const auto& item) { return item.second <= 0; })) return;
+  if (state.missing.empty()) state.missing = writer_->unfilled();
+  for (auto& [slot, rows] : state.missing) rows.intersect(writer_->unfilled().at(slot));
+  if (!std::ranges::all_of(state.missing, [](const auto& item) { return item.second.empty(); })) return;
   state.is_incomplete = false;
   state.missing.clear();
 }

@@ -85,7 +85,6 @@ class WeightUpdate {
   bool wrote_ = false;
   int32_t offloaded_layer_ = -1;  // which is in its slot, to be stored
   std::unique_ptr<WeightWriter> writer_;
-  SlotRows all_;
   TensorBinder binder_;
   std::vector<Kept> kept_;
 };

@@ -1,7 +1,6 @@
 // The engine of Python; see engine_binding.h.
 #include "bind/engine_binding.h"
 
-#include <array>
 #include <chrono>
 #include <stdexcept>
 #include <thread>
@@ -234,15 +233,7 @@ py::dict PyEngine::stats() {
 }
 
 py::list PyEngine::metrics() {
-  constexpr std::array<const char*, 4> kTypes = {"counter", "gauge", "vector", "histogram"};
-  py::list list;
-  for (const Metric& metric : with([](LLM& llm) { return llm.metrics(); })) {
-    py::dict labels;
-    if (!metric.label.first.empty()) labels[py::str(metric.label.first)] = metric.label.second;
-    list.append(py::make_tuple(metric.name, kTypes[static_cast<size_t>(metric.type)], labels, metric.value,
-                               metric.bounds, metric.values));
-  }
-  return list;
+  return metrics_list(with([](LLM& llm) { return llm.metrics(); }));
 }
 
 py::dict PyEngine::info() {

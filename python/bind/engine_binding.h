@@ -79,6 +79,7 @@ class PyEngine {
 void bind_outputs(py::module_& module);
 // The spans as a list of dicts, and how many found no room.
 py::dict recording_dict(const Recording& recording);
+py::list metrics_list(const std::vector<Metric>& metrics);
 py::dict model_info_dict(const ModelInfo& info);
 SleepMode sleep_mode(const std::string& mode);
 // Between two looks at an engine that another thread put to sleep.

@@ -1,4 +1,6 @@
 // Output values as Python objects: read-only attributes, logprobs as numpy arrays over the native buffers.
+#include <array>
+
 #include "bind/engine_binding.h"
 
 namespace quire::bind {
@@ -141,6 +143,19 @@ py::dict recording_dict(const Recording& recording) {
   result["spans"] = spans;
   result["num_dropped_spans"] = recording.num_dropped_spans;
   return result;
+}
+
+// (name, kind, labels, value, bounds, values) each.
+py::list metrics_list(const std::vector<Metric>& metrics) {
+  constexpr std::array<const char*, 4> kTypes = {"counter", "gauge", "vector", "histogram"};
+  py::list list;
+  for (const Metric& metric : metrics) {
+    py::dict labels;
+    if (!metric.label.first.empty()) labels[py::str(metric.label.first)] = metric.label.second;
+    list.append(py::make_tuple(metric.name, kTypes[static_cast<size_t>(metric.type)], labels, metric.value,
+                               metric.bounds, metric.values));
+  }
+  return list;
 }
 
 py::dict model_info_dict(const ModelInfo& info) {

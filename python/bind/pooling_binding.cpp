@@ -160,12 +160,28 @@ bool PyPoolingEngine::is_sleeping() {
 py::dict PyPoolingEngine::stats() {
   const PoolingStats stats = with([](PoolingModel& model) { return model.stats(); });
   py::dict values;
+  values["num_running"] = stats.num_running;
   values["num_waiting"] = stats.num_waiting;
   values["num_steps"] = stats.num_steps;
   values["num_finished"] = stats.num_finished;
   values["prompt_tokens"] = stats.prompt_tokens;
   values["step_seconds"] = stats.step_seconds;
   return values;
+}
+
+py::list PyPoolingEngine::metrics() {
+  return metrics_list(with([](PoolingModel& model) { return model.metrics(); }));
+}
+
+void PyPoolingEngine::start_recording() {
+  with([](PoolingModel& model) {
+    model.start_recording();
+    return true;
+  });
+}
+
+py::dict PyPoolingEngine::stop_recording() {
+  return recording_dict(with([](PoolingModel& model) { return model.stop_recording(); }));
 }
 
 py::dict PyPoolingEngine::info() {
@@ -200,7 +216,10 @@ void bind_pooling(py::module_& module) {
       .def("sleep", &PyPoolingEngine::sleep, py::arg("level") = 1, py::arg("mode") = "abort")
       .def("wake_up", &PyPoolingEngine::wake_up, py::arg("tags") = std::vector<std::string>())
       .def("is_sleeping", &PyPoolingEngine::is_sleeping)
+      .def("start_recording", &PyPoolingEngine::start_recording)
+      .def("stop_recording", &PyPoolingEngine::stop_recording)
       .def("stats", &PyPoolingEngine::stats)
+      .def("metrics", &PyPoolingEngine::metrics)
       .def("info", &PyPoolingEngine::info)
       .def("close", &PyPoolingEngine::close);
   module.def("plan_pooling_model", [](const std::string& model_dir, const py::dict& options, const py::dict& pooler) {

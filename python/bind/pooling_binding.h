@@ -34,7 +34,10 @@ class PyPoolingEngine {
   void sleep(int32_t level, const std::string& mode);
   bool wake_up(const std::vector<std::string>& tags);
   bool is_sleeping();
+  void start_recording();
+  py::dict stop_recording();
   py::dict stats();
+  py::list metrics();
   py::dict info();
   // Frees weights and threads now; waits for a step in progress.
   void close();

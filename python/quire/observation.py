@@ -19,7 +19,6 @@ class ObservationMethods:
 
     if TYPE_CHECKING:
         _engine: Any
-        _task: str
         _trace_settings: trace.TraceSettings
         _trace_prefix: str | None
         llm_engine: EngineView
@@ -38,8 +37,8 @@ class ObservationMethods:
         """Records what every step does from now on, until stop_profile() writes it down. Costs about 0.1 us a kernel.
 
         RuntimeError: the LLM was built without a folder for traces. ValueError: a recording is under way.
-        NotImplementedError: the device's kernels cannot be recorded (a GPU; use nsys), the model pools, or one of the
-        last three arguments is given.
+        NotImplementedError: the device's kernels cannot be recorded (a GPU; use nsys), or one of the last three
+        arguments is given.
         """
         self._check_open()
         given = {
@@ -56,7 +55,6 @@ class ObservationMethods:
             raise RuntimeError(trace.NOT_ENABLED)
         if profile_prefix is not None and Path(profile_prefix).name != profile_prefix:
             raise ValueError(f"profile_prefix is the beginning of a file's name, got {profile_prefix!r}")
-        self._require_recorder()
         self._engine.start_recording()
         self._trace_prefix = profile_prefix
 
@@ -68,22 +66,13 @@ class ObservationMethods:
         self._check_open()
         if self._trace_settings.folder is None:
             raise RuntimeError(trace.NOT_ENABLED)
-        self._require_recorder()
         recording = self._engine.stop_recording()
         return trace.write_trace(recording, self._trace_settings, self._trace_prefix)
 
     def get_metrics(self) -> list[metrics.Metric]:
         """Figures of the engine since it was built, under vLLM's names: the classes of quire.metrics.
 
-        They are there whatever disable_log_stats says. NotImplementedError: the model pools (stats() has counters).
+        They are there whatever disable_log_stats says. Of a pooling model, those that are not of generated tokens.
         """
         self._check_open()
-        if self._task != "generate":
-            raise NotImplementedError(
-                "LLM.get_metrics() is for models that generate text; LLM.stats() has the counters."
-            )
         return metrics.metrics_of(self._engine.metrics(), self.llm_engine.model_config.model)
-
-    def _require_recorder(self) -> None:
-        if self._task != "generate":
-            raise NotImplementedError("Profiles are for models that generate text; pooling has no recorder yet.")

@@ -67,11 +67,17 @@ def write_trace(recording: Mapping[str, Any], settings: TraceSettings, prefix: s
     return path
 
 
+def _name(span: Mapping[str, Any]) -> str:
+    """Layers by their number, which viewers do not show in the names of events."""
+    layer = span["arguments"].get("layer")
+    return str(span["name"]) if layer is None else f"{span['name']} {layer:.0f}"
+
+
 def _event(span: Mapping[str, Any], rank: int) -> dict[str, Any]:
     return {
         "ph": "X",
         "cat": span["category"],
-        "name": span["name"],
+        "name": _name(span),
         "ts": span["begin_ns"] / 1000,
         "dur": span["duration_ns"] / 1000,
         "pid": rank,

@@ -80,22 +80,52 @@ def test_trace(tiny_model: Path, tmp_path: Path, way: str, monkeypatch: pytest.M
         ("upload", "step"),
         ("run", "step"),
         ("forward", "run"),
-        ("gemm", "forward"),
-        ("paged_attention", "forward"),
+        ("embedding", "forward"),
+        ("embedding", "embedding"),
+        ("layer 0", "forward"),
+        ("layer 1", "forward"),
+        ("gemm", "layer 0"),
+        ("paged_attention", "layer 1"),
+        ("head", "forward"),
+        ("gemm", "head"),
         ("sample", "run"),
         ("sample", "sample"),
         ("fetch", "step"),
         ("commit", "step"),
     }:
         assert (name, parent) in lies_in, (name, parent)
-    count = {name: sum(event["name"] == name for event in events) for name in ("forward", "gemm", "paged_attention")}
-    assert count == {"forward": 4, "gemm": 4 * (2 * 4 + 1), "paged_attention": 4 * 2}
+    kernels_lie_in = {parent for event, parent in zip(events, parents(events), strict=True) if event["cat"] == "kernel"}
+    assert kernels_lie_in == {"embedding", "layer 0", "layer 1", "head", "sample"}
+    names = ("forward", "layer 0", "layer 1", "gemm", "paged_attention")
+    count = {name: sum(event["name"] == name for event in events) for name in names}
+    assert count == {"forward": 4, "layer 0": 4, "layer 1": 4, "gemm": 4 * (2 * 4 + 1), "paged_attention": 4 * 2}
     assert sum(event["args"].get("num_tokens", 0) for event in events if event["name"] == "plan") == 8 + 3 * 2
 
 
-def test_profiles_that_cannot_be(
-    tiny_model: Path, tmp_path: Path, pooling_folders: dict[str, Path], simt_plugin: Path
-) -> None:
+def test_trace_of_pooling(pooling_folders: dict[str, Path], tmp_path: Path) -> None:
+    texts: list[Any] = [[5, 6, 7, 8, 9], [7, 8, 9]]
+    with LLM(str(pooling_folders["embed"]), profiler_config={"torch_profiler_dir": str(tmp_path)}) as llm:
+        plain = [one.outputs.embedding for one in llm.embed(texts, use_tqdm=False)]
+        llm.start_profile()
+        assert [one.outputs.embedding for one in llm.embed(texts, use_tqdm=False)] == plain
+        events = read_trace(llm.stop_profile())
+    lies_in = set(zip((event["name"] for event in events), parents(events), strict=True))
+    assert {
+        ("plan", "step"),
+        ("upload", "step"),
+        ("run", "step"),
+        ("forward", "run"),
+        ("layer 0", "forward"),
+        ("gemm", "layer 0"),
+        ("pool", "run"),
+        ("fetch", "step"),
+        ("commit", "step"),
+        ("deliver", "step"),
+    } <= lies_in
+    assert sum(event["args"].get("num_tokens", 0) for event in events if event["name"] == "plan") == 8
+
+
+def test_profiles_that_cannot_be(tiny_model: Path, tmp_path: Path, simt_plugin: Path) -> None:
     with LLM(str(tiny_model)) as llm:
         for call in (llm.start_profile, llm.stop_profile):
             with pytest.raises(RuntimeError, match="Profiler is not enabled."):
@@ -108,9 +138,6 @@ def test_profiles_that_cannot_be(
             llm.start_profile("../x")
     with LLM(str(tiny_model), profiler_config=config, device="simt", max_model_len=32, max_num_seqs=2) as llm:
         with pytest.raises(NotImplementedError, match='kernels of device "simt" cannot be recorded'):
-            llm.start_profile()
-    with LLM(str(pooling_folders["embed"]), profiler_config=config) as llm:
-        with pytest.raises(NotImplementedError, match="pooling has no recorder"):
             llm.start_profile()
     for bad, error, message in (
         ({"profiler": "cuda"}, NotImplementedError, "profiler='cuda' is not supported"),
@@ -161,6 +188,12 @@ def test_metrics(tiny_model: Path) -> None:
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_decode_time"):
         one = now[f"vllm:{name}_seconds"]
         assert one.count == one.buckets["+Inf"] == 3 and one.sum >= 0
+    # Between the tokens of each sequence; the two of the last request come in the same steps.
+    between = now["vllm:inter_token_latency_seconds"]
+    assert between.count == 3 + 3 + 1 + 1 and list(between.buckets)[:3] == ["0.01", "0.025", "0.05"]
+    older = now["vllm:time_per_output_token_seconds"]
+    assert (older.count, older.sum, older.buckets) == (between.count, between.sum, between.buckets)
+    assert now["vllm:request_time_per_output_token_seconds"].count == 3
     steps = now["vllm:iteration_tokens_total"]
     assert steps.sum >= 43 + 6 and steps.count >= 6
 
@@ -177,9 +210,34 @@ def test_metrics_of_speculation(tmp_path: Path) -> None:
     assert sum(per_position.values) == metrics["vllm:spec_decode_num_accepted_tokens"].value > 0
 
 
-def test_metrics_of_pooling_models_are_refused(embedder: LLM) -> None:
-    with pytest.raises(NotImplementedError, match=r"LLM.stats\(\) has the counters"):
-        embedder.get_metrics()
+def test_metrics_of_pooling_models(pooling_folders: dict[str, Path]) -> None:
+    folder = str(pooling_folders["embed"])
+    with LLM(folder) as llm:
+        llm.embed([[5, 6, 7, 8, 9], [7, 8, 9]], use_tqdm=False)
+        with pytest.raises(ValueError, match="out of vocabulary"):
+            llm.embed([[5], [10**6]], use_tqdm=False)
+        now = by_name(llm.get_metrics())
+        assert now["vllm:prompt_tokens"].value == llm.stats()["prompt_tokens"]
+    assert {one.labels["model_name"] for one in now.values()} == {folder}
+    values = {name.removeprefix("vllm:"): one.value for name, one in now.items() if not isinstance(one, Histogram)}
+    assert values == {
+        "num_requests_running": 0.0,
+        "num_requests_waiting": 0.0,
+        "prompt_tokens": 8,
+        "request_success/stop": 2,
+        "request_success/length": 0,
+        "request_success/abort": 0,
+        "request_success/error": 0,
+    }
+    histograms = {name.removeprefix("vllm:"): one for name, one in now.items() if isinstance(one, Histogram)}
+    assert {name: one.count for name, one in histograms.items()} == {
+        "iteration_tokens_total": 1,
+        "request_prompt_tokens": 2,
+        "e2e_request_latency_seconds": 2,
+        "request_queue_time_seconds": 2,
+        "request_inference_time_seconds": 2,
+    }
+    assert histograms["request_prompt_tokens"].sum == histograms["iteration_tokens_total"].sum == 8
 
 
 def test_startup_report(llm: LLM, embedder: LLM) -> None:

@@ -82,6 +82,13 @@ def test_rows() -> None:
     assert "outside of steps: 0.04 ms, 20.0% of the run" in shown
 
 
+def test_layers_change_no_row() -> None:
+    kernels = [one for one in SPANS if one["category"] == "kernel"]
+    parts = [span("part", "layer", one["begin_ns"], one["duration_ns"], layer=0.0) for one in kernels]
+    both = sorted(SPANS + parts, key=lambda one: (one["begin_ns"], one["category"] == "kernel"))
+    assert profile_report.analyse(both, LIMITS, 200e-6) == profile_report.analyse(SPANS, LIMITS, 200e-6)
+
+
 def test_workloads_are_those_of_the_description() -> None:
     a, b, c, d = (workloads.WORKLOADS[name] for name in "abcd")
     assert [(len(w.prompt_lens), w.output_len) for w in (a, b, c, d)] == [(1, 128), (1, 1), (64, 128), (64, 32)]

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "quire/pooling_types.h"
+#include "quire/span.h"
 #include "quire/types.h"
 #include "quire/version.h"
 
@@ -60,7 +61,11 @@ class QUIRE_API PoolingModel {
   std::vector<WeightInfo> weights() const;
   std::vector<std::byte> read_weight(const std::string& name) const;
 
+  // As those of LLM.
+  void start_recording();
+  Recording stop_recording();
   PoolingStats stats() const;
+  std::vector<Metric> metrics() const;
   const ModelInfo& info() const;
 
  private:

@@ -57,7 +57,7 @@ struct PoolingOutput {
 using PoolingCallback = std::function<void(PoolingOutput&&)>;
 
 struct PoolingStats {
-  int64_t num_waiting = 0, num_steps = 0, prompt_tokens = 0, num_finished = 0;
+  int64_t num_running = 0, num_waiting = 0, num_steps = 0, prompt_tokens = 0, num_finished = 0;
   double step_seconds = 0.0;
 };
 

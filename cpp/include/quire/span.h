@@ -16,9 +16,12 @@ struct SpanArgument {
 };
 
 struct Span {
-  const char* category = "";  // "step": a step and what the host does in it; "kernel": a launch that was waited for
-  const char* name = "";      // of a kernel, its entry of the table: "gemm"
-  int64_t begin_ns = 0;       // of a clock that only goes forward
+  // "step": a step and what the host does in it; "part": of a forward pass, what encloses its kernels ("embedding",
+  // "layer", with its number as an argument, "final_norm", "head"; where ranks share the model, "all_reduce" and
+  // "gather", which wait for the others); "kernel": a launch that was waited for.
+  const char* category = "";
+  const char* name = "";  // of a kernel, its entry of the table: "gemm"
+  int64_t begin_ns = 0;   // of a clock that only goes forward
   int64_t duration_ns = 0;
   // Of kernels always "bytes" (read and written at least once each) and, where products are what they do, "flops".
   std::array<SpanArgument, 10> arguments = {};

@@ -105,6 +105,7 @@ def analyse(
     spans: list[dict[str, Any]], limits: dict[str, Any], wall_seconds: float
 ) -> tuple[list[Steps], list[Row], float]:
     """Steps by kind, rows by kind and label (the longest first), and the seconds outside of all steps."""
+    spans = [span for span in spans if span["category"] != "part"]  # layers: their kernels are listed by themselves
     plans: dict[int, dict[str, Any]] = {}
     placed = own_seconds(spans)
     for span, (step, _) in zip(spans, placed):

@@ -79,7 +79,9 @@ def _measure(llm: LLM, work: workloads.Workload) -> tuple[dict[str, Any], list[d
     """What a record says beside the rows, and the spans of the recorded run."""
     info, engine = llm.info(), llm._engine
     if "kv_cache_bytes" not in info or llm._task != "generate":
-        raise NotImplementedError("quire bench profile is for models that generate text; pooling has no recorder yet")
+        raise NotImplementedError(
+            "quire bench profile is for models that generate text; pooling is traced by start_profile()"
+        )
     engine.start_recording()  # a device that cannot says so now
     engine.stop_recording()
     _run(llm, work, 0, min(2, work.output_len))

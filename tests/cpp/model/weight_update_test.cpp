@@ -169,6 +169,25 @@ TEST_P(WeightUpdates, WithoutOldValuesAFailureIsRemembered) {
   EXPECT_EQ(model.bytes(), fresh.bytes());
 }
 
+// Whatever is left out, its absence is not hidden by the others coming twice.
+TEST_P(WeightUpdates, AreWholeWhenEachPartHasCome) {
+  const std::vector<CheckpointTensor>& all = after_.tensors();
+  for (size_t left_out = 0; left_out < all.size(); ++left_out) {
+    Loaded model(arch_, DType::f32, host(), RandomCheckpoint(arch_, Stored::f32, 1));
+    model.access().state.forget();
+    std::vector<CheckpointTensor> others = all;
+    others.erase(others.begin() + static_cast<ptrdiff_t>(left_out));
+    const auto few = checkpoint_in_memory(others);
+    for (int i = 0; i < 3; ++i) {
+      update_weights(one_rank(model.access()), OneByOne(*few), true);
+      ASSERT_TRUE(model.state().is_incomplete) << all[left_out].name;
+    }
+    const auto one = checkpoint_in_memory({all[left_out]});
+    update_weights(one_rank(model.access()), OneByOne(*one), true);
+    EXPECT_FALSE(model.state().is_incomplete) << all[left_out].name;
+  }
+}
+
 TEST_P(WeightUpdates, CheckpointsReplaceAllOrNothing) {
   for (const Place& place : kPlaces) {
     SCOPED_TRACE(place.name);

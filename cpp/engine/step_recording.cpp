@@ -1,0 +1,43 @@
+// Spans of forward passes, and their order; see step_recording.h.
+#include "engine/step_recording.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "base/check.h"
+
+namespace quire {
+
+void RecordedPass::begin(const char* part, int32_t layer) {
+  Span& span = open_.emplace_back();
+  span.category = "part";
+  span.name = part;
+  if (layer >= 0) span.add("layer", static_cast<double>(layer));
+  span.begin_ns = Recorder::now_ns();
+}
+
+void RecordedPass::end() {
+  Span& span = open_.back();
+  span.duration_ns = Recorder::now_ns() - span.begin_ns;
+  recorder_.add(span);
+  open_.pop_back();
+}
+
+void StepRecording::require_none() const {
+  if (recorder_ != nullptr) throw InvalidArgument("a recording is under way; end it with stop_recording()");
+}
+
+void StepRecording::require_one() const {
+  if (recorder_ == nullptr) throw InvalidArgument("nothing is recorded; begin with start_recording()");
+}
+
+Recording StepRecording::take() {
+  const std::unique_ptr<Recorder> recorder = std::move(recorder_);
+  Recording recording = {.spans = {recorder->spans().begin(), recorder->spans().end()},
+                         .num_dropped_spans = recorder->num_dropped()};
+  std::ranges::stable_sort(recording.spans, {},
+                           [](const Span& span) { return std::tuple(span.begin_ns, -span.duration_ns); });
+  return recording;
+}
+
+}  // namespace quire
