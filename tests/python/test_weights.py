@@ -505,10 +505,14 @@ def test_closing_within_a_call_is_an_error(folders: tuple[Path, Path], ranks: in
             llm.close()
             return logits
 
-        processor = SamplingParams(max_tokens=2, logits_processors=[close_and_go_on])
+        def generate() -> None:  # what a processor raises ends its request alone
+            params = SamplingParams(max_tokens=2, logits_processors=[close_and_go_on])
+            (output,) = llm.generate(PROMPTS[:1], params, use_tqdm=False)
+            raise RuntimeError(output.error)
+
         for work, message in (
             (lambda: llm.load_weights(closing()), r"close\(\) was called by what a call on this LLM runs"),
-            (lambda: llm.generate(PROMPTS, processor, use_tqdm=False), r"close\(\) was called by what a call"),
+            (generate, r"close\(\) was called by what a call on this LLM runs"),
             (lambda: llm.collective_rpc(lambda worker: llm.close()), r"close\(\) was called by what collective_rpc"),
             (lambda: llm.apply_model(lambda model: llm.close()), r"close\(\) was called by what collective_rpc"),
         ):
