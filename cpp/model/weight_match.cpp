@@ -144,10 +144,10 @@ BoundRule* find_rule(BoundRules& bound, const std::string& name, const WeightRul
   return nullptr;
 }
 
-// Empty: the tensor is what the rule says.
-std::string shape_problem(const BoundRule& entry) {
+// Empty: the tensor is what the rule says. `who_says` is for the message.
+std::string shape_problem(const BoundRule& entry, const std::string& who_says = "config.json makes it") {
   if (entry.tensor->shape != entry.shape) {
-    return str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape), ", but config.json makes it ",
+    return str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape), ", but ", who_says, " ",
                    shape_text(entry.shape));
   }
   if (!is_float(entry.tensor->dtype)) {
@@ -353,7 +353,7 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
 
 // ------------------------------------------------------------------------------------------------ one tensor at a time
 
-TensorBinder::TensorBinder(const ArchSpec& arch, size_t spelling, Extent extent) : arch_(arch) {
+TensorBinder::TensorBinder(const ArchSpec& arch, size_t spelling, Extent extent) : arch_(arch), extent_(extent) {
   spellings_.push_back(bind_rules(arch, spelling, extent));
   for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
     if (i != spelling) spellings_.push_back(bind_rules(arch, i, extent));
@@ -383,7 +383,9 @@ const BoundRule* TensorBinder::bind(const CheckpointTensor& tensor) {
     return nullptr;
   }
   entry->tensor = &tensor;
-  if (std::string problem = shape_problem(*entry); !problem.empty()) {
+  const std::string who_says =
+      extent_ == Extent::whole ? "config.json makes it" : str_cat("the part of rank ", arch_.shard.rank, " is");
+  if (std::string problem = shape_problem(*entry, who_says); !problem.empty()) {
     misshaped_.push_back(std::move(problem));
     return nullptr;
   }

@@ -68,6 +68,7 @@ class TensorBinder {
   BoundRule* find(const std::string& name, bool& is_ignored);
 
   const ArchSpec& arch_;
+  Extent extent_;
   std::vector<BoundRules> spellings_;  // the one to prefer first
   std::set<const BoundRule*> seen_;
   std::vector<std::string> unexpected_, twice_, misshaped_;

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from quire.meeting import LeftAlone, Meeting
-from quire.workers import NO_TORCH, Worker, views, write_back
+from quire.workers import NO_TORCH, Worker, forget, views, write_back
 
 # The executors whose calls the running code is part of, by id.
 _INSIDE: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("quire_inside", default=())
@@ -68,6 +68,20 @@ class Executor:
         if not self._turn.acquire(timeout=-1 if timeout is None else timeout):
             raise TimeoutError(f"another call on the workers was not done within {timeout} s")
         return _ThreadCalls(self, call).results(timeout, end)
+
+    def change(self, do: Callable[[], Any]) -> Any:
+        """do() changes weights and no worker knows; what was written to parameters before comes before it."""
+        if not self.is_inside:
+            return do()
+        if len(self.workers) > 1:
+            raise RuntimeError(
+                "Within a call on several ranks weights are loaded by the workers or their models, all of them "
+                "together: worker.load_weights, worker.reload_weights or model.load_weights."
+            )
+        write_back(self.workers)
+        result = do()
+        forget(self.workers)
+        return result
 
     def _run_here(self, call: Callable[[Worker], Any]) -> Any:
         with ExitStack() as stack:

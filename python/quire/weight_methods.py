@@ -43,7 +43,8 @@ class WeightMethods:
         takes no requests until all of its weights were loaded again.
         """
         self._check_open()
-        return load(self._engine, weights, atomic)
+        names: set[str] = self._executor.change(lambda: load(self._engine, weights, atomic))
+        return names
 
     def reload_weights(self, path: str | PathLike[str] | None = None) -> None:
         """All weights of another checkpoint of the same architecture, or, without a path, of the one from the start.
@@ -52,7 +53,7 @@ class WeightMethods:
         is missing, unexpected and misshaped, and nothing is changed; requests are in flight.
         """
         self._check_open()
-        reload(self._engine, self._origin, path)
+        self._executor.change(lambda: reload(self._engine, self._origin, path))
 
     def get_weight_version(self) -> int:
         """How often weights have changed since they were loaded."""

@@ -266,12 +266,14 @@ def test_errors_change_nothing(shared: LLM) -> None:
 
     with pytest.raises(KeyError, match="of rank 1"):
         shared.collective_rpc(fail_on_rank_1)
-    with pytest.raises(ValueError, match=r"model.norm.weight: \[3\], but config.json makes it \[64\]"):
+    with pytest.raises(ValueError, match=r"model.norm.weight: \[3\], but the part of rank 1 is \[64\]"):
         shared.collective_rpc(misshape_on_rank_1)
     assert shared.get_weight_version() == 0
     assert same(shared.apply_model(state_of), state) and results(shared) == old
     with pytest.raises(RuntimeError, match="cannot be called by what they run"):
         shared.collective_rpc(lambda worker: shared.apply_model(state_of))
+    with pytest.raises(RuntimeError, match="weights are loaded by the workers or their models, all of them together"):
+        shared.collective_rpc(lambda worker: shared.load_weights({}))
     shared.enqueue([{"prompt_token_ids": [1, 2]}])
     with pytest.raises(ValueError, match="requests are in flight"):
         shared.apply_model(scale)
