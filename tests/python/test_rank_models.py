@@ -386,8 +386,9 @@ def test_ranks_that_wait_for_each_other_while_they_load(shared: LLM, other: Path
 
         worker.model.get_parameter(NORM).zero_()  # is overwritten
         worker.model.load_weights(received())
-        worker.model.get_parameter(UP).mul_(2)  # comes behind
-        worker.model.load_weights([(UP, tensors_of(other)[UP])])
+        worker.model.get_parameter(UP).mul_(2)
+        worker.model.load_weights([(NORM, tensors_of(other)[NORM])])
+        worker.model.get_parameter(UP).mul_(0.5)  # of what was written before the norm was loaded
 
     shared.collective_rpc(load)
     assert results(shared) == want
@@ -461,10 +462,15 @@ def test_ranks_that_come_too_late(folders: dict[str, Path], other: Path) -> None
         with pytest.raises(RuntimeError, match=r"rank 1 did not come within 0.5 s \(collective_timeout\)"):
             llm.collective_rpc(load)
 
+        is_loading = threading.Event()
+
         def asking(worker: Any) -> Any:
             def some() -> Iterator[tuple[str, np.ndarray]]:
+                if worker.rank == 0:
+                    is_loading.set()
                 yield from tensors.items()
                 if worker.rank == 1:
+                    is_loading.wait()
                     llm.get_weight_version()
 
             return worker.load_weights(some())
