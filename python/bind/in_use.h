@@ -1,5 +1,7 @@
 // Which engines the calling thread is inside of, so that closing one of them is an error and not a thread that waits
 // for itself.
+//
+// Does not know of other threads: those close() waits for. Called by every call on an engine, with or without the GIL.
 #pragma once
 
 #include <algorithm>

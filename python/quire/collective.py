@@ -55,6 +55,12 @@ class Executor:
         """Is the caller run by a call on these workers?"""
         return id(self) in _INSIDE.get()
 
+    def require_outside(self, what: str) -> None:
+        if self.is_inside:
+            raise RuntimeError(
+                f"{what} was called by what collective_rpc or apply_model runs. Call it when that call has returned."
+            )
+
     def run(self, call: Callable[[Worker], Any], timeout: float | None) -> list[Any]:
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be positive, got {timeout}")

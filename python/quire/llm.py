@@ -394,10 +394,7 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
         """
         if self._closed:
             return
-        if self._executor.is_inside:
-            raise RuntimeError(
-                "close() was called by what collective_rpc or apply_model runs. Close it when that call has returned."
-            )
+        self._executor.require_outside("close()")
         self._closed = True
         try:
             self._engine.close()
