@@ -274,6 +274,13 @@ def test_errors_change_nothing(shared: LLM) -> None:
         shared.collective_rpc(lambda worker: shared.apply_model(state_of))
     with pytest.raises(RuntimeError, match="weights are loaded by the workers or their models, all of them together"):
         shared.collective_rpc(lambda worker: shared.load_weights({}))
+    for bad in (lambda: shared._engine.weights_of_rank(2), lambda: shared._engine.read_weight_of_rank(-1, UP)):
+        with pytest.raises(ValueError, match="there is no rank"):
+            bad()
+    with pytest.raises(ValueError, match="a list of parts a rank is needed: 2, got 1"):
+        shared._engine.load_weights_of_ranks([[]])
+    with pytest.raises(ValueError, match="has no weight x"):
+        shared._engine.read_weight_of_rank(1, "x")
     shared.enqueue([{"prompt_token_ids": [1, 2]}])
     with pytest.raises(ValueError, match="requests are in flight"):
         shared.apply_model(scale)
