@@ -43,7 +43,8 @@ std::vector<WeightInfo> describe_weights(const std::vector<ReadableWeight>& weig
   std::vector<WeightInfo> described;
   described.reserve(weights.size());
   for (const ReadableWeight& weight : weights) {
-    described.push_back({weight.name, std::string(dtype_name(dtype)), weight.shape, weight.same_as});
+    described.push_back(
+        {weight.name, std::string(dtype_name(dtype)), weight.shape, weight.same_as, weight.is_elsewhere});
   }
   return described;
 }

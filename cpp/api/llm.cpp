@@ -251,6 +251,25 @@ std::vector<std::byte> LLM::read_weight(const std::string& name) const {
   return impl_->engine.read_weight(name);
 }
 
+std::vector<WeightInfo> LLM::weights_of_rank(int32_t rank) const {
+  const std::lock_guard lock(impl_->mutex);
+  return describe_weights(impl_->engine.weights_of_rank(rank), impl_->engine.config().model.dtype);
+}
+
+std::vector<std::byte> LLM::read_weight_of_rank(int32_t rank, const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.read_weight_of_rank(rank, name);
+}
+
+uint64_t LLM::load_weights_of_ranks(const std::vector<std::vector<ExternalTensor>>& parts) {
+  std::vector<std::vector<CheckpointTensor>> tensors;
+  tensors.reserve(parts.size());
+  for (const std::vector<ExternalTensor>& of_rank : parts) tensors.push_back(adopt_all(of_rank));
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.load_weights_of_ranks(tensors);
+  return impl_->engine.weights_version();
+}
+
 std::vector<Metric> LLM::metrics() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.metrics();

@@ -101,6 +101,10 @@ class Engine {
   // The weights under the names of a checkpoint, and the elements of one in the model's dtype.
   std::vector<ReadableWeight> weights() { return readable_weights(worker_.first().weight_access()); }
   std::vector<std::byte> read_weight(const std::string& name);
+  // Of one rank, and parts for each.
+  std::vector<ReadableWeight> weights_of_rank(int32_t rank);
+  std::vector<std::byte> read_weight_of_rank(int32_t rank, const std::string& name);
+  void load_weights_of_ranks(const std::vector<std::vector<CheckpointTensor>>& parts);
   bool reset_prefix_cache() { return scheduler_.reset_prefix_cache(); }
   Stats stats() const;
   std::vector<Metric> metrics() const { return metrics_.metrics(stats()); }

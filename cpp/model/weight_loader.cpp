@@ -34,8 +34,8 @@ int64_t longest_row(const std::vector<WeightSlot>& slots) {
 
 class Filler {
  public:
-  Filler(const ArchSpec& arch, std::vector<WeightSlot> slots, WeightSink& sink)
-      : arch_(arch), slots_(std::move(slots)), sink_(sink) {
+  Filler(const ArchSpec& arch, std::vector<WeightSlot> slots, WeightSink& sink, Extent extent = Extent::whole)
+      : arch_(arch), slots_(std::move(slots)), sink_(sink), extent_(extent) {
     for (const WeightSlot& slot : slots_) unfilled_[{slot.slot, slot.layer}] = RowRanges(slot.rows);
   }
 
@@ -88,7 +88,7 @@ class Filler {
 
  private:
   std::vector<Piece> pieces(const BoundRule& entry, int64_t num_rows) const {
-    std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows);
+    std::vector<Piece> pieces = pieces_of(arch_, entry.rule->slot, entry.layer, num_rows, extent_);
     if (entry.rule->slot == Slot::embedding && arch_.tie_word_embeddings && has(Slot::lm_head)) {
       pieces.push_back(pieces.front());  // the int8 copy
       pieces.back().target = Slot::lm_head;
@@ -127,14 +127,16 @@ class Filler {
   const ArchSpec& arch_;
   std::vector<WeightSlot> slots_;
   WeightSink& sink_;
+  Extent extent_;
   SlotRows unfilled_;
   int64_t num_twice_ = 0;  // rows that were written again
 };
 
 class SlotWriter final : public WeightWriter {
  public:
-  SlotWriter(const ArchSpec& arch, Device& device, std::vector<WeightSlot> slots, const StagingOptions& staging)
-      : sink_(make_weight_sink(device, longest_row(slots), staging)), filler_(arch, std::move(slots), *sink_) {}
+  SlotWriter(const ArchSpec& arch, Device& device, std::vector<WeightSlot> slots, Extent extent,
+             const StagingOptions& staging)
+      : sink_(make_weight_sink(device, longest_row(slots), staging)), filler_(arch, std::move(slots), *sink_, extent) {}
 
   std::vector<const WeightSlot*> slots_of(const BoundRule& entry) const override { return filler_.slots_of(entry); }
   void write(const BoundRule& entry) override { filler_.fill(entry); }
@@ -251,9 +253,9 @@ void load_weights_or_dummy(const ArchSpec& arch, const Checkpoint* checkpoint, D
   }
 }
 
-std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights,
+std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights, Extent extent,
                                                  const StagingOptions& staging) {
-  return std::make_unique<SlotWriter>(arch, device, weight_slots(arch, weights), staging);
+  return std::make_unique<SlotWriter>(arch, device, weight_slots(arch, weights), extent, staging);
 }
 
 }  // namespace quire

@@ -51,6 +51,7 @@ std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> t
 
 struct BoundRule;
 struct WeightSlot;
+enum class Extent : uint8_t;
 
 struct LoadOptions {
   StagingOptions staging;              // of asynchronous devices
@@ -85,7 +86,8 @@ class WeightWriter {
   virtual const SlotRows& unfilled() const = 0;
 };
 
-std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights,
+// `extent`: of the tensors that it is given.
+std::unique_ptr<WeightWriter> make_weight_writer(const ArchSpec& arch, Device& device, Weights& weights, Extent extent,
                                                  const StagingOptions& staging = {});
 
 }  // namespace quire

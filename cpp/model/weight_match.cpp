@@ -144,10 +144,10 @@ BoundRule* find_rule(BoundRules& bound, const std::string& name, const WeightRul
   return nullptr;
 }
 
-// Empty: the tensor is what the rule says.
-std::string shape_problem(const BoundRule& entry) {
+// Empty: the tensor is what the rule says. `who_says` is for the message.
+std::string shape_problem(const BoundRule& entry, const std::string& who_says = "config.json makes it") {
   if (entry.tensor->shape != entry.shape) {
-    return str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape), ", but config.json makes it ",
+    return str_cat(entry.tensor->name, ": ", shape_text(entry.tensor->shape), ", but ", who_says, " ",
                    shape_text(entry.shape));
   }
   if (!is_float(entry.tensor->dtype)) {
@@ -156,7 +156,16 @@ std::string shape_problem(const BoundRule& entry) {
   return {};
 }
 
-void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, BoundRules& bound) {
+void cut_to_shard(const ArchSpec& arch, BoundRule& entry) {
+  int64_t& num_rows = entry.shape[entry.rule->transposed ? 1 : 0];
+  const std::vector<Piece> pieces = pieces_of(arch, entry.rule->slot, entry.layer, num_rows);
+  if (pieces.empty()) return;
+  num_rows = 0;
+  for (const Piece& piece : pieces) num_rows += piece.rows;
+  if (pieces.front().cols > 0) entry.shape[entry.rule->transposed ? 0 : 1] = pieces.front().cols;
+}
+
+void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, Extent extent, BoundRules& bound) {
   for (const WeightRule& rule : rules) {
     const bool per_layer = rule.name.find("{i}") != std::string::npos;
     const int32_t num_copies = per_layer ? static_cast<int32_t>(arch.layers.size()) : 1;
@@ -164,6 +173,7 @@ void bind(const std::vector<WeightRule>& rules, const ArchSpec& arch, BoundRules
       BoundRule entry{.rule = &rule, .layer = per_layer ? i : -1};
       if (!layer_has(layer_spec(arch, entry.layer), rule.slot)) continue;
       for (const std::string& symbol : rule.shape) entry.shape.push_back(dimension(symbol, arch, entry.layer));
+      if (extent == Extent::shard) cut_to_shard(arch, entry);
       const bool inserted = bound.emplace(expand(rule.name, i), std::move(entry)).second;
       QUIRE_CHECK(inserted, "two weight rules for ", expand(rule.name, i));
     }
@@ -229,9 +239,7 @@ std::vector<Piece> attention_pieces(Slot slot, const AttnSpec& attn, const AttnS
   return {q(0), k(whole.q_dim()), v(whole.q_dim() + whole.kv_dim())};
 }
 
-}  // namespace
-
-std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows) {
+std::vector<Piece> pieces_of_whole(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows) {
   const AttnSpec& attn = layer_spec(arch, layer).attn;
   const auto& ffn = std::get<DenseFfn>(layer_spec(arch, layer).ffn);
   const LayerSpec& whole = layer_spec(whole_arch(arch), layer);
@@ -277,10 +285,24 @@ std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int
   }
 }
 
-BoundRules bind_rules(const ArchSpec& arch, size_t spelling) {
+}  // namespace
+
+std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows, Extent extent) {
+  std::vector<Piece> pieces = pieces_of_whole(arch, slot, layer, num_rows);
+  if (extent == Extent::whole) return pieces;
+  int64_t next_row = 0;
+  for (Piece& piece : pieces) {
+    piece.source_row = next_row;
+    piece.source_col = 0;
+    next_row += piece.rows;
+  }
+  return pieces;
+}
+
+BoundRules bind_rules(const ArchSpec& arch, size_t spelling, Extent extent) {
   BoundRules bound;
-  bind(arch.weights.rules, arch, bound);
-  if (!arch.weights.spellings.empty()) bind(arch.weights.spellings.at(spelling), arch, bound);
+  bind(arch.weights.rules, arch, extent, bound);
+  if (!arch.weights.spellings.empty()) bind(arch.weights.spellings.at(spelling), arch, extent, bound);
   return bound;
 }
 
@@ -289,7 +311,7 @@ size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint) {
   ptrdiff_t most = -1;
   for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
     BoundRules bound;
-    bind(arch.weights.spellings[i], arch, bound);
+    bind(arch.weights.spellings[i], arch, Extent::whole, bound);
     const ptrdiff_t count = std::ranges::count_if(checkpoint.tensors(), [&](const CheckpointTensor& tensor) {
       return find_rule(bound, tensor.name, arch.weights) != nullptr;
     });
@@ -331,10 +353,10 @@ std::vector<BoundRule> match_weights(const ArchSpec& arch, const Checkpoint& che
 
 // ------------------------------------------------------------------------------------------------ one tensor at a time
 
-TensorBinder::TensorBinder(const ArchSpec& arch, size_t spelling) : arch_(arch) {
-  spellings_.push_back(bind_rules(arch, spelling));
+TensorBinder::TensorBinder(const ArchSpec& arch, size_t spelling, Extent extent) : arch_(arch), extent_(extent) {
+  spellings_.push_back(bind_rules(arch, spelling, extent));
   for (size_t i = 0; i < arch.weights.spellings.size(); ++i) {
-    if (i != spelling) spellings_.push_back(bind_rules(arch, i));
+    if (i != spelling) spellings_.push_back(bind_rules(arch, i, extent));
   }
 }
 
@@ -361,7 +383,9 @@ const BoundRule* TensorBinder::bind(const CheckpointTensor& tensor) {
     return nullptr;
   }
   entry->tensor = &tensor;
-  if (std::string problem = shape_problem(*entry); !problem.empty()) {
+  const std::string who_says =
+      extent_ == Extent::whole ? "config.json makes it" : str_cat("the part of rank ", arch_.shard.rank, " is");
+  if (std::string problem = shape_problem(*entry, who_says); !problem.empty()) {
     misshaped_.push_back(std::move(problem));
     return nullptr;
   }

@@ -16,6 +16,9 @@
 
 namespace quire {
 
+// What tensors hold: everything, as those of a checkpoint, or what one rank has of it.
+enum class Extent : uint8_t { whole, shard };
+
 // A rule for one layer (-1: none), and the tensor that was found for it.
 struct BoundRule {
   const WeightRule* rule = nullptr;
@@ -37,8 +40,9 @@ struct Piece {
 
 // By name: what a checkpoint of `arch` must or may hold, without tensors.
 using BoundRules = std::map<std::string, BoundRule>;
-// `spelling`: which of those that the architecture has.
-BoundRules bind_rules(const ArchSpec& arch, size_t spelling = 0);
+// `spelling`: which of those that the architecture has. Of a shard, shapes are those of the rank's parts; a tensor that
+// it has nothing of, as the first rank has all, keeps its own.
+BoundRules bind_rules(const ArchSpec& arch, size_t spelling = 0, Extent extent = Extent::whole);
 
 // The rules that a tensor was found for, in the order of the checkpoint's tensors, which is that of their pages.
 // Throws InvalidArgument that lists ALL missing, unexpected and misshaped tensors (both shapes) at once.
@@ -51,7 +55,7 @@ size_t best_spelling(const ArchSpec& arch, const Checkpoint& checkpoint);
 class TensorBinder {
  public:
   // `spelling`: the one to look names up in first.
-  TensorBinder(const ArchSpec& arch, size_t spelling);
+  TensorBinder(const ArchSpec& arch, size_t spelling, Extent extent = Extent::whole);
   // The rule that a tensor is for, with the tensor; null where it is not needed, or does not fit and is noted.
   const BoundRule* bind(const CheckpointTensor& tensor);
   bool has_misfits() const { return !unexpected_.empty() || !twice_.empty() || !misshaped_.empty(); }
@@ -64,13 +68,15 @@ class TensorBinder {
   BoundRule* find(const std::string& name, bool& is_ignored);
 
   const ArchSpec& arch_;
+  Extent extent_;
   std::vector<BoundRules> spellings_;  // the one to prefer first
   std::set<const BoundRule*> seen_;
   std::vector<std::string> unexpected_, twice_, misshaped_;
 };
 
-// Where the rows of a tensor for `slot` go; the tensor of the whole model has num_rows of them. Of a shard: those it
-// has, often not all, sometimes none.
-std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows);
+// Where the rows of a tensor for `slot` go; the tensor of the whole model has num_rows of them. Of a shard's ArchSpec:
+// those it has, often not all, sometimes none. Where the tensor is a rank's part, they lie there one behind the other.
+std::vector<Piece> pieces_of(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows,
+                             Extent extent = Extent::whole);
 
 }  // namespace quire

@@ -30,8 +30,12 @@ void store(float value, DType dtype, std::byte* to) {
 class Reader {
  public:
   // Puts the parts that one rank has into `bytes`.
-  Reader(const WeightAccess& access, const BoundRule& entry, std::vector<std::byte>& bytes)
-      : access_(access), entry_(entry), bytes_(bytes), slots_(weight_slots(access.arch, access.weights)) {
+  Reader(const WeightAccess& access, const BoundRule& entry, Extent extent, std::vector<std::byte>& bytes)
+      : access_(access),
+        entry_(entry),
+        extent_(extent),
+        bytes_(bytes),
+        slots_(weight_slots(access.arch, access.weights)) {
     const bool transposed = entry.rule->transposed;
     num_rows_ = entry.shape[transposed ? 1 : 0];
     num_cols_ = entry.shape.size() == 1 ? 1 : entry.shape[transposed ? 0 : 1];
@@ -47,7 +51,8 @@ class Reader {
     if (entry_.rule->slot == Slot::relative_bias) {
       read_relative_bias();
     } else {
-      for (const Piece& piece : pieces_of(access_.arch, entry_.rule->slot, entry_.layer, num_rows_)) read(piece);
+      for (const Piece& piece : pieces_of(access_.arch, entry_.rule->slot, entry_.layer, num_rows_, extent_))
+        read(piece);
     }
   }
 
@@ -114,6 +119,7 @@ class Reader {
 
   const WeightAccess& access_;
   const BoundRule& entry_;
+  Extent extent_;
   std::vector<std::byte>& bytes_;
   std::vector<WeightSlot> slots_;
   int64_t num_rows_ = 0, num_cols_ = 0, row_stride_ = 0, col_stride_ = 0;
@@ -126,10 +132,23 @@ auto place_of(const std::string& name, const BoundRule& entry) {
   return std::tuple(group, entry.layer, entry.rule->slot, name);
 }
 
+const BoundRule& find_rule(const ArchSpec& arch, const BoundRules& bound, const std::string& name) {
+  auto found = bound.find(name);
+  require(found != bound.end(), str_cat("the model (", arch.name, ") has no weight ", name));
+  if (is_tied_head(arch, found->second)) {
+    found = std::ranges::find_if(bound, [](const auto& item) { return item.second.rule->slot == Slot::embedding; });
+  }
+  return found->second;
+}
+
+bool has_part(const ArchSpec& arch, const BoundRule& entry) {
+  return !pieces_of(arch, entry.rule->slot, entry.layer, entry.shape[entry.rule->transposed ? 1 : 0]).empty();
+}
+
 }  // namespace
 
-std::vector<ReadableWeight> readable_weights(const WeightAccess& access) {
-  const BoundRules bound = bind_rules(access.arch, access.weights.spelling);
+std::vector<ReadableWeight> readable_weights(const WeightAccess& access, Extent extent) {
+  const BoundRules bound = bind_rules(access.arch, access.weights.spelling, extent);
   std::vector<const BoundRules::value_type*> entries;
   std::string embedding;
   for (const auto& item : bound) {
@@ -140,8 +159,9 @@ std::vector<ReadableWeight> readable_weights(const WeightAccess& access) {
   std::vector<ReadableWeight> weights;
   weights.reserve(entries.size());
   for (const auto* item : entries) {
-    weights.push_back(
-        {item->first, item->second.shape, is_tied_head(access.arch, item->second) ? embedding : std::string()});
+    weights.push_back({item->first, item->second.shape,
+                       is_tied_head(access.arch, item->second) ? embedding : std::string(),
+                       extent == Extent::shard && !has_part(access.arch, item->second)});
   }
   return weights;
 }
@@ -149,18 +169,26 @@ std::vector<ReadableWeight> readable_weights(const WeightAccess& access) {
 std::vector<std::byte> read_weight(const WeightRanks& ranks, const std::string& name) {
   const WeightAccess& access = ranks.all.front();
   const BoundRules bound = bind_rules(access.arch, access.weights.spelling);
-  auto found = bound.find(name);
-  require(found != bound.end(), str_cat("the model (", access.arch.name, ") has no weight ", name));
-  if (is_tied_head(access.arch, found->second)) {
-    found = std::ranges::find_if(bound, [](const auto& item) { return item.second.rule->slot == Slot::embedding; });
-  }
+  const BoundRule& entry = find_rule(access.arch, bound, name);
   std::vector<std::byte> bytes;
   // One after the other, since they fill one array.
   for (size_t reading = 0; reading < ranks.all.size(); ++reading) {
     ranks.each([&](size_t rank) {
-      if (rank == reading) Reader(ranks.all[rank], found->second, bytes).read();
+      if (rank == reading) Reader(ranks.all[rank], entry, Extent::whole, bytes).read();
     });
   }
+  return bytes;
+}
+
+std::vector<std::byte> read_shard(const WeightRanks& ranks, size_t rank, const std::string& name) {
+  const WeightAccess& own = ranks.all.at(rank);
+  const BoundRules bound = bind_rules(own.arch, own.weights.spelling, Extent::shard);
+  const BoundRule& entry = find_rule(own.arch, bound, name);
+  const size_t reading = has_part(own.arch, entry) ? rank : 0;
+  std::vector<std::byte> bytes;
+  ranks.each([&](size_t one) {
+    if (one == reading) Reader(ranks.all[one], entry, Extent::shard, bytes).read();
+  });
   return bytes;
 }
 

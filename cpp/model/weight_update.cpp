@@ -22,11 +22,11 @@ const BoundRule* bind_one(const CheckpointTensor& tensor, const ArchSpec& arch, 
 
 }  // namespace
 
-WeightUpdate::WeightUpdate(const WeightAccess& access, bool keeps_old)
+WeightUpdate::WeightUpdate(const WeightAccess& access, bool keeps_old, Extent extent)
     : access_(access),
       keeps_old_(keeps_old),
-      writer_(make_weight_writer(access.arch, access.device, access.weights)),
-      binder_(access.arch, access.weights.spelling) {
+      writer_(make_weight_writer(access.arch, access.device, access.weights, extent)),
+      binder_(access.arch, access.weights.spelling, extent) {
   access_.device.synchronize();  // nothing reads what is about to change
 }
 
@@ -143,19 +143,19 @@ bool undo_all(const WeightRanks& ranks, const std::vector<std::unique_ptr<Weight
   return std::ranges::all_of(is_undone, [](char undone) { return undone != 0; });
 }
 
-}  // namespace
+using Updates = std::vector<std::unique_ptr<WeightUpdate>>;
 
-void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomic) {
-  std::vector<std::unique_ptr<WeightUpdate>> updates(ranks.all.size());
+// What write(updates) does, with all that is around it.
+template <typename Write>
+void update_all(const WeightRanks& ranks, Extent extent, bool atomic, const Write& write) {
+  Updates updates(ranks.all.size());
   try {
     ranks.each([&](size_t rank) {
       const WeightAccess& access = ranks.all[rank];
       // Of what is not whole nothing is kept.
-      updates[rank] = std::make_unique<WeightUpdate>(access, atomic && !access.state.is_incomplete);
+      updates[rank] = std::make_unique<WeightUpdate>(access, atomic && !access.state.is_incomplete, extent);
     });
-    CheckpointTensor tensor;
-    while (next(tensor)) ranks.each([&](size_t rank) { updates[rank]->add(tensor); });
-    updates.front()->check();
+    write(updates);
     ranks.each([&](size_t rank) { updates[rank]->finish(); });
   } catch (...) {
     if (!undo_all(ranks, updates)) {
@@ -172,8 +172,29 @@ void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomi
   }
 }
 
-void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors) {
-  TensorBinder binder(access.arch, access.weights.spelling);
+}  // namespace
+
+void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomic) {
+  update_all(ranks, Extent::whole, atomic, [&](Updates& updates) {
+    CheckpointTensor tensor;
+    while (next(tensor)) ranks.each([&](size_t rank) { updates[rank]->add(tensor); });
+    updates.front()->check();
+  });
+}
+
+void update_shards(const WeightRanks& ranks, const std::vector<std::vector<CheckpointTensor>>& shards) {
+  QUIRE_CHECK(shards.size() == ranks.all.size(), shards.size(), " shards for ", ranks.all.size(), " ranks");
+  for (size_t rank = 0; rank < shards.size(); ++rank) check_tensors(ranks.all[rank], shards[rank], Extent::shard);
+  update_all(ranks, Extent::shard, true, [&](Updates& updates) {
+    ranks.each([&](size_t rank) {
+      for (const CheckpointTensor& tensor : shards[rank]) updates[rank]->add(tensor);
+      updates[rank]->check();
+    });
+  });
+}
+
+void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors, Extent extent) {
+  TensorBinder binder(access.arch, access.weights.spelling, extent);
   for (const CheckpointTensor& tensor : tensors) bind_one(tensor, access.arch, binder);
   binder.throw_if_misfits();
 }

@@ -53,7 +53,7 @@ using NextTensor = std::function<bool(CheckpointTensor&)>;
 class WeightUpdate {
  public:
   // keeps_old: host memory takes the packed old value of everything that is written, until the update ends.
-  WeightUpdate(const WeightAccess& access, bool keeps_old);
+  WeightUpdate(const WeightAccess& access, bool keeps_old, Extent extent = Extent::whole);
   ~WeightUpdate();
 
   // Writes a tensor, or notes that it does not fit; after that nothing more is written.
@@ -91,8 +91,12 @@ class WeightUpdate {
 
 // The whole of an update, with the state that it leaves. atomic: what fails changes nothing.
 void update_weights(const WeightRanks& ranks, const NextTensor& next, bool atomic);
+// The same for tensors that are parts already, some of each rank: all of them or none. A tensor that only the first
+// rank has is taken from none of the others.
+void update_shards(const WeightRanks& ranks, const std::vector<std::vector<CheckpointTensor>>& shards);
 // Throws what update_weights() would say to tensors of these names, dtypes and shapes, without their data.
-void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors);
+void check_tensors(const WeightAccess& access, const std::vector<CheckpointTensor>& tensors,
+                   Extent extent = Extent::whole);
 // A whole checkpoint in place of what is there; null: dummy values. One that does not fit changes nothing.
 void reload_weights(const WeightRanks& ranks, const Checkpoint* checkpoint);
 

@@ -241,6 +241,7 @@ py::dict PyEngine::info() {
 }
 
 void PyEngine::close() {
+  InUse::require_none(this);
   const py::gil_scoped_release release;
   const std::unique_lock lock(llm_mutex_);
   llm_.reset();

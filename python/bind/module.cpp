@@ -61,6 +61,7 @@ PYBIND11_MODULE(_quire, module) {
   quire::bind::bind_pooling(module);
   py::class_<PyEngine> engine(module, "Engine");
   quire::bind::bind_weights<PyEngine>(engine);
+  quire::bind::bind_weights_of_ranks<PyEngine>(engine);
   engine
       .def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("model_dir"), py::arg("options"),
            py::arg("weights") = py::none())

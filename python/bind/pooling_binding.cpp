@@ -189,6 +189,7 @@ py::dict PyPoolingEngine::info() {
 }
 
 void PyPoolingEngine::close() {
+  InUse::require_none(this);
   const py::gil_scoped_release release;
   const std::unique_lock lock(model_mutex_);
   model_.reset();

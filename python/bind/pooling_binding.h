@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bind/convert.h"
+#include "bind/in_use.h"
 #include "quire/pooling.h"
 
 namespace quire::bind {
@@ -39,13 +40,14 @@ class PyPoolingEngine {
   py::dict stats();
   py::list metrics();
   py::dict info();
-  // Frees weights and threads now; waits for a step in progress.
+  // Frees weights and threads now; waits for a step in progress, but for its own: throws within one.
   void close();
 
   // Calls use(model) without the GIL; raises RuntimeError when the engine is closed. close() waits for it.
   template <typename Use>
   auto with(const Use& use) {
     const py::gil_scoped_release release;
+    const InUse in_use(this);
     const std::shared_lock lock(model_mutex_);
     if (model_ == nullptr) throw std::runtime_error("the engine is closed");
     return use(*model_);

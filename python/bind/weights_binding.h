@@ -73,25 +73,62 @@ uint64_t weights_version(Engine& engine) {
   return engine.with([](auto& model) { return model.weights_version(); });
 }
 
-// (name, dtype name, shape, name of the weight that it is or None) of each.
-template <typename Engine>
-py::list weights(Engine& engine) {
-  const std::vector<WeightInfo> all = engine.with([](auto& model) { return model.weights(); });
+inline py::list weight_list(const std::vector<WeightInfo>& all) {
   py::list list;
   for (const WeightInfo& one : all) {
     const py::object same_as = one.same_as.empty() ? py::object(py::none()) : py::object(py::str(one.same_as));
-    list.append(py::make_tuple(one.name, one.dtype, py::tuple(py::cast(one.shape)), same_as));
+    list.append(py::make_tuple(one.name, one.dtype, py::tuple(py::cast(one.shape)), same_as, one.is_elsewhere));
   }
   return list;
 }
 
-// The elements' bytes in a fresh, writable array.
+// (name, dtype name, shape, name of the weight that it is or None, is it on another rank) of each.
 template <typename Engine>
-py::array_t<uint8_t> read_weight(Engine& engine, const std::string& name) {
-  auto* bytes = new std::vector<std::byte>(engine.with([&](auto& model) { return model.read_weight(name); }));
+py::list weights(Engine& engine) {
+  return weight_list(engine.with([](auto& model) { return model.weights(); }));
+}
+
+// The elements' bytes in a fresh, writable array.
+inline py::array_t<uint8_t> byte_array(std::vector<std::byte>&& read) {
+  auto* bytes = new std::vector<std::byte>(std::move(read));
   const py::capsule owner(bytes, [](void* held) { delete static_cast<std::vector<std::byte>*>(held); });
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes->size()), reinterpret_cast<uint8_t*>(bytes->data()),
                               owner);
+}
+
+template <typename Engine>
+py::array_t<uint8_t> read_weight(Engine& engine, const std::string& name) {
+  return byte_array(engine.with([&](auto& model) { return model.read_weight(name); }));
+}
+
+template <typename Engine>
+py::list weights_of_rank(Engine& engine, int32_t rank) {
+  return weight_list(engine.with([&](auto& model) { return model.weights_of_rank(rank); }));
+}
+
+template <typename Engine>
+py::array_t<uint8_t> read_weight_of_rank(Engine& engine, int32_t rank, const std::string& name) {
+  return byte_array(engine.with([&](auto& model) { return model.read_weight_of_rank(rank, name); }));
+}
+
+// `parts`: of each rank a list of (name, array, dtype name).
+template <typename Engine>
+uint64_t load_weights_of_ranks(Engine& engine, const py::list& parts) {
+  std::vector<ExternalWeights> kept;
+  std::vector<std::vector<ExternalTensor>> tensors;
+  for (const py::handle& of_rank : parts) {
+    kept.push_back(external_weights(py::reinterpret_borrow<py::object>(of_rank)));
+    tensors.push_back(kept.back().tensors);
+  }
+  return engine.with([&](auto& model) { return model.load_weights_of_ranks(tensors); });
+}
+
+// What only a model has that ranks may share.
+template <typename Engine, typename Class>
+void bind_weights_of_ranks(Class& cls) {
+  cls.def("weights_of_rank", &weights_of_rank<Engine>, py::arg("rank"))
+      .def("read_weight_of_rank", &read_weight_of_rank<Engine>, py::arg("rank"), py::arg("name"))
+      .def("load_weights_of_ranks", &load_weights_of_ranks<Engine>, py::arg("parts"));
 }
 
 template <typename Engine, typename Class>

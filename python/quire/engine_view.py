@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from quire.collective import Executor
 from quire.tokenizer import Tokenizer
-from quire.workers import Executor
 
 
 @dataclass(frozen=True)

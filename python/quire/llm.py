@@ -30,6 +30,7 @@ from quire import (
 )
 from quire._logging import forward_core_log
 from quire.chat_methods import ChatMethods
+from quire.collective import Executor
 from quire.deprecation import positional_are_deprecated, token_ids_keyword_is_deprecated
 from quire.engine_view import EngineView, engine_view
 from quire.errors import ValidationError
@@ -57,7 +58,7 @@ from quire.trace import trace_settings
 from quire.vllm_internals import InternalMethods
 from quire.weight_methods import WeightMethods
 from quire.weights import Origin
-from quire.workers import Executor, make_workers
+from quire.workers import make_workers
 
 _NO_TOKENIZER = "Unable to get tokenizer because skip_tokenizer_init is True"
 
@@ -170,7 +171,7 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
             self.llm_engine.model_config.hf_config,
             values["tensor_parallel_size"],
         )
-        self._executor = self.llm_engine.model_executor = Executor(workers)
+        self._executor = self.llm_engine.model_executor = Executor(workers, values["collective_timeout"] or 300.0)
         if self._task != "generate":
             self._start_pooling(str(model), info, config, path)
         # Seconds of each part of what happened above, and the bytes it filled.
@@ -387,10 +388,19 @@ class LLM(ChatMethods, PoolingMethods, SleepMethods, WeightMethods, ObservationM
         return self._engine.info()
 
     def close(self) -> None:
-        """Gives all memory back now. The object cannot be used afterwards; closing twice is fine."""
-        if not self._closed:
-            self._closed = True
+        """Gives all memory back now. The object cannot be used afterwards; closing twice is fine.
+
+        RuntimeError: what a call on this LLM runs, such as the iterator of load_weights, asks for it.
+        """
+        if self._closed:
+            return
+        self._executor.require_outside("close()")
+        self._closed = True
+        try:
             self._engine.close()
+        except RuntimeError:  # as said above
+            self._closed = False
+            raise
 
     def __enter__(self) -> LLM:
         return self

@@ -2,7 +2,8 @@
 
 Decides when a parameter is read and how changes get back. The engine keeps weights packed and fused, so a parameter is
 a copy in host memory: read from the engine when it is first looked at inside a call, compared with the engine bit for
-bit when the call has returned, and written back where it differs, all of them or none. Imports torch.
+bit when the call has returned, and written back where it differs, all of them or none, whatever the ranks. Where ranks
+share the model a parameter is what one of them has of it. Imports torch.
 """
 
 from __future__ import annotations
@@ -74,9 +75,12 @@ class _State:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = weakref.ref(worker)
-        listed = worker._engine.weights()
-        self.infos = {name: (dtype, shape) for name, dtype, shape, same_as in listed if same_as is None}
-        self.aliases = {name: same_as for name, _, _, same_as in listed if same_as is not None}
+        self.rank = worker.rank
+        self.is_shared = worker._world_size > 1
+        listed = worker._engine.weights_of_rank(self.rank) if self.is_shared else worker._engine.weights()
+        self.infos = {name: (dtype, shape) for name, dtype, shape, same_as, _ in listed if same_as is None}
+        self.aliases = {name: same_as for name, _, _, same_as, _ in listed if same_as is not None}
+        self.elsewhere = {name for name, *_, is_elsewhere in listed if is_elsewhere}  # the first rank has them for all
         self.depth = 0
         self.read: dict[str, torch.nn.Parameter] = {}
 
@@ -107,19 +111,43 @@ class _State:
 
     def fetch(self, name: str) -> torch.Tensor:
         dtype, shape = self.infos[name]
-        return torch.from_numpy(self.engine.read_weight(name)).view(getattr(torch, dtype)).reshape(shape)
+        engine = self.engine
+        data = engine.read_weight_of_rank(self.rank, name) if self.is_shared else engine.read_weight(name)
+        return torch.from_numpy(data).view(getattr(torch, dtype)).reshape(shape)
 
-    def changed(self, name: str) -> bool:
-        now, held = self.read[name].detach(), self.fetch(name)
-        if now.shape != held.shape:
-            return True  # the engine says what is wrong with it
-        now = now.to(device="cpu", dtype=held.dtype).contiguous()
-        return not torch.equal(now.view(torch.uint8), held.view(torch.uint8))
+    def changed(self) -> dict[str, torch.Tensor]:
+        parameters = {name: parameter.detach() for name, parameter in self.read.items()}
+        return {name: now for name, now in parameters.items() if not _is_same(now, self.fetch(name))}
 
-    def write_back(self) -> None:
-        changed = [(name, parameter.detach()) for name, parameter in self.read.items() if self.changed(name)]
-        if changed:
-            tensors.load(self.engine, changed)
+
+def _is_same(now: torch.Tensor, held: torch.Tensor) -> bool:
+    """Bit for bit in the dtype of `held`. Of another shape it is not; the engine says what is wrong with it."""
+    if now.shape != held.shape:
+        return False
+    now = now.to(device="cpu", dtype=held.dtype).contiguous()
+    return torch.equal(now.view(torch.uint8), held.contiguous().view(torch.uint8))
+
+
+def _write_back(states: list[_State]) -> None:
+    first = states[0]
+    changes = [state.changed() for state in states]
+    if not first.is_shared:
+        if changes[0]:
+            tensors.load(first.engine, list(changes[0].items()))
+        return
+    for state, changed in zip(states[1:], changes[1:], strict=True):
+        for name in state.elsewhere & set(changed):
+            dtype = getattr(torch, first.infos[name][0])
+            if name not in changes[0] or not _is_same(changed[name], changes[0][name].to(device="cpu", dtype=dtype)):
+                raise ValueError(
+                    f"{name} was changed on rank {state.rank} and not in the same way on rank 0, which alone adds it: "
+                    "change it alike on all ranks. The model is as it was."
+                )
+            del changed[name]
+    if any(changes):
+        first.engine.load_weights_of_ranks(
+            [[(name, *tensors.as_array(name, one)) for name, one in changed.items()] for changed in changes]
+        )
 
 
 class _Node(torch.nn.Module):
@@ -148,8 +176,9 @@ class _Root(_Node):
             if self._state.depth == 0:
                 self.forget()
 
-    def write_back(self) -> None:
-        self._state.write_back()
+    def write_back(self, roots: list[_Root]) -> None:
+        """Of all ranks' models at once: all that was changed, or nothing."""
+        _write_back([root._state for root in roots])
 
     def forget(self) -> None:
         self._state.read.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from quire.weights import NamedTensors, Origin, load, reload
 
 if TYPE_CHECKING:
-    from quire.workers import Executor
+    from quire.collective import Executor
 
 Result = TypeVar("Result")
 
@@ -43,7 +43,8 @@ class WeightMethods:
         takes no requests until all of its weights were loaded again.
         """
         self._check_open()
-        return load(self._engine, weights, atomic)
+        names: set[str] = self._executor.change(lambda: load(self._engine, weights, atomic))
+        return names
 
     def reload_weights(self, path: str | PathLike[str] | None = None) -> None:
         """All weights of another checkpoint of the same architecture, or, without a path, of the one from the start.
@@ -52,7 +53,7 @@ class WeightMethods:
         is missing, unexpected and misshaped, and nothing is changed; requests are in flight.
         """
         self._check_open()
-        reload(self._engine, self._origin, path)
+        self._executor.change(lambda: reload(self._engine, self._origin, path))
 
     def get_weight_version(self) -> int:
         """How often weights have changed since they were loaded."""
@@ -68,9 +69,11 @@ class WeightMethods:
     ) -> list[Result]:
         """Calls a method of the worker of every rank, by name, or a function of (worker, *args, **kwargs).
 
-        The results come in the order of ranks. Workers have rank, local_rank, device, model_runner, get_model(),
-        reload_weights(), weights_version() and the methods of `worker_extension_cls`. Everything runs in this process
-        and nothing is pickled. What is written to parameters of get_model() inside is in the engine behind it.
+        The results come in the order of ranks, which run at once, each on a thread. Workers have rank, local_rank,
+        device, model_runner, get_model(), load_weights(), reload_weights(), weights_version() and the methods of
+        `worker_extension_cls`. Everything runs in this process and nothing is pickled. What is written to parameters of
+        get_model() inside is in the engine behind it, on all ranks or, where one fails, on none. Weights are loaded by
+        all ranks together.
 
         NotImplementedError: no such method. TimeoutError: a rank took longer than `timeout` seconds; its function goes
         on in a thread. What the function raises is raised as it is.
@@ -81,9 +84,10 @@ class WeightMethods:
     def apply_model(self, func: Callable[[Any], Result]) -> list[Result]:
         """Calls func with the model of every rank, a torch.nn.Module with the names and shapes of transformers.
 
-        Parameters are copies in host memory, in the model's dtype; what differs when func returns is written back, all
-        of it or, when func raises, nothing. named_parameters, state_dict, load_state_dict and load_weights work;
-        forward does not. ImportError: torch is not installed.
+        With several ranks a parameter is what the rank has of it (docs/parallel.md); whatever several of them hold has
+        to be changed alike. Parameters are copies in host memory, in the model's dtype; what differs when func returns
+        is written back, all of it or, when func raises, nothing. named_parameters, state_dict, load_state_dict and
+        load_weights work; forward does not. ImportError: torch is not installed.
         """
         self._check_open()
         return self._executor.apply_model(func)

@@ -7,7 +7,7 @@ are the core's. torch is used where it is loaded already, or where nothing else 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -34,8 +34,10 @@ class Origin:
         return model_source.resolve_model(fspath(model), None, self.download_dir, self.hf_token)
 
 
-def load(engine: Any, weights: NamedTensors, atomic: bool = True) -> set[str]:
-    """Gives tensors to the core as it asks for them; returns their names."""
+def load(
+    engine: Any, weights: NamedTensors, atomic: bool = True, settle: Callable[[set[str]], None] | None = None
+) -> set[str]:
+    """Gives tensors to the core as it asks for them; returns their names, which settle() may object to at the end."""
     items: Iterable[Any] = weights.items() if isinstance(weights, Mapping) else weights
     if isinstance(weights, (Mapping, Sequence)):
         items = [_pair(item) for item in items]
@@ -48,10 +50,17 @@ def load(engine: Any, weights: NamedTensors, atomic: bool = True) -> set[str]:
             name, value = _pair(item)
             names.add(name)
             return (name, *as_array(name, value))
+        if settle is not None:
+            settle(names)
         return None
 
     engine.load_weights(following, atomic)
     return names
+
+
+def names_of(weights: NamedTensors) -> set[str]:
+    """Asks for every tensor and keeps none."""
+    return set(weights) if isinstance(weights, Mapping) else {_pair(item)[0] for item in weights}
 
 
 def reload(engine: Any, origin: Origin, model: str | PathLike[str] | None = None) -> None:

@@ -1,26 +1,24 @@
-"""The workers of an engine as objects, one a rank, and calls on all of them.
+"""The workers of an engine as objects, one a rank.
 
-Decides what a worker shows, how user methods get into it, and what a timeout means. A worker holds the engine weakly:
-whoever keeps one keeps no memory of the model. Everything happens in this process; nothing is pickled.
+Decides what a worker shows and how user methods get into it. A worker holds the engine weakly: whoever keeps one keeps
+no memory of the model. Calls on all of them are in collective.py.
 """
 
 from __future__ import annotations
 
-import contextvars
 import importlib
 import importlib.util
-import threading
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from os import PathLike
+from collections.abc import Callable, Sequence
+from os import PathLike, fspath
 from types import SimpleNamespace
 from typing import Any
 
 from quire import weights as tensors
+from quire.meeting import Meeting, Request
 from quire.weights import NamedTensors, Origin
 
-_NO_TORCH = "needs torch: pip install 'quire[torch]'. Without it, model.load_weights works."
+NO_TORCH = "needs torch: pip install 'quire[torch]'. Without it, model.load_weights works."
 
 
 class ModelRunner:
@@ -61,23 +59,7 @@ class WithoutTorch:
         return self._load(weights)
 
     def __getattr__(self, name: str) -> Any:
-        raise ImportError(f"The model's {name} {_NO_TORCH}")
-
-
-class OfSeveralRanks:
-    """`worker.get_model()` where ranks share the model: what one of them has is a part of its tensors."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._load = worker.load_weights
-
-    def load_weights(self, weights: NamedTensors) -> set[str]:
-        return self._load(weights)
-
-    def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(
-            f"The model's {name} is not supported with tensor_parallel_size > 1, where each rank has a part of the "
-            "tensors. model.load_weights takes whole ones and changes all ranks."
-        )
+        raise ImportError(f"The model's {name} {NO_TORCH}")
 
 
 class Worker:
@@ -100,7 +82,6 @@ class Worker:
         self._engine_ref = weakref.ref(engine)
         self._device = device
         self._origin = origin
-        self._lock = threading.RLock()  # one call at a time
         self._view: Any = None
 
     def __repr__(self) -> str:
@@ -127,8 +108,6 @@ class Worker:
 
     def get_model(self) -> Any:
         """A torch.nn.Module whose parameters are there inside a call (docs/weights.md); load_weights always works."""
-        if self._world_size > 1:
-            return OfSeveralRanks(self)
         if self._view is None:
             if importlib.util.find_spec("torch") is None:
                 return WithoutTorch(self)
@@ -138,13 +117,14 @@ class Worker:
         return self._view
 
     def load_weights(self, weights: NamedTensors) -> set[str]:
-        """As LLM.load_weights: whole tensors, of which every rank takes its part, whichever rank is asked."""
-        if self._view is not None:
-            self._view.write_back()
-        names = tensors.load(self._engine, weights)
-        if self._view is not None:
-            self._view.forget()
-        return names
+        """As LLM.load_weights: whole tensors, of which every rank takes its part.
+
+        Outside of a call on several ranks one worker changes all. Inside all ranks have to call it, as with vLLM; the
+        tensors are taken from the first one's call, all of them or, where a rank fails or does not call it, none.
+        """
+        return self._change(
+            Request("load_weights", weights), lambda settle: tensors.load(self._engine, weights, settle=settle)
+        )
 
     def reload_weights(
         self,
@@ -162,9 +142,10 @@ class Worker:
                 raise ValueError("reload_weights takes weights_iterator or weights_path, not both.")
             self.load_weights(weights_iterator)
             return
-        tensors.reload(self._engine, self._origin, weights_path)
-        if self._view is not None:
-            self._view.forget()
+        self._change(
+            Request(f"reload_weights({'' if weights_path is None else fspath(weights_path)!r})"),
+            lambda settle: tensors.reload(self._engine, self._origin, weights_path),
+        )
 
     def weights_version(self) -> int:
         """How often weights have changed since they were loaded."""
@@ -185,18 +166,23 @@ class Worker:
             raise NotImplementedError(f"Method {method!r} is not implemented.")
         return found(*args, **kwargs)
 
-    @contextmanager
-    def _call(self, is_wanted: Callable[[], bool] = lambda: True) -> Generator[None, None, None]:
-        """Inside, the model's parameters are there; what was written to them is in the model behind it."""
-        with self._lock:
-            view = self.get_model()
-            if isinstance(view, (WithoutTorch, OfSeveralRanks)):
-                yield
-                return
-            with view.open():
-                yield
-                if is_wanted():
-                    view.write_back()
+    def _change(self, request: Request, do: Callable[[Callable[[set[str]], None] | None], Any]) -> Any:
+        """All weights change, behind what was written to parameters before."""
+        meeting = Meeting.of(self)
+        if meeting is None:
+            if self._world_size == 1:
+                write_back([self])
+            result = do(None)
+            forget([self])
+            return result
+        all_workers = meeting.workers
+
+        def do_for_all(settle: Callable[[set[str]], None]) -> Any:
+            result = do(settle)
+            forget(all_workers)
+            return result
+
+        return meeting.together(self.rank, request, lambda: write_back(all_workers), do_for_all)
 
     @property
     def _engine(self) -> Any:
@@ -206,83 +192,20 @@ class Worker:
         return engine
 
 
-class Executor:
-    """`llm.llm_engine.model_executor`: all workers."""
-
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self.workers = list(workers)
-        self.driver_worker = self.workers[0]
-
-    def collective_rpc(
-        self,
-        method: str | Callable[..., Any],
-        timeout: float | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
-        """The results of all ranks, in order. See LLM.collective_rpc."""
-        if not callable(method) and not isinstance(method, str):
-            raise TypeError(f"collective_rpc takes a method's name or a callable, got {type(method).__name__}")
-        return self.run(lambda worker: worker.execute_method(method, *args, **(kwargs or {})), timeout)
-
-    def apply_model(self, func: Callable[[Any], Any]) -> list[Any]:
-        """What func makes of each rank's model. See LLM.apply_model."""
-        if not callable(func):
-            raise TypeError(f"apply_model takes a callable, got {type(func).__name__}")
-        if len(self.workers) > 1:
-            raise NotImplementedError(
-                "LLM.apply_model is not supported with tensor_parallel_size > 1, where each rank has a part of the "
-                "tensors. load_weights and collective_rpc are."
-            )
-        if importlib.util.find_spec("torch") is None:
-            raise ImportError("LLM.apply_model gives a torch.nn.Module and " + _NO_TORCH)
-        return self.run(lambda worker: func(worker.get_model()), None)
-
-    def run(self, call: Callable[[Worker], Any], timeout: float | None) -> list[Any]:
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"timeout must be positive, got {timeout}")
-        if timeout is None and len(self.workers) == 1:
-            with self.driver_worker._call():
-                return [call(self.driver_worker)]
-        calls = [_ThreadCall(call, worker) for worker in self.workers]
-        try:
-            return [one.result(timeout) for one in calls]
-        finally:
-            for one in calls:
-                one.is_abandoned = True
+def views(workers: Sequence[Worker]) -> list[Any]:
+    """The models that were looked at, in the order of ranks; none without torch."""
+    return [worker._view for worker in workers if worker._view is not None]
 
 
-class _ThreadCall:
-    """A call on a thread of its own, so that ranks run at once and whoever waits can stop waiting."""
+def write_back(workers: Sequence[Worker]) -> None:
+    """What was written to parameters gets into the engine, of all workers or of none."""
+    if seen := views(workers):
+        seen[0].write_back(seen)
 
-    def __init__(self, call: Callable[[Worker], Any], worker: Worker) -> None:
-        self.is_abandoned = False
-        self._rank = worker.rank
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._done = threading.Event()
-        context = contextvars.copy_context()
 
-        def work() -> None:
-            try:
-                with worker._call(lambda: not self.is_abandoned):
-                    self._result = context.run(call, worker)
-            except BaseException as error:  # told by whoever waits
-                self._error = error
-            finally:
-                self._done.set()
-
-        threading.Thread(target=work, name=f"quire-rpc-{self._rank}", daemon=True).start()
-
-    def result(self, timeout: float | None) -> Any:
-        if not self._done.wait(timeout):
-            raise TimeoutError(
-                f"rank {self._rank} did not answer within {timeout} s. What it runs goes on in its thread; what it "
-                "writes to the model's parameters from now on is dropped."
-            )
-        if self._error is not None:
-            raise self._error
-        return self._result
+def forget(workers: Sequence[Worker]) -> None:
+    for view in views(workers):
+        view.forget()
 
 
 def make_workers(

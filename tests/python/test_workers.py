@@ -229,6 +229,26 @@ def test_parameters_can_be_replaced_and_loaded(own: LLM, tmp_path: Path) -> None
         assert results(own) == want
 
 
+def test_loading_through_the_llm_within_a_call(own: LLM, tmp_path: Path) -> None:
+    """What was looked at before does not come back over it."""
+    other = write_llama(tmp_path / "other", seed=5)
+    with LLM(str(other), seed=0) as fresh:
+        want = results(fresh)
+
+    def load(model: Any) -> bool:
+        model.get_parameter(UP).mul_(2)
+        old = model.get_parameter("model.norm.weight").clone()
+        own.load_weights(load_file(other / "model.safetensors"))
+        return torch.equal(model.get_parameter("model.norm.weight"), old)
+
+    assert own.apply_model(load) == [False]
+    assert results(own) == want
+    own.apply_model(lambda model: (list(model.parameters()), own.reload_weights()))
+    assert results(own) != want
+    own.apply_model(lambda model: (list(model.parameters()), own.reload_weights(other)))
+    assert results(own) == want
+
+
 def test_what_cannot_be_done_to_the_model(own: LLM) -> None:
     old = results(own)
 

@@ -90,6 +90,11 @@ class QUIRE_API LLM {
   // The weights as a checkpoint names and shapes them, and the elements of one, row-major.
   std::vector<WeightInfo> weights() const;
   std::vector<std::byte> read_weight(const std::string& name) const;
+  // The same of one rank, where several share the model: names of whole weights, shapes and elements of its parts.
+  std::vector<WeightInfo> weights_of_rank(int32_t rank) const;
+  std::vector<std::byte> read_weight_of_rank(int32_t rank, const std::string& name) const;
+  // Replaces parts: a list a rank. All of them or none, and as one change.
+  uint64_t load_weights_of_ranks(const std::vector<std::vector<ExternalTensor>>& parts);
 
   // From now on the parts of each step, and the kernels in them, are recorded; it costs about 0.1 us a kernel. Throws
   // where the device's kernels run behind the host's back, and while a recording is under way.

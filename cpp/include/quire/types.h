@@ -169,7 +169,8 @@ struct WeightInfo {
   std::string name = {};
   std::string dtype = {};  // of the model
   std::vector<int64_t> shape = {};
-  std::string same_as = {};  // the weight that this one is (a tied head); empty: it is its own
+  std::string same_as = {};   // the weight that this one is (a tied head); empty: it is its own
+  bool is_elsewhere = false;  // asked about a rank: it has no part of this one, the first rank has it for all
 };
 
 enum class FinishReason : uint8_t { none, stop, length, abort, error };
