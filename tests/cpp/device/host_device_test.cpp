@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,16 @@ size_t resident_pages(const void* data, size_t num_bytes) {
   std::vector<unsigned char> pages((num_bytes + page - 1) / page);
   EXPECT_EQ(::mincore(const_cast<void*>(data), num_bytes, pages.data()), 0);
   return static_cast<size_t>(std::count_if(pages.begin(), pages.end(), [](unsigned char p) { return (p & 1) != 0; }));
+}
+
+TEST(HostDevice, TheEnvironmentChoosesKernelsUnlessTheOptionDoes) {
+  const char* value = std::getenv("QUIRE_CPU_ISA");
+  const std::string before = value != nullptr ? value : "";
+  const std::string best = make_host_device({.num_threads = 1})->kernels().name;
+  ASSERT_EQ(::setenv("QUIRE_CPU_ISA", "portable", 1), 0);
+  EXPECT_STREQ(make_host_device({.num_threads = 1})->kernels().name, "portable");
+  EXPECT_EQ(make_host_device({.num_threads = 1, .isa = best})->kernels().name, best);
+  ASSERT_EQ(value != nullptr ? ::setenv("QUIRE_CPU_ISA", before.c_str(), 1) : ::unsetenv("QUIRE_CPU_ISA"), 0);
 }
 
 TEST(HostDevice, ReleaseGivesMemoryBackAndRestoreKeepsTheAddress) {
