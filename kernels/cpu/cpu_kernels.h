@@ -15,9 +15,8 @@ const KernelTable* avx2_kernels();    // AVX2, FMA, F16C
 const KernelTable* avx512_kernels();  // AVX-512 F, BW, DQ, VL, VNNI and BF16
 const KernelTable* amx_kernels();     // the same, and AMX-BF16 and AMX-INT8 for products
 
-// The best table this machine can run. QUIRE_CPU_ISA=portable|avx2|avx512|amx overrides; naming one that this machine
-// cannot run, or an unknown one, throws InvalidArgument (never an illegal instruction).
-const KernelTable& select_kernels();
-const KernelTable& select_kernels(std::string_view isa);  // "" = automatic
+// The table of that name (portable, avx2, avx512, amx); "": the one that QUIRE_CPU_ISA names, or the best this machine
+// can run. One that it cannot run, or an unknown one, throws InvalidArgument (never an illegal instruction).
+const KernelTable& select_kernels(std::string_view isa = {});
 
 }  // namespace quire::cpu

@@ -30,6 +30,7 @@ std::string runnable_names() {
 }  // namespace
 
 const KernelTable& select_kernels(std::string_view isa) {
+  if (const char* wanted = std::getenv("QUIRE_CPU_ISA"); isa.empty() && wanted != nullptr) isa = wanted;
   for (const Choice& choice : kChoices) {
     if (!isa.empty() && choice.name != isa) continue;
     if (const KernelTable* table = choice.table(); table != nullptr) return *table;
@@ -40,11 +41,6 @@ const KernelTable& select_kernels(std::string_view isa) {
   }
   throw InvalidArgument(str_cat("QUIRE_CPU_ISA=", isa, " is unknown. This machine can run: ", runnable_names(),
                                 "; leave it unset for the best of them."));
-}
-
-const KernelTable& select_kernels() {
-  const char* isa = std::getenv("QUIRE_CPU_ISA");
-  return select_kernels(isa == nullptr ? "" : isa);
 }
 
 }  // namespace quire::cpu

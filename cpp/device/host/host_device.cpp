@@ -123,7 +123,7 @@ class DoneEvent final : public Event {
 class HostDevice final : public Device {
  public:
   explicit HostDevice(const HostDeviceOptions& options)
-      : selected_(options.isa.empty() ? cpu::select_kernels() : cpu::select_kernels(options.isa)),
+      : selected_(cpu::select_kernels(options.isa)),
         kernels_(selected_),
         pool_(options.num_threads > 0 ? options.num_threads : default_num_threads()) {}
 

@@ -38,8 +38,8 @@ std::string refusal(std::string_view isa) {
 }
 
 TEST_F(Select, AutomaticIsTheWidestThatRuns) {
-  EXPECT_EQ(&cpu::select_kernels(""), runnable_tables().back());
   unsetenv("QUIRE_CPU_ISA");
+  EXPECT_EQ(&cpu::select_kernels(""), runnable_tables().back());
   EXPECT_EQ(&cpu::select_kernels(), runnable_tables().back());
 }
 
