@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "model/packed_copy.h"
+#include "quire/quire.h"
 
 namespace quire {
 
@@ -52,6 +54,8 @@ std::vector<WeightInfo> describe_weights(const std::vector<ReadableWeight>& weig
 std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& weights) {
   return checkpoint_in_memory(adopt_all(weights));
 }
+
+std::string problem_of_packed_weights(const std::string& file) { return problem_of_packed_file(file); }
 
 void tell_start_up(double device_seconds, double plan_seconds, double open_seconds, double engine_seconds,
                    double weight_seconds, ModelInfo& info) {

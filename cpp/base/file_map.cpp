@@ -15,7 +15,7 @@
 namespace quire {
 namespace {
 
-int64_t modified_ns(const struct stat& status) {
+int64_t modification_ns(const struct stat& status) {
 #if defined(__APPLE__)
   const timespec& time = status.st_mtimespec;
 #else
@@ -43,7 +43,7 @@ FileMap::FileMap(const std::filesystem::path& path) {
   }
   data_ = static_cast<const std::byte*>(mapped);
   fd_ = fd;
-  modified_ns_ = modified_ns(status);
+  modified_ns_ = modification_ns(status);
 }
 
 FileMap::~FileMap() {
@@ -68,7 +68,7 @@ FileMap& FileMap::operator=(FileMap&& other) noexcept {
 bool FileMap::was_written() const {
   struct stat status{};
   if (fd_ < 0 || ::fstat(fd_, &status) != 0) return true;
-  return static_cast<size_t>(status.st_size) != num_bytes_ || modified_ns(status) != modified_ns_;
+  return static_cast<size_t>(status.st_size) != num_bytes_ || modification_ns(status) != modified_ns_;
 }
 
 void FileMap::discard(size_t begin, size_t end) const {

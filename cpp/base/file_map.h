@@ -27,12 +27,13 @@ class FileMap {
   // Somebody wrote to the file after it was mapped, or cut it: its bytes may be others now, or not there at all. Goes
   // by size and time of modification.
   bool was_written() const;
+  int64_t modified_ns() const { return modified_ns_; }  // when it was mapped
 
  private:
   const std::byte* data_ = nullptr;
   size_t num_bytes_ = 0;
   int fd_ = -1;
-  int64_t modified_ns_ = 0;  // when it was mapped
+  int64_t modified_ns_ = 0;
 };
 
 }  // namespace quire

@@ -34,6 +34,14 @@ class Region {
   virtual void release() = 0;
   // Backs the addresses with memory again; the contents are zero (host) or undefined.
   virtual void restore() = 0;
+
+  // Shows `count` bytes of an open file from `offset` on in place of those of a resident region from `begin` on, whose
+  // memory is given back. What is written later stays here, the file does not change. release() ends it. offset and
+  // begin are multiples of 2 MiB. False: not here, and nothing has happened.
+  virtual bool show_file(int /*fd*/, size_t /*offset*/, size_t /*begin*/, size_t /*count*/) { return false; }
+  virtual bool shows_file() const { return false; }
+  // Memory with the same contents in place of files, if any are shown.
+  virtual void copy_file() {}
 };
 
 }  // namespace quire

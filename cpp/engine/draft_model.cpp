@@ -64,6 +64,7 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   const bool batch_invariant = config.options.batch_invariant;
   ops_.set_batch_invariant(batch_invariant);
   weight_region_ = device.allocate(RegionTag::weights, static_cast<size_t>(memory.draft.weight_bytes));
+  packed_ = packed_copy_in(config.options.weight_cache, device, *weight_region_);
   kv_region_ =
       device.allocate(RegionTag::kv_cache, static_cast<size_t>(memory.draft.kv_block_bytes * memory.num_blocks));
   place_weights(model_.arch, model_.weight_format(), device.kernels(), weight_region_->data(), weights_);
@@ -86,7 +87,7 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
 }
 
 void DraftModel::load(const Checkpoint* checkpoint) {
-  load_weights_or_dummy(model_.arch, checkpoint, device_, weights_);
+  load_weights_or_dummy(model_.arch, checkpoint, device_, weights_, {.packed = packed_.get()});
   std::optional<ModelMemory::Source> source;
   if (checkpoint == nullptr) {
     source = ModelMemory::Source::of_dummy([this] { load_dummy_weights(model_.arch, device_, weights_); });
@@ -95,7 +96,9 @@ void DraftModel::load(const Checkpoint* checkpoint) {
 }
 
 void DraftModel::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
-  const auto pack = [this](const Checkpoint& again) { load_weights(model_.arch, again, device_, weights_); };
+  const auto pack = [this](const Checkpoint& again) {
+    load_weights(model_.arch, again, device_, weights_, {.packed = packed_.get()});
+  };
   if (checkpoint != nullptr) memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
 }
 

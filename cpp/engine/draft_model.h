@@ -20,6 +20,7 @@
 #include "engine/step_memory.h"
 #include "model/batch.h"
 #include "model/decoder.h"
+#include "model/packed_copy.h"
 #include "model/weight_loader.h"
 
 namespace quire {
@@ -69,6 +70,7 @@ class DraftModel {
   const ModelConfig& model_;
   Device& device_;
   std::unique_ptr<Region> weight_region_, kv_region_, workspace_region_;
+  std::unique_ptr<PackedCopy> packed_;  // of the weights, on disk
   Weights weights_;
   KvCache kv_cache_;
   RopePlacement rope_;

@@ -87,6 +87,8 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("draft_max_model_len", options.draft_max_model_len, "longer sequences are not guessed; 0: the draft model's");
   visit("speculative_disable_by_batch_size", options.speculative_disable_by_batch_size,
         "no guesses while more sequences run; 0: always");
+  visit("weight_cache", options.weight_cache,
+        "folder for packed weights of the cpu, which the next start maps; empty: none");
   visit("num_threads", options.num_threads, "kernel threads; 0: OMP_NUM_THREADS or the physical cores");
   visit("tensor_parallel_size", options.tensor_parallel_size, "ranks that share the model, 1 to 8");
   visit("disable_custom_all_reduce", options.disable_custom_all_reduce, "sums between GPUs by NCCL");

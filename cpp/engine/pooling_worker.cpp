@@ -59,6 +59,7 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
   const KernelTable& kernels = device_->kernels();
   ops_.set_batch_invariant(config.options.batch_invariant);
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(config.weight_bytes));
+  packed_ = packed_copy_in(config.options.weight_cache, *device_, *weight_region_);
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.workspace_bytes));
   place_weights(model.arch, model.weight_format(), kernels, weight_region_->data(), weights_);
   std::byte* base = workspace_region_->data();
@@ -78,7 +79,7 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
 }
 
 void PoolingWorker::load(const Checkpoint* checkpoint) {
-  load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_);
+  load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_, {.packed = packed_.get()});
   std::optional<ModelMemory::Source> source;
   if (checkpoint == nullptr) {
     source = ModelMemory::Source::of_dummy([this] { load_dummy_weights(config_.model.arch, *device_, weights_); });
@@ -88,7 +89,9 @@ void PoolingWorker::load(const Checkpoint* checkpoint) {
 
 void PoolingWorker::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
   if (checkpoint == nullptr || device_->is_asynchronous()) return;
-  const auto pack = [this](const Checkpoint& again) { load_weights(config_.model.arch, again, *device_, weights_); };
+  const auto pack = [this](const Checkpoint& again) {
+    load_weights(config_.model.arch, again, *device_, weights_, {.packed = packed_.get()});
+  };
   memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
 }
 

@@ -13,6 +13,7 @@
 #include "engine/pooling_memory.h"
 #include "engine/step_recording.h"
 #include "model/decoder.h"
+#include "model/packed_copy.h"
 #include "model/pooler.h"
 #include "model/weight_loader.h"
 #include "model/weight_update.h"
@@ -57,7 +58,9 @@ class PoolingWorker {
   std::span<const float> fetch();
 
   // To change and to read weights, between steps.
-  WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, nullptr, weight_state_}; }
+  WeightAccess weight_access() {
+    return {config_.model.arch, *device_, weights_, nullptr, weight_state_, weight_region_.get()};
+  }
   const WeightState& weight_state() const { return weight_state_; }
 
   // Kernels and the parts of a run become spans; null: none any more.
@@ -77,6 +80,7 @@ class PoolingWorker {
   const PoolingConfig& config_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, workspace_region_;
+  std::unique_ptr<PackedCopy> packed_;  // of the weights, on disk
   Weights weights_;
   WeightState weight_state_;
   PoolingBuffers buffers_;

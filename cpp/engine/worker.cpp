@@ -33,6 +33,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Commu
     }
   }
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
+  packed_ = packed_copy_in(config.options.weight_cache, *device_, *weight_region_);
   kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
   place_weights(model.arch, model.weight_format(), device_->kernels(), weight_region_->data(), weights_,
@@ -96,7 +97,7 @@ void Worker::load(const Checkpoint* checkpoint, const Checkpoint* draft_checkpoi
     offloaded_ = std::make_unique<OffloadedLayers>(*device_, plan, weight_region_->data());
     decoder_.set_layer_source(offloaded_.get());
   }
-  const LoadOptions options = {.offload = offloaded_.get()};
+  const LoadOptions options = {.offload = offloaded_.get(), .packed = packed_.get()};
   load_weights_or_dummy(config_.model.arch, checkpoint, *device_, weights_, options);
   std::optional<ModelMemory::Source> source;
   if (checkpoint == nullptr) {

@@ -27,6 +27,7 @@
 #include "engine/step_recording.h"
 #include "model/batch.h"
 #include "model/decoder.h"
+#include "model/packed_copy.h"
 #include "model/weight_loader.h"
 #include "model/weight_update.h"
 
@@ -93,7 +94,9 @@ class Worker {
   void set_recorder(Recorder* recorder);
 
   // To change and to read weights, while nothing is under way.
-  WeightAccess weight_access() { return {config_.model.arch, *device_, weights_, offloaded_.get(), weight_state_}; }
+  WeightAccess weight_access() {
+    return {config_.model.arch, *device_, weights_, offloaded_.get(), weight_state_, weight_region_.get()};
+  }
   // How often they were changed since load(): 0 means that they are those of the checkpoint.
   uint64_t weights_version() const { return weight_state_.version; }
   bool weights_incomplete() const { return weight_state_.is_incomplete; }
@@ -120,6 +123,7 @@ class Worker {
   const EngineConfig& config_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Region> weight_region_, kv_region_, workspace_region_;
+  std::unique_ptr<PackedCopy> packed_;  // of the weights, on disk
   Weights weights_;
   WeightState weight_state_;
   KvCache kv_cache_;

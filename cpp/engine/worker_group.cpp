@@ -42,6 +42,7 @@ class SharedCheckpoint final : public Checkpoint {
   SharedCheckpoint(const Checkpoint& checkpoint, int32_t num_readers)
       : checkpoint_(checkpoint), num_readers_(num_readers) {}
   const std::vector<CheckpointTensor>& tensors() const override { return checkpoint_.tensors(); }
+  std::string describe_files() const override { return checkpoint_.describe_files(); }
   void release(const CheckpointTensor& tensor) const override {
     const std::lock_guard lock(mutex_);
     if (++num_done_[&tensor] % num_readers_ == 0) checkpoint_.release(tensor);

@@ -18,7 +18,9 @@ void Worker::adopt_checkpoints(std::shared_ptr<const Checkpoint> checkpoint,
                                std::shared_ptr<const Checkpoint> draft_checkpoint) {
   if (device_->is_asynchronous()) return;  // their weights are copied, not read again
   if (draft_model_ != nullptr) draft_model_->adopt_checkpoint(std::move(draft_checkpoint));
-  const auto pack = [this](const Checkpoint& again) { load_weights(config_.model.arch, again, *device_, weights_); };
+  const auto pack = [this](const Checkpoint& again) {
+    load_weights(config_.model.arch, again, *device_, weights_, {.packed = packed_.get()});
+  };
   if (checkpoint != nullptr) memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
 }
 

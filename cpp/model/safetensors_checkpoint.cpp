@@ -52,6 +52,15 @@ class MappedCheckpoint final : public Checkpoint {
     for (const FileMap& file : files_) file.discard(0, file.bytes().size());
   }
 
+  std::string describe_files() const override {
+    std::string text;
+    for (size_t i = 0; i < files_.size(); ++i) {
+      text += str_cat("file ", fs::weakly_canonical(paths_[i]).string(), " ", files_[i].bytes().size(), " bytes of ",
+                      files_[i].modified_ns(), "\n");
+    }
+    return text;
+  }
+
   std::string reread_problem() const override {
     for (size_t i = 0; i < files_.size(); ++i) {
       if (files_[i].was_written()) return str_cat(paths_[i], " was written to after it was loaded");

@@ -153,6 +153,15 @@ class JoinedCheckpoint final : public Checkpoint {
   void release_all() const override {
     for (const auto& part : parts_) part->release_all();
   }
+  std::string describe_files() const override {
+    std::string all;
+    for (const auto& part : parts_) {
+      const std::string files = part->describe_files();
+      if (files.empty()) return {};
+      all += files;
+    }
+    return all;
+  }
   std::string reread_problem() const override {
     for (const auto& part : parts_) {
       if (std::string problem = part->reread_problem(); !problem.empty()) return problem;

@@ -2,10 +2,12 @@
 #include "model/token_labels.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/check.h"
 #include "base/dtype.h"
+#include "base/hash.h"
 
 namespace quire {
 namespace {
@@ -21,6 +23,14 @@ class LabelledCheckpoint final : public Checkpoint {
     if (tensor.data != labels_.data()) main_->release(tensor);
   }
   void release_all() const override { main_->release_all(); }
+  // Which tokens the labels are is not said by the files.
+  std::string describe_files() const override {
+    const std::string files = main_->describe_files();
+    if (files.empty()) return {};
+    uint64_t hash = labels_.size();
+    for (const float label : labels_) hash = hash_combine(hash, std::bit_cast<uint32_t>(label));
+    return str_cat(files, "labels ", hash, "\n");
+  }
   std::string reread_problem() const override { return main_->reread_problem(); }
 
  private:

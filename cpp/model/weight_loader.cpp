@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "model/packed_copy.h"
 #include "model/relative_bias.h"
 #include "model/shard.h"
 #include "model/weight_match.h"
@@ -196,6 +197,12 @@ void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& de
   };
   std::ranges::stable_sort(found, {}, ordinal);
   std::vector<WeightSlot> slots = weight_slots(arch, weights);
+  std::string description;
+  if (options.packed != nullptr && options.packed->is_worth_it()) {
+    description = describe_packed(arch, checkpoint, found, slots, device.kernels().name, options.packed->region());
+    checkpoint.release_all();
+    if (!description.empty() && options.packed->show(description)) return;
+  }
   const std::unique_ptr<WeightSink> sink = make_weight_sink(device, longest_row(slots), options.staging);
   Filler filler(arch, std::move(slots), *sink);
   for (size_t i = 0; i < found.size(); ++i) {
@@ -208,6 +215,7 @@ void load_weights(const ArchSpec& arch, const Checkpoint& checkpoint, Device& de
   sink->flush();
   filler.check_complete();
   device.synchronize();
+  if (!description.empty()) options.packed->store(description);
 }
 
 void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, const LoadOptions& options) {

@@ -37,6 +37,8 @@ class Checkpoint {
   virtual void release(const CheckpointTensor&) const {}
   // The same for all of it.
   virtual void release_all() const {}
+  // Which files it consists of, as they are now: paths, sizes, times. Empty: none.
+  virtual std::string describe_files() const { return {}; }
   // Why its tensors cannot be read another time, after the load; empty: they can, and are what they were.
   virtual std::string reread_problem() const { return "they came from memory that is the caller's"; }
 };
@@ -49,6 +51,7 @@ std::unique_ptr<Checkpoint> open_safetensors(const std::filesystem::path& model_
 // Tensors the caller keeps alive during the load (checkpoints read by torch, weights built in memory).
 std::unique_ptr<Checkpoint> checkpoint_in_memory(std::vector<CheckpointTensor> tensors);
 
+class PackedCopy;
 struct BoundRule;
 struct WeightSlot;
 enum class Extent : uint8_t;
@@ -56,6 +59,7 @@ enum class Extent : uint8_t;
 struct LoadOptions {
   StagingOptions staging;              // of asynchronous devices
   OffloadedLayers* offload = nullptr;  // keeps the weights of its layers, which `weights` places in its slots
+  PackedCopy* packed = nullptr;        // of the region of `weights`: taken from disk if it is there, else put there
 };
 
 // Both return when the weights are there. Throws InvalidArgument that lists ALL missing, unexpected and misshaped

@@ -28,6 +28,8 @@ WeightUpdate::WeightUpdate(const WeightAccess& access, bool keeps_old, Extent ex
       writer_(make_weight_writer(access.arch, access.device, access.weights, extent)),
       binder_(access.arch, access.weights.spelling, extent) {
   access_.device.synchronize();  // nothing reads what is about to change
+  // Pages that are written one by one would be copied one by one, and never be large ones.
+  if (access_.region != nullptr) access_.region->copy_file();
 }
 
 WeightUpdate::~WeightUpdate() = default;
@@ -206,6 +208,10 @@ void reload_weights(const WeightRanks& ranks, const Checkpoint* checkpoint) {
   ranks.each([&](size_t rank) {
     const WeightAccess& access = ranks.all[rank];
     access.device.synchronize();
+    if (access.region != nullptr && access.region->shows_file()) {
+      access.region->release();
+      access.region->restore();
+    }
     load_weights_or_dummy(access.arch, checkpoint, access.device, access.weights, {.offload = access.offload});
   });
   for (const WeightAccess& access : ranks.all) {

@@ -36,6 +36,7 @@ struct WeightAccess {
   Weights& weights;
   OffloadedLayers* offload;  // null: none
   WeightState& state;
+  Region* region = nullptr;  // where they lie, if it may show a file
 };
 
 // Those of all ranks of a model, and how each rank is made to do something, on its own thread; the call waits for all.

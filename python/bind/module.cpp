@@ -99,6 +99,7 @@ PYBIND11_MODULE(_quire, module) {
   module.def("describe_plugin", &describe_plugin, py::arg("backend"));
   module.def("measure_machine", &measure_machine, py::arg("cpu_isa") = "", py::arg("num_threads") = 0,
              py::arg("read_bytes") = int64_t{512} << 20);
+  module.def("problem_of_packed_weights", &quire::problem_of_packed_weights, py::arg("file"));
   module.def("supported_architectures", &quire::supported_architectures);
   module.def("supported_pooling_architectures", &quire::supported_pooling_architectures);
   module.def("version", &quire::version);

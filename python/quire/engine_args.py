@@ -13,7 +13,7 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
-from quire import graphs, speculative
+from quire import graphs, speculative, weight_cache
 from quire.deprecation import warn_deprecated
 from quire.errors import ValidationError
 
@@ -237,6 +237,11 @@ ARGS: dict[str, Arg] = {
     ),
     "collective_timeout": _engine(None, "Seconds that ranks wait for one that does not come; default 300."),
     "num_threads": _engine(None, "CPU threads; default: OMP_NUM_THREADS, else the physical cores."),
+    "weight_cache": _engine(
+        None,
+        "A folder, or False. Packed weights of a CPU are kept there, and mapped by the next start; default: "
+        "QUIRE_WEIGHT_CACHE, else ~/.cache/quire/weights. See docs/weights.md.",
+    ),
     "cpu_isa": _engine(None, "portable, avx2, avx512 or amx; default: the best the machine has."),
 }
 
@@ -410,6 +415,7 @@ def engine_options(values: Mapping[str, Any], config_overrides: str) -> dict[str
     options.update(graphs.engine_options(values))
     options["load_format"] = {"dummy": "dummy"}.get(values["load_format"], "auto")
     options["config_overrides"] = config_overrides
+    options["weight_cache"] = weight_cache.resolve(values["weight_cache"])
     seed = values["seed"]
     if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
         raise TypeError(f"seed must be an integer, got {seed!r}")

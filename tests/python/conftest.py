@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from checkpoints import write_llama, write_tokenizer
 from pooling_models import as_sentence_transformer, write_bert
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As users have it, but not among the user's files; processes that tests start have it too.
+_packed_weights = tempfile.TemporaryDirectory(prefix="quire-tests-")
+os.environ["QUIRE_WEIGHT_CACHE"] = _packed_weights.name
 
 
 @pytest.fixture(scope="session")

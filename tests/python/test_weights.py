@@ -327,7 +327,8 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "large", with_tokenizer=False, vocab_size=512, **shape, head_dim=64)
     shapes = {name: one.shape for name, one in llama_tensors(config).items()}
     weight_bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    with LLM(str(folder), skip_tokenizer_init=True, num_gpu_blocks_override=16) as llm:
+    # Weights in memory of the process from the start: with a file of packed weights the first update copies them there.
+    with LLM(str(folder), skip_tokenizer_init=True, num_gpu_blocks_override=16, weight_cache=False) as llm:
         most = 0
         process = psutil.Process()
         start = process.memory_info().rss

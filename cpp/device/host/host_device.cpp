@@ -1,7 +1,7 @@
 // The host as a device: mmap'ed regions, a thread pool as its stream, CPU kernels.
 //
 // Regions reserve addresses once (PROT_NONE after release) and ask for huge pages, which is worth 40% of read
-// bandwidth on weights. Physical pages come on first touch.
+// bandwidth on weights. Physical pages come on first touch; those of a file that is shown are the page cache's.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -47,9 +47,14 @@ class HostRegion final : public Region {
 
   void release() override {
     if (!resident_) return;
-    check(::madvise(data_, rounded_bytes(), MADV_DONTNEED), "madvise(MADV_DONTNEED)");
-    check(::mprotect(data_, rounded_bytes(), PROT_NONE), "mprotect(PROT_NONE)");
+    if (shows_file_) {
+      map_memory(data_, PROT_NONE, MAP_FIXED);
+    } else {
+      check(::madvise(data_, rounded_bytes(), MADV_DONTNEED), "madvise(MADV_DONTNEED)");
+      check(::mprotect(data_, rounded_bytes(), PROT_NONE), "mprotect(PROT_NONE)");
+    }
     resident_ = false;
+    shows_file_ = false;
   }
 
   void restore() override {
@@ -60,7 +65,53 @@ class HostRegion final : public Region {
     resident_ = true;
   }
 
+  bool show_file(int fd, size_t offset, size_t begin, size_t count) override {
+    QUIRE_CHECK(resident_ && begin + count <= num_bytes_, "a file in place of what is not there");
+    if (count == 0) return false;
+    // A failed mmap over the region may have taken away what was there; so it is mapped elsewhere first, and moved.
+    void* const view =
+        ::mmap(nullptr, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, static_cast<off_t>(offset));
+    if (view == MAP_FAILED) return false;
+    ::madvise(view, count, MADV_HUGEPAGE);  // file systems with large pages read them so
+    move(view, count, data_ + begin);
+    shows_file_ = true;
+    return true;
+  }
+
+  bool shows_file() const override { return shows_file_; }
+
+  void copy_file() override {
+    if (!shows_file_) return;
+    // Aligned as the region is, so that huge pages can be moved as such.
+    const size_t num_bytes = rounded_bytes();
+    auto* const mapping = static_cast<std::byte*>(map_memory(nullptr, PROT_READ | PROT_WRITE, 0, kHugePageBytes));
+    const auto address = reinterpret_cast<uintptr_t>(mapping);
+    std::byte* const copy = mapping + (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes;
+    if (num_bytes_ >= kHugePageBytes) ::madvise(copy, num_bytes, MADV_HUGEPAGE);
+    std::memcpy(copy, data_, num_bytes_);
+    move(copy, num_bytes, data_);
+    // What of the mapping lay before and behind the copy.
+    if (copy > mapping) ::munmap(mapping, static_cast<size_t>(copy - mapping));
+    const auto behind = static_cast<size_t>(mapping + kHugePageBytes - copy);
+    if (behind > 0) ::munmap(copy + num_bytes, behind);
+    shows_file_ = false;
+  }
+
  private:
+  void* map_memory(void* where, int protection, int flags, size_t more_bytes = 0) const {
+    void* const mapped = ::mmap(where, rounded_bytes() + more_bytes, protection,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    if (mapped != MAP_FAILED) return mapped;
+    throw DeviceError(str_cat("mmap of ", rounded_bytes(), " bytes for the region \"", region_tag_name(tag_),
+                              "\" failed: ", std::strerror(errno)));
+  }
+  void move(void* mapping, size_t num_bytes, std::byte* where) const {
+    if (::mremap(mapping, num_bytes, num_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, where) != MAP_FAILED) return;
+    const int error = errno;
+    ::munmap(mapping, num_bytes);
+    throw DeviceError(str_cat("mremap of ", num_bytes, " bytes to the region \"", region_tag_name(tag_),
+                              "\" failed: ", std::strerror(error)));
+  }
   size_t rounded_bytes() const {
     const size_t page = num_bytes_ >= kHugePageBytes ? kHugePageBytes : static_cast<size_t>(::sysconf(_SC_PAGESIZE));
     return (num_bytes_ + page - 1) / page * page;
@@ -77,6 +128,7 @@ class HostRegion final : public Region {
   void* mapping_ = nullptr;
   std::byte* data_ = nullptr;
   bool resident_ = false;
+  bool shows_file_ = false;
 };
 
 // A line "MemAvailable:   123 kB" of /proc/meminfo in bytes; 0 when it is not there.

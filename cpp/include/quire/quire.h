@@ -126,6 +126,8 @@ QUIRE_API PluginInfo describe_plugin(const std::string& backend);
 // Measures the CPU for about a second; 0 threads: as many as an engine takes. Other work on it lowers the figures.
 QUIRE_API MachineLimits measure_machine(const std::string& cpu_isa = {}, int32_t num_threads = 0,
                                         int64_t read_bytes = int64_t{512} << 20);
+// What is wrong with a file of EngineOptions::weight_cache, all of which is read; empty: nothing.
+QUIRE_API std::string problem_of_packed_weights(const std::string& file);
 // The architectures this build can run.
 QUIRE_API std::vector<std::string> supported_architectures();
 

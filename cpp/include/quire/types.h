@@ -106,7 +106,10 @@ struct EngineOptions {
   // they are multiplied. On the cpu.
   std::string quantization = {};
   std::string device = "auto";
-  std::string load_format = "auto";   // auto, safetensors, dummy
+  std::string load_format = "auto";  // auto, safetensors, dummy
+  // A folder for packed weights of checkpoints in safetensors files, where the next start maps them; a model takes as
+  // much of the disk as of memory, all files together 64 GiB at most. Empty: none. On the cpu.
+  std::string weight_cache = {};
   std::string config_overrides = {};  // a JSON object merged over config.json
   std::string cpu_isa = {};           // "", portable, avx2, avx512, amx
   int64_t max_model_len = 0;

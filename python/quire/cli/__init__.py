@@ -1,4 +1,4 @@
-"""The command `quire`: demo, generate, chat, embed, score, info, bench, collect-env.
+"""The command `quire`: demo, generate, chat, embed, score, info, cache, bench, collect-env.
 
 Decides only which commands there are; each imports what it needs when it runs, so `quire --help` is quick.
 """
@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from quire.cli import bench, demo, environment, info, pooling, text
+from quire.cli import bench, cache, demo, environment, info, pooling, text
 
 app = typer.Typer(
     name="quire",
@@ -24,6 +24,7 @@ app.command("chat")(text.chat)
 app.command("embed")(pooling.embed)
 app.command("score")(pooling.score)
 app.command("info")(info.info)
+app.command("cache")(cache.cache)
 app.command("collect-env")(environment.collect_env)
 app.add_typer(bench.app, name="bench", help="Measure speed.")
 
