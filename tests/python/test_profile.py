@@ -83,16 +83,21 @@ def test_rows() -> None:
     assert "outside of steps: 0.04 ms, 20.0% of the run" in shown
 
 
-def test_a_step_that_plans_two() -> None:
-    """The first fills the device's queue: a prompt, and the decode behind it."""
+def test_a_step_that_plans_two_and_one_that_only_fetches() -> None:
+    """The first fills the device's queue: a prompt, and the decode behind it. The last one empties it."""
     spans = [
         span("step", "step", 0, 100),
         span("step", "plan", 0, 10, num_tokens=8.0, num_seqs=2.0, num_samples=2.0),
         span("step", "plan", 20, 10, num_tokens=2.0, num_seqs=2.0, num_samples=2.0),
+        span("step", "step", 100, 50),
+        span("step", "plan", 100, 1),
+        span("step", "fetch", 110, 30),
     ]
-    (step,), rows, _ = profile_report.analyse(spans, LIMITS, 1e-6)
-    assert (step.kind, step.count, step.num_tokens, step.num_seqs) == ("prefill", 1, 10, 4)
-    assert {row.label: row.calls for row in rows} == {"host: plan": 2, "host: between the parts": 1}
+    (first, last), rows, outside = profile_report.analyse(spans, LIMITS, 150e-9)
+    assert (first.kind, first.count, first.num_tokens, first.num_seqs) == ("prefill", 1, 10, 4)
+    assert (last.kind, last.count, last.num_tokens) == ("decode", 1, 0) and outside == pytest.approx(0.0, abs=1e-12)
+    mine = {row.label: row.calls for row in rows if row.step == "prefill"}
+    assert mine == {"host: plan": 2, "host: between the parts": 1}
 
 
 def test_the_stream_of_a_device_has_rows_of_its_own() -> None:

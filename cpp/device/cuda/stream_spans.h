@@ -41,6 +41,8 @@ class StreamSpans {
     cudaEvent_t event = nullptr;  // null: could not be put on the stream
     bool begins = false;
   };
+  void read_clocks();
+  void destroy_events() noexcept;
   cudaEvent_t take_event();
   cudaEvent_t put_mark() noexcept;
   // Sets now_ns_ to the time of the event; false: it is still to come.

@@ -114,7 +114,8 @@ def analyse(
 ) -> tuple[list[Steps], list[Row], float]:
     """Of one track: steps by kind, rows by kind and label (the longest first), and the seconds outside of all steps.
 
-    How large a step is its plan says, or two where the host plans ahead; on a device's stream it says so itself.
+    How large a step is its plan says, or two where the host plans ahead, which leaves a last step that only fetches; on
+    a device's stream it says so itself.
     """
     spans = [span for span in spans if span["category"] != "part"]  # layers: their kernels are listed by themselves
     plans: dict[int, dict[str, Any]] = {}
@@ -123,6 +124,9 @@ def analyse(
         if span["category"] == "step" and "num_tokens" in span["arguments"]:
             known = plans.get(step, {})
             plans[step] = {name: value + known.get(name, 0.0) for name, value in span["arguments"].items()}
+    for span, (step, _) in zip(spans, placed):
+        if span["category"] == "step" and span["name"] == "fetch" and step >= 0:
+            plans.setdefault(step, dict.fromkeys(("num_tokens", "num_seqs", "num_samples"), 0.0))
     kinds: dict[str, Steps] = {}
     for index, arguments in plans.items():
         steps = kinds.setdefault(step_kind(arguments), Steps(step_kind(arguments)))

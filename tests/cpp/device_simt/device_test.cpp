@@ -340,7 +340,7 @@ TEST_F(OnCudaDevice, RecordsPartsAndKernelsOfItsStream) {
   }
   const Span& last = recorder.spans()[8];
   EXPECT_GE(recorder.spans()[6].begin_ns, launched);
-  // The clocks were read together once: what lies between the event of that and its end makes times late.
+  // Times are late by what it took to read the clocks together.
   EXPECT_LT(last.begin_ns + last.duration_ns, waited + 50'000'000);
 }
 
