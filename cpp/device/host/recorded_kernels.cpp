@@ -68,8 +68,6 @@ void describe(const CopyBlocksParams& params, Span& span) {
   span.add("bytes", 2.0 * page_bytes * params.num_copies);
 }
 
-;
-
 template <auto kLauncher, KernelName kName, typename Params>
 void record(const Params& params, Stream stream) {
   const auto& pool = *static_cast<const RecordedPool*>(static_cast<const ThreadPool*>(stream.handle));

@@ -145,7 +145,7 @@ def _headline(result: dict[str, Any]) -> str:
     if result["foreign"] is not None:
         lines.append(f"other processes took {result['foreign']:.1%} of the machine meanwhile")
     if result["num_dropped_spans"]:
-        lines.append(f"{result['num_dropped_spans']} spans found no room: the last steps are missing below")
+        lines.append(f"{result['num_dropped_spans']} spans are missing below: no room for the last, or no times")
     return "\n".join([*lines, ""])
 
 
