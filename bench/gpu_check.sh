@@ -6,7 +6,7 @@
 #
 # Sections, each of which survives the failure of another: machine, build, cases (the kernel cases and the tests of the
 # emulation, compiled by nvcc), benchmark, peers (torch and FlashInfer at the same shapes), engine (quire.LLM: latency,
-# throughput, start, trace, memory), pytest (tests/python/gpu on the device), engine_peers (transformers and others at
+# throughput, start, traces, memory), pytest (tests/python/gpu on the device), engine_peers (transformers and others at
 # the same workloads), sanitizer (compute-sanitizer on small cases), report. What is left after the build is divided
 # among the chosen sections by weight; what one leaves over goes to the later ones. Exit status: 0 when no section
 # failed. Without a GPU the same happens at toy sizes on the emulation (the engine: on the CPU where the build has no

@@ -253,7 +253,7 @@ def run_invariant(context: Context, model: str) -> Iterator[Line]:
 
 
 def run_trace(context: Context, model: str) -> Iterator[Line]:
-    engine = Quire(context, model)
+    engine = Quire(context, model, profiler_config={"torch_profiler_dir": str(context.folder / "traces")})
     with engine.llm:
         for line in trace.lines(engine, model, context.device, context.scale):
             yield {"case": f"trace/{model}/{line.pop('name')}", "workload": "trace", "model": model, **line}

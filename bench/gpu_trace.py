@@ -1,9 +1,11 @@
-"""What a device does in some decode steps: from CUPTI, through torch's profiler, or else from the tokens' arrival.
+"""What a device does in some decode steps: from tokens' arrival, the engine's own recorder, CUPTI through torch.
 
 Decides how a trace is cut into steps and what counts as idle. CUPTI sees all kernels of the process, whoever linked the
 CUDA runtime; it stretches kernels a little, so shares are of the traced run; a step's untraced time stands beside.
 Between steps is the longest gap of each step: from the last kernel of one to the first of the next, where the host has
-the word. Knows no engine but through `generate` and, for arrivals, LLM.stream.
+the word. The recorder times launchers by events, in steps that are launched kernel by kernel; that its trace has every
+part of every step is checked here, since elsewhere only the emulation shows it. Knows no engine but through `generate`,
+LLM.stream for arrivals and LLM.start_profile.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from gpu_workloads import Line, tokens_of
 
 Span = tuple[float, float, str]  # begin and end in us, name
 STEPS = {"full": 48, "toy": 48, "tiny": 6}
+RECORDED_STEPS = 8
 # The one kernel of ours that runs exactly once a step.
 MARKER = "embedding"
 SHOWN_STEPS = 3
@@ -31,6 +34,8 @@ def lines(engine: Any, model: str, device: str, scale: str) -> Iterator[Line]:
     length, steps = 4 if scale != "full" else 1024, STEPS[scale]
     prompt = tokens_of(model, "trace", length)
     yield arrivals(engine, prompt, steps)
+    if device != "cpu":
+        yield recorded(engine, prompt, min(steps, RECORDED_STEPS))
     if device != "cuda":
         return
     try:
@@ -62,6 +67,59 @@ def arrivals(engine: Any, prompt: list[int], steps: int) -> Line:
         "kind": "engine_trace", "name": "arrivals", "source": "stream", "token_us": times,
         "step_us": statistics.median(gaps), "step_us_highest": max(gaps),
     }  # fmt: skip
+
+
+def recorded(engine: Any, prompt: list[int], steps: int) -> Line:
+    """The trace of a few steps of one sequence; RuntimeError where it lacks anything of the device's stream."""
+    from quire import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
+    tokens, seconds = [], []
+    for is_recorded in (False, True, False):
+        if is_recorded:
+            engine.llm.start_profile("check")
+        begin = time.perf_counter()
+        (output,) = engine.llm.generate([prompt], params, use_tqdm=False)
+        seconds.append(time.perf_counter() - begin)
+        tokens.append(list(output.outputs[0].token_ids))
+        if is_recorded:
+            path = engine.llm.stop_profile()
+    if tokens[1] != tokens[0] or tokens[2] != tokens[0]:
+        raise RuntimeError(f"a recording changed tokens: {tokens}")
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    us_a_step = seconds[2] / steps * 1e6
+    return {
+        "kind": "engine_trace", "name": "recorder", "source": "recorder", "untraced_step_us": us_a_step,
+        **device_track(events),
+    }  # fmt: skip
+
+
+def device_track(events: list[Line]) -> Line:
+    """Of the steps on the device's track of a trace of the engine's: each has the layers of the first, in order."""
+    tracks = {event["args"]["name"]: event["tid"] for event in events if event["name"] == "thread_name"}
+    if "device stream" not in tracks:
+        raise RuntimeError(f"the trace has no track of the device, only {sorted(tracks)}")
+    mine = [event for event in events if event["ph"] == "X" and event["tid"] == tracks["device stream"]]
+    begins = [event["ts"] for event in mine if event["cat"] == "step"]
+    layers: list[list[str]] = [[] for _ in begins]
+    kernel_us: dict[str, float] = {}
+    for event in mine:
+        if event["cat"] == "part" and event["name"].startswith("layer "):
+            layers[sum(begin <= event["ts"] for begin in begins) - 1].append(event["name"])
+        if event["cat"] == "kernel":
+            kernel_us[event["name"]] = kernel_us.get(event["name"], 0.0) + event["dur"] / len(begins)
+    whole = [f"layer {i}" for i in range(len(layers[0]))]
+    if not whole or any(one != whole for one in layers):
+        raise RuntimeError(f"steps of the device's track have other layers than {whole}: {layers}")
+    total = sum(event["dur"] for event in mine if event["cat"] == "step")
+    if total <= 0 or MARKER not in kernel_us:
+        raise RuntimeError(f"{len(begins)} steps of {total} us with the kernels {sorted(kernel_us)}")
+    return {
+        "steps": len(begins),
+        "step_us": total / len(begins),
+        "kernels_a_step": sum(event["cat"] == "kernel" for event in mine) / len(begins),
+        "kernel_us": dict(sorted(kernel_us.items(), key=lambda item: -item[1])),
+    }
 
 
 def profiled(engine: Any, prompts: list[list[int]], steps: int) -> Line:

@@ -32,6 +32,8 @@ class Recorder {
       ++num_dropped_;
     }
   }
+  // Spans that are known to have been and have no times.
+  void drop(int64_t count) { num_dropped_ += count; }
   const std::deque<Span>& spans() const { return spans_; }
   int64_t num_dropped() const { return num_dropped_; }
 

@@ -102,14 +102,18 @@ class Device {
   // Returns when everything put on the streams so far is done. Throws what went wrong in it.
   virtual void synchronize() = 0;
 
-  // Every launch from now on becomes a span of category "kernel"; null: none any more. kernels() stays the same object.
-  // Throws NotSupported where a launcher returns before its kernel is done.
+  // Every launch from now on becomes a span of category "kernel"; null: none any more, and what is under way is waited
+  // for. kernels() stays the same object. Begins with an idle stream. Throws NotSupported where this device cannot.
   virtual void set_recorder(Recorder* recorder) {
     if (recorder == nullptr) return;
-    throw NotSupported(str_cat("the kernels of device \"", name(),
-                               "\" cannot be recorded: they run behind the host's back. device=\"cpu\" can; for a GPU "
-                               "use its own profiler (nsys profile)."));
+    throw NotSupported(str_cat("the kernels of device \"", name(), "\" cannot be recorded"));
   }
+  // On an asynchronous device, while a recorder is set: what is put on stream() between the two becomes a span as well,
+  // timed there. Such spans lie in one another.
+  virtual void begin_span(const Span& /*span*/) noexcept {}
+  virtual void end_span() noexcept {}
+  // Gives the recorder the spans whose end is past; waits for nothing.
+  virtual void collect_spans() noexcept {}
 };
 
 struct HostDeviceOptions {

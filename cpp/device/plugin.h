@@ -18,7 +18,7 @@
 
 namespace quire {
 
-constexpr int32_t kPluginAbi = 8;  // raise it when Device, Region, a Params struct or what follows changes
+constexpr int32_t kPluginAbi = 9;  // raise it when Device, Region, Span, a Params struct or what follows changes
 
 struct PluginHost {
   void (*log)(LogLevel level, const std::string& message) = nullptr;  // the application's sink

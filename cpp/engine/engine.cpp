@@ -107,6 +107,7 @@ bool Engine::launch() {
   StepInFlight& step = steps_[(first_step_ + scheduler_.num_in_flight()) % steps_.size()];
   plan(step);
   if (step.batch.empty()) return false;
+  const DeviceStepScope on_device = worker_.first().recorded_step(step.batch);
   prepare(step);
   try {
     if (config_.speculation.has_draft_model()) guess(step);

@@ -75,8 +75,8 @@ class Engine {
   bool step();
 
   void set_vocabulary(std::vector<std::string> token_bytes);
-  // From now on the parts of each step, and the kernels in them, are recorded. Throws NotSupported where the device
-  // cannot, InvalidArgument while that is done already and in a step.
+  // From now on the parts of each step, and the kernels in them, are recorded; of ranks those of the first. Throws
+  // NotSupported where the device cannot, InvalidArgument while that is done already and in a step.
   void start_recording();
   Recording stop_recording();
   // Gives memory back and takes no requests until wake_up(); level 0 only stops the steps. Throws in a callback.

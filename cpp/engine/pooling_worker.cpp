@@ -142,11 +142,13 @@ void PoolingWorker::set_recorder(Recorder* recorder) {
   device_->set_recorder(recorder);
   recorder_ = recorder;
   recorded_pass_.reset();
-  if (recorder != nullptr) recorded_pass_.emplace(*recorder);
+  if (recorder != nullptr) recorded_pass_.emplace(*recorder, *device_);
   ops_.set_observer(recorder != nullptr ? &*recorded_pass_ : nullptr);
 }
 
 int64_t PoolingWorker::run(const PoolingBatch& batch, PoolingType type, bool with_head) {
+  const bool has_stream = recorder_ != nullptr && device_->is_asynchronous();
+  const DeviceStepScope step(has_stream ? device_.get() : nullptr, batch_.num_tokens, batch_.num_seqs, 0);
   step_scope_.reset();
   step_scope_.emplace(arena_);
   const Tensor hidden = [&] {
@@ -184,6 +186,7 @@ Tensor PoolingWorker::pool_on_host(const PoolingBatch& batch, const Tensor& stat
 std::span<const float> PoolingWorker::fetch() {
   fetched_.resize(static_cast<size_t>(pooled_.num_elements()));
   device_->copy_to_host(fetched_.data(), pooled_.data, fetched_.size() * sizeof(float));
+  if (recorder_ != nullptr) device_->collect_spans();
   return fetched_;
 }
 

@@ -9,18 +9,33 @@
 namespace quire {
 
 void RecordedPass::begin(const char* part, int32_t layer) {
-  Span& span = open_.emplace_back();
+  Span span;
   span.category = "part";
   span.name = part;
   if (layer >= 0) span.add("layer", static_cast<double>(layer));
+  if (device_ != nullptr) return device_->begin_span(span);
   span.begin_ns = Recorder::now_ns();
+  open_.push_back(span);
 }
 
 void RecordedPass::end() {
+  if (device_ != nullptr) return device_->end_span();
   Span& span = open_.back();
   span.duration_ns = Recorder::now_ns() - span.begin_ns;
   recorder_.add(span);
   open_.pop_back();
+}
+
+DeviceStepScope::DeviceStepScope(Device* device, int64_t num_tokens, int64_t num_seqs, int64_t num_samples)
+    : device_(device) {
+  if (device_ == nullptr) return;
+  Span span;
+  span.category = "step";
+  span.name = "step";
+  span.add("num_tokens", static_cast<double>(num_tokens));
+  span.add("num_seqs", static_cast<double>(num_seqs));
+  span.add("num_samples", static_cast<double>(num_samples));
+  device_->begin_span(span);
 }
 
 void StepRecording::require_none() const {

@@ -1,13 +1,15 @@
 // A recording of an engine's steps: from who wants one to its spans in order.
 //
-// Decides: that there is one at a time, and how parts of a forward pass become spans. Does not know: what the parts of
-// a step are, what the device records of its kernels. Engine thread, between steps but for timed().
+// Decides: that there is one at a time, and how parts of a forward pass become spans: by the host's clock where
+// launchers wait, else on the device. Does not know: what the parts of a step are, what the device records of its
+// kernels. Engine thread, between steps but for timed().
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "base/recorder.h"
+#include "device/device.h"
 #include "model/ops.h"
 
 namespace quire {
@@ -15,13 +17,30 @@ namespace quire {
 // The parts of a forward pass as spans of category "part".
 class RecordedPass final : public PassObserver {
  public:
-  explicit RecordedPass(Recorder& recorder) : recorder_(recorder) {}
+  RecordedPass(Recorder& recorder, Device& device)
+      : recorder_(recorder), device_(device.is_asynchronous() ? &device : nullptr) {}
   void begin(const char* part, int32_t layer) override;
   void end() override;
 
  private:
   Recorder& recorder_;
-  std::vector<Span> open_;  // each lies in the one before
+  Device* device_;          // null: the host's clock will do
+  std::vector<Span> open_;  // by that, each in the one before
+};
+
+// What is put on the device's stream for one step, in its scope, as a span on the device that says how large the step
+// is; nothing without a device.
+class DeviceStepScope {
+ public:
+  DeviceStepScope(Device* device, int64_t num_tokens, int64_t num_seqs, int64_t num_samples);
+  ~DeviceStepScope() {
+    if (device_ != nullptr) device_->end_span();
+  }
+  DeviceStepScope(const DeviceStepScope&) = delete;
+  DeviceStepScope& operator=(const DeviceStepScope&) = delete;
+
+ private:
+  Device* device_;
 };
 
 class StepRecording {

@@ -185,7 +185,8 @@ void Worker::upload_sampling() {
 void Worker::run() {
   upload_sampling();
   const StepShape bucket = graphs_.bucket(shape_);
-  if (has_rows_ && graphs_.takes(shape_) && returned_states_.empty()) {
+  // A graph is one launch, which hides its parts from a recording.
+  if (has_rows_ && graphs_.takes(shape_) && returned_states_.empty() && recorder_ == nullptr) {
     replay(bucket);
   } else {
     launch(shape_);
@@ -256,11 +257,16 @@ void Worker::store_sampled(int64_t num_samples) {
   rows_->store_sampled(output_.token_ids(), num_samples);
 }
 
+DeviceStepScope Worker::recorded_step(const Batch& batch) const {
+  const bool has_stream = recorder_ != nullptr && device_->is_asynchronous();
+  return {has_stream ? device_.get() : nullptr, batch.num_tokens(), batch.num_seqs(), batch.num_samples()};
+}
+
 void Worker::set_recorder(Recorder* recorder) {
   device_->set_recorder(recorder);
   recorder_ = recorder;
   recorded_pass_.reset();
-  if (recorder != nullptr) recorded_pass_.emplace(*recorder);
+  if (recorder != nullptr) recorded_pass_.emplace(*recorder, *device_);
   PassObserver* const observer = recorder != nullptr ? &*recorded_pass_ : nullptr;
   ops_.set_observer(observer);
   if (draft_model_ != nullptr) draft_model_->set_observer(observer);
@@ -300,12 +306,14 @@ const SampledTokens& Worker::fetch() {
   const SampledTokens& sampled = output_.fetch();
   prompt_scores_ = &prompt_logprobs_.fetch();
   state_rows_ = &returned_states_.fetch();
+  if (recorder_ != nullptr) device_->collect_spans();
   return sampled;
 }
 
 void Worker::abandon() {
   try {
     device_->synchronize();
+    if (recorder_ != nullptr) device_->collect_spans();
   } catch (const std::exception& error) {
     log_warning("steps under way were lost: ", error.what());
   }

@@ -90,8 +90,11 @@ class Worker {
   // Logits of every token of the uploaded batch, after forward(); tests compare them with a reference.
   std::vector<float> all_logits();
 
-  // Kernels, the parts of a run and those of its forward passes become spans; null: none any more.
+  // Kernels, the parts of a run and those of its forward passes become spans; null: none any more. Meanwhile no step is
+  // replayed from a graph, and graphs are kept.
   void set_recorder(Recorder* recorder);
+  // On an asynchronous device that is recorded: what is put on its stream until the scope ends is for this step.
+  DeviceStepScope recorded_step(const Batch& batch) const;
 
   // To change and to read weights, while nothing is under way.
   WeightAccess weight_access() {

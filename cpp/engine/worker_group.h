@@ -48,7 +48,7 @@ class WorkerGroup {
   WeightRanks weights();
   uint64_t weights_version() const { return first().weights_version(); }
   bool weights_incomplete() const { return first().weights_incomplete(); }
-  void set_recorder(Recorder* recorder) { first().set_recorder(recorder); }
+  void set_recorder(Recorder* recorder) { first().set_recorder(recorder); }  // of one rank alone
 
   // Calls verb(Worker&) for every rank, on its thread. `name` is for messages.
   template <typename Verb>

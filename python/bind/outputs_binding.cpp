@@ -136,6 +136,7 @@ py::dict recording_dict(const Recording& recording) {
     values["name"] = span.name;
     values["begin_ns"] = span.begin_ns;
     values["duration_ns"] = span.duration_ns;
+    values["on_device"] = span.on_device;
     values["arguments"] = arguments;
     spans.append(values);
   }

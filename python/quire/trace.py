@@ -1,7 +1,7 @@
 """Recordings of an engine's steps as Chrome traces, which Perfetto and chrome://tracing open.
 
-Decides where a trace goes and how spans become events. What is recorded is the core's: the parts of each step, and the
-kernels in them.
+Decides where a trace goes and how spans become events: those of the host on one track, those of a GPU's stream on
+another. What is recorded is the core's: the parts of each step, and the kernels in them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_TRACKS = ("engine", "device stream")  # by tid
 _KNOWN = ("profiler", "torch_profiler_dir", "torch_profiler_use_gzip")
 NOT_ENABLED = (
     "Profiler is not enabled. Build the LLM with profiler_config={'profiler': 'torch', 'torch_profiler_dir': DIR}, or "
@@ -42,7 +43,7 @@ def trace_settings(profiler_config: Any) -> TraceSettings:
     if given.get("profiler") not in (None, "torch"):
         raise NotImplementedError(
             f"profiler_config: profiler={given['profiler']!r} is not supported; 'torch' writes a trace of the "
-            "engine's own recorder, and a GPU has its own profiler (nsys profile)."
+            "engine's own recorder, of a GPU too."
         )
     if not given.get("torch_profiler_dir"):
         if given.get("profiler") is None:
@@ -59,8 +60,10 @@ def write_trace(recording: Mapping[str, Any], settings: TraceSettings, prefix: s
     path = settings.folder / f"{prefix or 'quire'}_rank{rank}.{time.time_ns()}{suffix}"
     with gzip.open(path, "wt") if settings.use_gzip else path.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        for name, value in (("process_name", "quire"), ("thread_name", "engine")):
-            event = {"ph": "M", "name": name, "pid": rank, "tid": 0, "args": {"name": value}}
+        names = [("process_name", "quire", 0), *(("thread_name", track, tid) for tid, track in enumerate(_TRACKS))]
+        has_device = any(span["on_device"] for span in recording["spans"])
+        for name, value, tid in names if has_device else names[:2]:
+            event = {"ph": "M", "name": name, "pid": rank, "tid": tid, "args": {"name": value}}
             file.write(json.dumps(event) + ",\n")
         file.write(",\n".join(json.dumps(_event(span, rank)) for span in recording["spans"]))
         file.write(f'\n], "otherData": {{"num_dropped_spans": {recording["num_dropped_spans"]}}}}}\n')
@@ -81,6 +84,6 @@ def _event(span: Mapping[str, Any], rank: int) -> dict[str, Any]:
         "ts": span["begin_ns"] / 1000,
         "dur": span["duration_ns"] / 1000,
         "pid": rank,
-        "tid": 0,
+        "tid": int(span["on_device"]),
         "args": dict(span["arguments"]),
     }

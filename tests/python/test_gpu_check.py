@@ -108,8 +108,11 @@ def test_every_workload_of_the_engine_has_a_figure(out: Path) -> None:
     for line in asleep.values():
         assert line["sleep_seconds"] > 0 and line["wake_weights_seconds"] > 0
         assert line["graphs_captured_again"] == 0
-    (trace,) = [line for line in lines if line["kind"] == "engine_trace"]
-    assert len(trace["token_us"]) > 3
+    traces = {line["source"]: line for line in lines if line["kind"] == "engine_trace"}
+    assert set(traces) == ({"stream", "recorder"} if device == "simt" else {"stream"})
+    assert len(traces["stream"]["token_us"]) > 3
+    if device == "simt":
+        assert traces["recorder"]["steps"] >= 6 and traces["recorder"]["kernel_us"]["paged_attention"] > 0
     peers = {(line["peer"], line["case"]) for line in lines if line["kind"] == "engine_peer"}
     assert ("transformers", "decode/toy/b1") in peers
 
@@ -263,6 +266,39 @@ def test_a_trace_is_cut_into_steps(bench: None) -> None:
     assert len(found["spans"]["device"]) == 9 and len(found["spans"]["host"]) == 3
     with pytest.raises(RuntimeError, match="embedding"):
         gpu_trace.summary([event for event in events if "embedding" not in event["name"]])
+
+
+def test_a_trace_without_all_of_the_device_is_refused(bench: None) -> None:
+    """Two steps of two layers on a track of their own, beside the host's."""
+    import gpu_trace
+
+    def event(tid: int, category: str, name: str, begin: float, duration: float) -> dict[str, Any]:
+        return {"ph": "X", "tid": tid, "cat": category, "name": name, "ts": begin, "dur": duration, "args": {}}
+
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "thread_name", "tid": tid, "args": {"name": name}}
+        for tid, name in enumerate(("engine", "device stream"))
+    ]
+    for begin in (0.0, 40.0):
+        events += [
+            event(0, "step", "step", begin, 35),
+            event(1, "step", "step", begin + 10, 20),
+            event(1, "kernel", "embedding", begin + 10, 2),
+            event(1, "part", "layer 0", begin + 12, 5),
+            event(1, "kernel", "gemm", begin + 12, 4),
+            event(1, "part", "layer 1", begin + 20, 5),
+            event(1, "kernel", "gemm", begin + 20, 3),
+        ]
+    found = gpu_trace.device_track(events)
+    assert (found["steps"], found["step_us"], found["kernels_a_step"]) == (2, 20, 3)
+    assert found["kernel_us"] == {"gemm": 7, "embedding": 2}
+    with pytest.raises(RuntimeError, match="no track of the device"):
+        gpu_trace.device_track([one for one in events if one["args"] != {"name": "device stream"}])
+    for name, message in (("layer 1", "other layers"), ("embedding", "with the kernels")):
+        last = max(i for i, one in enumerate(events) if one["name"] == name)
+        without = [one for i, one in enumerate(events) if one["name"] != name or (name == "layer 1" and i != last)]
+        with pytest.raises(RuntimeError, match=message):
+            gpu_trace.device_track(without)
 
 
 def test_a_job_out_of_time_is_killed_with_all_it_started(bench: None, tmp_path: Path) -> None:

@@ -17,18 +17,19 @@ PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 PROMPTS: list[Any] = [[5, 6, 7, 8, 9], [7, 8, 9]]
 
 
-def read_trace(path: Path) -> list[dict[str, Any]]:
-    """The complete events of a file, checked as trace viewers read them."""
+def read_trace(path: Path, has_device: bool = False) -> list[dict[str, Any]]:
+    """The complete events of a file, checked as trace viewers read them: with a track of a device, or without."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     trace = json.loads(raw)
     assert trace["displayTimeUnit"] == "ms" and trace["otherData"]["num_dropped_spans"] == 0
-    names = {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"}
-    assert names == {"quire", "engine"}
+    names = {(event["args"]["name"], event["tid"]) for event in trace["traceEvents"] if event["ph"] == "M"}
+    assert names == {("quire", 0), ("engine", 0), *([("device stream", 1)] if has_device else [])}
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert len(events) + 2 == len(trace["traceEvents"])
+    assert len(events) + len(names) == len(trace["traceEvents"])
     for event in events:
         assert isinstance(event["name"], str) and isinstance(event["args"], dict)
-        assert event["ts"] >= 0 and event["dur"] >= 0 and {event["pid"], event["tid"]} == {0}
+        assert event["ts"] >= 0 and event["dur"] >= 0 and event["pid"] == 0
+    assert {event["tid"] for event in events} == ({0, 1} if has_device else {0})
     return events
 
 
@@ -125,7 +126,39 @@ def test_trace_of_pooling(pooling_folders: dict[str, Path], tmp_path: Path) -> N
     assert sum(event["args"].get("num_tokens", 0) for event in events if event["name"] == "plan") == 8
 
 
-def test_profiles_that_cannot_be(tiny_model: Path, tmp_path: Path, simt_plugin: Path) -> None:
+def test_trace_of_a_device(tiny_model: Path, tmp_path: Path, simt_plugin: Path) -> None:
+    """Parts and kernels on a track of their own; tokens and graphs are what they are without a recording."""
+    options: dict[str, Any] = {"device": "simt", "max_model_len": 32, "max_num_seqs": 2, "num_gpu_blocks_override": 16}
+
+    def tokens(llm: LLM) -> list[list[int]]:
+        llm.reset_prefix_cache()
+        return [list(one.outputs[0].token_ids) for one in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
+
+    with LLM(str(tiny_model), profiler_config={"torch_profiler_dir": str(tmp_path)}, **options) as llm:
+        plain = tokens(llm)
+        graphs = llm.stats()["num_graphs"]
+        llm.start_profile()
+        assert tokens(llm) == plain
+        events = read_trace(llm.stop_profile(), has_device=True)
+        assert graphs > 0 and tokens(llm) == plain and llm.stats()["num_graphs"] == graphs
+    host, device = ([event for event in events if event["tid"] == tid] for tid in (0, 1))
+    assert {event["cat"] for event in host} == {"step"}
+    assert ("fetch", "step") in set(zip((event["name"] for event in host), parents(host), strict=True))
+    order = list(zip((event["name"] for event in device), parents(device), strict=True))
+    steps = order.count(("step", ""))
+    assert steps == sum(event["name"] == "run" for event in host) >= 4
+    for layer in ("layer 0", "layer 1"):
+        assert order.count((layer, "step")) == order.count(("paged_attention", layer)) == steps
+        assert order.count(("gemm", layer)) == 4 * steps
+    assert {event["cat"] for event in device} == {"step", "part", "kernel"}
+    first = order[: order.index(("step", ""), 1)]
+    parts = [name for name, parent in first if parent == "step"]
+    assert parts[-4:] == ["layer 1", "head", "sample", "store_sampled"] and "prepare_batch" in parts
+    last = device[-1]
+    assert all(event["ts"] > 0 for event in device) and last["ts"] <= max(one["ts"] + one["dur"] for one in host)
+
+
+def test_profiles_that_cannot_be(tiny_model: Path, tmp_path: Path) -> None:
     with LLM(str(tiny_model)) as llm:
         for call in (llm.start_profile, llm.stop_profile):
             with pytest.raises(RuntimeError, match="Profiler is not enabled."):
@@ -136,9 +169,6 @@ def test_profiles_that_cannot_be(tiny_model: Path, tmp_path: Path, simt_plugin: 
             llm.start_profile(max_iterations=3)
         with pytest.raises(ValueError, match="profile_prefix is the beginning of a file's name"):
             llm.start_profile("../x")
-    with LLM(str(tiny_model), profiler_config=config, device="simt", max_model_len=32, max_num_seqs=2) as llm:
-        with pytest.raises(NotImplementedError, match='kernels of device "simt" cannot be recorded'):
-            llm.start_profile()
     for bad, error, message in (
         ({"profiler": "cuda"}, NotImplementedError, "profiler='cuda' is not supported"),
         ({"profiler": "torch"}, ValueError, "torch_profiler_dir must be set"),

@@ -21,6 +21,7 @@ def span(category: str, name: str, begin: int, duration: int, **arguments: Any) 
         "name": name,
         "begin_ns": begin,
         "duration_ns": duration,
+        "on_device": False,
         "arguments": arguments,
     }
 
@@ -80,6 +81,47 @@ def test_rows() -> None:
     shown = profile_report.table(steps, rows, outside, 200e-6)
     assert "decode: 2 steps of 0.030 ms, 2.0 tokens of 2.0 sequences each; 30.0% of the run" in shown
     assert "outside of steps: 0.04 ms, 20.0% of the run" in shown
+
+
+def test_a_step_that_plans_two_and_one_that_only_fetches() -> None:
+    """The first fills the device's queue: a prompt, and the decode behind it. The last one empties it."""
+    spans = [
+        span("step", "step", 0, 100),
+        span("step", "plan", 0, 10, num_tokens=8.0, num_seqs=2.0, num_samples=2.0),
+        span("step", "plan", 20, 10, num_tokens=2.0, num_seqs=2.0, num_samples=2.0),
+        span("step", "step", 100, 50),
+        span("step", "plan", 100, 1),
+        span("step", "fetch", 110, 30),
+    ]
+    (first, last), rows, outside = profile_report.analyse(spans, LIMITS, 150e-9)
+    assert (first.kind, first.count, first.num_tokens, first.num_seqs) == ("prefill", 1, 10, 4)
+    assert (last.kind, last.count, last.num_tokens) == ("decode", 1, 0) and outside == pytest.approx(0.0, abs=1e-12)
+    mine = {row.label: row.calls for row in rows if row.step == "prefill"}
+    assert mine == {"host: plan": 2, "host: between the parts": 1}
+
+
+def test_the_stream_of_a_device_has_rows_of_its_own() -> None:
+    """Steps say themselves how large they are; what lies between the kernels of one is a row."""
+    sizes = {"num_tokens": 2.0, "num_seqs": 2.0, "num_samples": 2.0}
+    mine = [
+        span("step", "step", 30_000, 20_000, **sizes),
+        span("part", "layer", 31_000, 18_000, layer=0.0),
+        gemm(31_000, 8_000, 2.0),
+        gemm(40_000, 4_000, 2.0),
+        span("step", "step", 60_000, 10_000, **sizes),
+        gemm(60_000, 9_000, 2.0),
+    ]
+    for one in mine:
+        one["on_device"] = True
+    host, device = profile_report.tracks(sorted(SPANS + mine, key=lambda one: one["begin_ns"]))
+    assert host == SPANS and device == mine
+    (step,), rows, outside = profile_report.analyse(device, dict.fromkeys(LIMITS, 0.0), 200e-6)
+    assert (step.kind, step.count, step.num_tokens) == ("decode", 2, 4) and step.seconds == pytest.approx(30e-6)
+    found = {row.label: row for row in rows}
+    assert found["gemm 64x32"].calls == 3 and found["gemm 64x32"].seconds == pytest.approx(21e-6)
+    assert found["between the kernels"].seconds == pytest.approx(9e-6)
+    assert not found["between the kernels"].is_kernel and found["gemm 64x32"].of_limit is None
+    assert outside == pytest.approx(170e-6) and len(found) == 2
 
 
 def test_layers_change_no_row() -> None:
@@ -164,9 +206,27 @@ def test_errors(arguments: tuple[object, ...], message: str) -> None:
     assert quire("bench", "profile", "quire/demo", *arguments, fails=True) == f"quire: {message}\n"
 
 
-def test_a_device_that_cannot_says_so(simt_plugin: Path) -> None:
-    message = quire("bench", "profile", "quire/demo", "--set", "device=simt", "--input-len", 4, fails=True)
-    assert message.startswith('quire: the kernels of device "simt" cannot be recorded') and 'device="cpu"' in message
+def test_kernels_of_a_device(simt_plugin: Path, tmp_path: Path) -> None:
+    """Both tracks on the emulated GPU, where steps are planned ahead; the kernels are on its stream."""
+    size = ("--num-prompts", 2, "--input-len", 4, "--output-len", 3, "--max-model-len", 64)
+    file = tmp_path / "profile.json"
+    sets = ("--set", "device=simt", "--set", "max_num_seqs=4", "--set", "dtype=bfloat16")
+    shown = quire("bench", "profile", "quire/demo", *size, *sets, "--output-json", file)
+    result = json.loads(file.read_text())
+    assert not any(row["is_kernel"] for row in result["rows"]) and result["num_dropped_spans"] == 0
+    device = result["device"]
+    steps = {one["kind"]: one for one in device["steps"]}
+    assert (steps["prefill"]["count"], steps["prefill"]["num_tokens"]) == (1, 8)
+    assert (steps["decode"]["count"], steps["decode"]["num_tokens"]) == (2, 4)
+    rows = {row["label"]: row for row in device["rows"] if row["step"] == "decode"}
+    calls = {"embedding": 1, "gemm 1376x256 gated": 5, "paged_attention": 5, "plan_attention": 1, "prepare_batch": 1}
+    assert {name: rows[name]["calls"] / 2 for name in calls} == calls
+    assert rows["gemm 512x256"]["bytes"] > 0 and rows["gemm 512x256"]["of_limit"] is None
+    assert not rows["between the kernels"]["is_kernel"]
+    for kind, one in steps.items():
+        mine = [row["seconds"] for row in device["rows"] if row["step"] == kind]
+        assert sum(mine) == pytest.approx(one["seconds"])
+    assert "on the stream of the device" in shown and "kernel by kernel" in shown and "of limit" in shown
 
 
 def test_pooling_models_are_refused(pooling_folders: dict[str, Path]) -> None:

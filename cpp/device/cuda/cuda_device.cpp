@@ -16,6 +16,8 @@
 #include "device/cuda/context.h"
 #include "device/cuda/memory.h"
 #include "device/cuda/nccl_ranks.h"
+#include "device/cuda/recorded_launches.h"
+#include "device/cuda/stream_spans.h"
 
 namespace quire {
 namespace {
@@ -85,7 +87,7 @@ class CudaDevice final : public Device {
   explicit CudaDevice(int index) : context_(std::make_shared<CudaContext>(index)) {}
 
   std::string name() const override { return cuda::kernels().name; }
-  const KernelTable& kernels() const override { return cuda::kernels(); }
+  const KernelTable& kernels() const override { return kernels_; }
   Stream stream() const override { return {context_->compute_stream()}; }
   Stream copy_stream() const override { return {context_->copy_stream()}; }
   int num_threads() const override { return 1; }  // workspaces are shared out by blocks, not by threads of the host
@@ -193,6 +195,24 @@ class CudaDevice final : public Device {
 
   void synchronize() override { context_->synchronize(); }
 
+  void set_recorder(Recorder* recorder) override {
+    if (spans_ != nullptr) spans_->finish();
+    spans_.reset();
+    kernels_ = cuda::kernels();
+    if (recorder == nullptr) return;
+    spans_ = std::make_unique<StreamSpans>(context_, *recorder);
+    kernels_ = recorded_launches();
+  }
+  void begin_span(const Span& span) noexcept override {
+    if (spans_ != nullptr) spans_->begin(span);
+  }
+  void end_span() noexcept override {
+    if (spans_ != nullptr) spans_->end();
+  }
+  void collect_spans() noexcept override {
+    if (spans_ != nullptr) spans_->collect();
+  }
+
  private:
   static const CudaDevice& of_this_kind(const Device* device) {
     const auto* const it = dynamic_cast<const CudaDevice*>(device);
@@ -217,6 +237,8 @@ class CudaDevice final : public Device {
   }
 
   std::shared_ptr<CudaContext> context_;
+  KernelTable kernels_ = cuda::kernels();  // those, or what records them
+  std::unique_ptr<StreamSpans> spans_;     // null: nobody records
   std::array<Staging, 2> staging_;
 };
 

@@ -1,65 +1,14 @@
 // What each launch moves and computes; see recorded_kernels.h.
 //
-// "bytes" are those of every array read or written, once each, as if nothing were in a cache: the pages of a prefix
-// that several sequences share count for each of them. "flops" are the multiplications and additions of products.
+// The pages of a prefix that several sequences share count for each of them.
 #include "device/host/recorded_kernels.h"
 
 #include <algorithm>
 
+#include "device/kernel_spans.h"
+
 namespace quire {
 namespace {
-
-double element_bytes(DType dtype) { return static_cast<double>(dtype_bytes(dtype)); }
-
-// dtype_name() gives literals.
-void add_dtype(Span& span, DType dtype) { span.add("dtype", dtype_name(dtype).data()); }
-
-void describe(const GemmParams& params, Span& span) {
-  const auto m = static_cast<double>(params.m), n = static_cast<double>(params.weight.rows),
-             k = static_cast<double>(params.weight.cols);
-  const double element = element_bytes(params.weight.dtype), a_element = element_bytes(params.a_dtype());
-  const double out_columns = params.weight.gated ? n / 2 : n;
-  span.add("m", m);
-  span.add("n", n);
-  span.add("k", k);
-  add_dtype(span, params.weight.dtype);
-  span.add("out_dtype", dtype_name(params.out_dtype).data());
-  span.add("gated", params.weight.gated ? 1.0 : 0.0);
-  span.add("accumulate", params.accumulate ? 1.0 : 0.0);
-  span.add("bytes", element * n * k + a_element * m * k +
-                        m * out_columns * element_bytes(params.out_dtype) * (params.accumulate ? 2.0 : 1.0));
-  span.add("flops", 2.0 * m * n * k);
-}
-
-void describe(const NormParams& params, Span& span) {
-  const auto rows = static_cast<double>(params.rows), dim = static_cast<double>(params.dim);
-  span.add("rows", rows);
-  span.add("dim", dim);
-  span.add("out_dtype", dtype_name(params.out_dtype).data());
-  span.add("bytes", rows * dim * (4.0 + element_bytes(params.out_dtype) * (params.accumulate ? 2.0 : 1.0)));
-}
-
-void describe(const EmbeddingParams& params, Span& span) {
-  const auto tokens = static_cast<double>(params.num_tokens), dim = static_cast<double>(params.table.cols);
-  const double tables = element_bytes(params.table.dtype) +
-                        (params.position_table.data != nullptr ? element_bytes(params.position_table.dtype) : 0.0);
-  span.add("tokens", tokens);
-  span.add("dim", dim);
-  add_dtype(span, params.table.dtype);
-  span.add("bytes", tokens * dim * (tables + element_bytes(params.out_dtype) * (params.accumulate ? 2.0 : 1.0)));
-}
-
-void describe(const RopeKvWriteParams& params, Span& span) {
-  const auto tokens = static_cast<double>(params.num_tokens);
-  const double columns = static_cast<double>(params.num_heads + 2 * params.kv.num_kv_heads) * params.kv.head_dim;
-  span.add("tokens", tokens);
-  span.add("heads", params.num_heads);
-  span.add("kv_heads", params.kv.num_kv_heads);
-  span.add("head_dim", params.kv.head_dim);
-  add_dtype(span, params.dtype);
-  // Queries are rotated where they lie; keys and values are read there and written to their pages.
-  span.add("bytes", 2.0 * tokens * columns * element_bytes(params.dtype));
-}
 
 // Of one sequence: the keys that any of its queries sees, and how many each of them sees, summed.
 struct VisibleKeys {
@@ -112,12 +61,6 @@ void describe(const MeanRowsParams& params, Span& span) {
   span.add("bytes", dim * (4.0 * rows + element_bytes(params.out_dtype) * runs));
 }
 
-void describe(const SamplingParamsBlock& params, Span& span) {
-  span.add("rows", params.num_rows);
-  span.add("vocab", params.vocab_size);
-  span.add("bytes", 4.0 * params.num_rows * params.vocab_size);
-}
-
 void describe(const CopyBlocksParams& params, Span& span) {
   double page_bytes = 0.0;
   for (int32_t i = 0; i < params.num_arrays; ++i) page_bytes += static_cast<double>(params.arrays[i].page_bytes);
@@ -125,11 +68,7 @@ void describe(const CopyBlocksParams& params, Span& span) {
   span.add("bytes", 2.0 * page_bytes * params.num_copies);
 }
 
-struct Name {
-  char text[24] = {};
-};
-
-template <auto kLauncher, Name kName, typename Params>
+template <auto kLauncher, KernelName kName, typename Params>
 void record(const Params& params, Stream stream) {
   const auto& pool = *static_cast<const RecordedPool*>(static_cast<const ThreadPool*>(stream.handle));
   Span span;
@@ -146,14 +85,14 @@ void record(const Params& params, Stream stream) {
 
 KernelTable recorded_kernels(const KernelTable& kernels) {
   KernelTable table = kernels;
-  table.embedding = record<&KernelTable::embedding, Name{"embedding"}>;
-  table.norm = record<&KernelTable::norm, Name{"norm"}>;
-  table.gemm = record<&KernelTable::gemm, Name{"gemm"}>;
-  table.rope_kv_write = record<&KernelTable::rope_kv_write, Name{"rope_kv_write"}>;
-  table.paged_attention = record<&KernelTable::paged_attention, Name{"paged_attention"}>;
-  table.mean_rows = record<&KernelTable::mean_rows, Name{"mean_rows"}>;
-  table.sample = record<&KernelTable::sample, Name{"sample"}>;
-  table.copy_blocks = record<&KernelTable::copy_blocks, Name{"copy_blocks"}>;
+  table.embedding = record<&KernelTable::embedding, KernelName{"embedding"}>;
+  table.norm = record<&KernelTable::norm, KernelName{"norm"}>;
+  table.gemm = record<&KernelTable::gemm, KernelName{"gemm"}>;
+  table.rope_kv_write = record<&KernelTable::rope_kv_write, KernelName{"rope_kv_write"}>;
+  table.paged_attention = record<&KernelTable::paged_attention, KernelName{"paged_attention"}>;
+  table.mean_rows = record<&KernelTable::mean_rows, KernelName{"mean_rows"}>;
+  table.sample = record<&KernelTable::sample, KernelName{"sample"}>;
+  table.copy_blocks = record<&KernelTable::copy_blocks, KernelName{"copy_blocks"}>;
   // The host has no rows, and a plan takes no time: plan_attention, update_rows, prepare_batch and store_sampled stay.
   return table;
 }

@@ -19,6 +19,7 @@ _HOST_LABELS = {
     "sample": "host: launches",
     "step": "host: between the parts",
 }
+_DEVICE_GAPS = "between the kernels"
 _OUTSIDE = "outside of steps"
 
 
@@ -73,6 +74,11 @@ def _end(span: dict[str, Any]) -> int:
     return span["begin_ns"] + span["duration_ns"]
 
 
+def tracks(spans: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those of the host, and those of a device's stream, which runs behind it: none on a CPU."""
+    return [span for span in spans if not span["on_device"]], [span for span in spans if span["on_device"]]
+
+
 def step_kind(arguments: dict[str, Any]) -> str:
     """From what was planned. prefill: tokens of prompts are computed, whatever is decoded beside them."""
     return "decode" if arguments["num_tokens"] == arguments["num_samples"] else "prefill"
@@ -80,6 +86,8 @@ def step_kind(arguments: dict[str, Any]) -> str:
 
 def label_of(span: dict[str, Any]) -> str:
     name, arguments = span["name"], span["arguments"]
+    if span["on_device"] and span["category"] != "kernel":
+        return _DEVICE_GAPS
     if span["category"] != "kernel":
         return _HOST_LABELS.get(name, f"host: {name}")
     if name != "gemm":
@@ -104,13 +112,21 @@ def limit_seconds(arguments: dict[str, Any], limits: dict[str, Any]) -> float:
 def analyse(
     spans: list[dict[str, Any]], limits: dict[str, Any], wall_seconds: float
 ) -> tuple[list[Steps], list[Row], float]:
-    """Steps by kind, rows by kind and label (the longest first), and the seconds outside of all steps."""
+    """Of one track: steps by kind, rows by kind and label (the longest first), and the seconds outside of all steps.
+
+    How large a step is its plan says, or two where the host plans ahead, which leaves a last step that only fetches; on
+    a device's stream it says so itself.
+    """
     spans = [span for span in spans if span["category"] != "part"]  # layers: their kernels are listed by themselves
     plans: dict[int, dict[str, Any]] = {}
     placed = own_seconds(spans)
     for span, (step, _) in zip(spans, placed):
-        if span["name"] == "plan" and span["category"] == "step" and "num_tokens" in span["arguments"]:
-            plans[step] = span["arguments"]
+        if span["category"] == "step" and "num_tokens" in span["arguments"]:
+            known = plans.get(step, {})
+            plans[step] = {name: value + known.get(name, 0.0) for name, value in span["arguments"].items()}
+    for span, (step, _) in zip(spans, placed):
+        if span["category"] == "step" and span["name"] == "fetch" and step >= 0:
+            plans.setdefault(step, dict.fromkeys(("num_tokens", "num_seqs", "num_samples"), 0.0))
     kinds: dict[str, Steps] = {}
     for index, arguments in plans.items():
         steps = kinds.setdefault(step_kind(arguments), Steps(step_kind(arguments)))

@@ -1,7 +1,7 @@
 """`quire bench profile`: where the time of a step goes, by kernel and by part of the host, beside the machine's limits.
 
 Decides what is run and in which order: a short warm-up, the recorded run, the same once more without recording, and
-the limits in front and behind. How spans become rows is in profile_report.py.
+on a CPU the limits in front and behind. How spans become rows is in profile_report.py.
 """
 
 from __future__ import annotations
@@ -46,10 +46,16 @@ def profile(
 
     with open_llm(model, options.llm_arguments(dtype, max_model_len, num_threads, assignments), work.longest) as llm:
         result, spans = _measure(llm, work)
-    steps, rows, outside = profile_report.analyse(spans, result["limits"], result["wall_seconds"])
+    host, device = profile_report.tracks(spans)
+    wall = result["wall_seconds"]
+    steps, rows, outside = profile_report.analyse(host, result["limits"], wall)
     result.update(profile_report.as_json(steps, rows), outside_seconds=outside)
     print(_headline(result))
-    print(profile_report.table(steps, rows, outside, result["wall_seconds"]))
+    print(profile_report.table(steps, rows, outside, wall))
+    if device:
+        steps, rows, outside = profile_report.analyse(device, result["limits"], wall)
+        result["device"] = {**profile_report.as_json(steps, rows), "outside_seconds": outside}
+        print(f"\non the stream of the device\n\n{profile_report.table(steps, rows, outside, wall)}")
     if output_json is not None:
         output_json.write_text(json.dumps(result, indent=1) + "\n")
     if output_spans is not None:
@@ -82,8 +88,6 @@ def _measure(llm: LLM, work: workloads.Workload) -> tuple[dict[str, Any], list[d
         raise NotImplementedError(
             "quire bench profile is for models that generate text; pooling is traced by start_profile()"
         )
-    engine.start_recording()  # a device that cannot says so now
-    engine.stop_recording()
     _run(llm, work, 0, min(2, work.output_len))
     before = _limits(info)
     with machine.Load() as load:
@@ -122,9 +126,11 @@ def _run(llm: LLM, work: workloads.Workload, run: int, output_len: int) -> float
 
 
 def _limits(info: dict[str, Any]) -> dict[str, Any]:
-    """Of reading as much as a step reads of the weights, with the engine's threads and instructions."""
+    """Of reading as much as a step reads of the weights, with the engine's threads and instructions; zeros of a GPU."""
     from quire import _quire
 
+    if info["device"] != "cpu":
+        return {"read_bytes_per_second": 0.0, "bf16_flops": 0.0, "f32_flops": 0.0}
     return _quire.measure_machine(info["kernels"], info["num_threads"], info["weight_bytes"])
 
 
@@ -134,11 +140,19 @@ def _headline(result: dict[str, Any]) -> str:
         f"{result['workload']}: {result['what']}",
         f"{model['architecture']}, {model['dtype']}, {model['kernels']}, {model['num_threads']} threads",
         f"{result['wall_seconds']:.3f} s, without recording {result['plain_wall_seconds']:.3f} s",
-        f"limits: reads {limits['read_bytes_per_second'] * 1e-9:.1f} GB/s of {limits['read_bytes'] / 1e6:.0f} MB, "
-        f"bf16 {limits['bf16_flops'] * 1e-9:.0f} GFLOP/s, f32 {limits['f32_flops'] * 1e-9:.0f} GFLOP/s",
+        _limits_line(limits),
     ]
     if result["foreign"] is not None:
         lines.append(f"other processes took {result['foreign']:.1%} of the machine meanwhile")
     if result["num_dropped_spans"]:
-        lines.append(f"{result['num_dropped_spans']} spans found no room: the last steps are missing below")
+        lines.append(f"{result['num_dropped_spans']} spans are missing below: no room for the last, or no times")
     return "\n".join([*lines, ""])
+
+
+def _limits_line(limits: dict[str, Any]) -> str:
+    if not limits["read_bytes_per_second"]:
+        return "steps were launched kernel by kernel while they were recorded; a GPU's limits are not measured here"
+    return (
+        f"limits: reads {limits['read_bytes_per_second'] * 1e-9:.1f} GB/s of {limits['read_bytes'] / 1e6:.0f} MB, "
+        f"bf16 {limits['bf16_flops'] * 1e-9:.0f} GFLOP/s, f32 {limits['f32_flops'] * 1e-9:.0f} GFLOP/s"
+    )

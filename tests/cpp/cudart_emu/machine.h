@@ -38,7 +38,9 @@ class TestStream {
 
 class TestEvent {
  public:
-  TestEvent() { EXPECT_EQ(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), cudaSuccess); }
+  explicit TestEvent(unsigned flags = cudaEventDisableTiming) {
+    EXPECT_EQ(cudaEventCreateWithFlags(&event_, flags), cudaSuccess);
+  }
   ~TestEvent() { static_cast<void>(cudaEventDestroy(event_)); }
   TestEvent(const TestEvent&) = delete;
   TestEvent& operator=(const TestEvent&) = delete;

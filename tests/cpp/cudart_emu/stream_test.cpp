@@ -1,5 +1,6 @@
 // Streams, events and graphs of the emulated runtime: that they are late, in order, and no more ordered than asked.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -98,6 +99,54 @@ TEST_F(Streams, EventsWaitForWhatCameBeforeThemAndNoMore) {
   ASSERT_EQ(cudaEventRecord(event, stream), cudaSuccess);
   ASSERT_EQ(cudaEventSynchronize(event), cudaSuccess);
   EXPECT_EQ(values[31], 11);
+}
+
+// Times are those of the work, not of the calls that queue it.
+TEST_F(Streams, EventsTellWhenTheirWorkWasDone) {
+  const TestStream stream;
+  const TestEvent begin(cudaEventDefault), middle(cudaEventDefault), end(cudaEventDefault);
+  const Pinned<int32_t> values(32);
+  std::fill_n(values.data(), 32, 0);
+  float first = -1.0f, second = -1.0f, whole = -1.0f;
+  ASSERT_EQ(cudaEventRecord(begin, stream), cudaSuccess);
+  add(values.data(), 1, stream);
+  ASSERT_EQ(cudaEventRecord(middle, stream), cudaSuccess);
+  ASSERT_EQ(cudart_emu::enqueue(stream, [] { std::this_thread::sleep_for(std::chrono::milliseconds(3)); }),
+            cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(end, stream), cudaSuccess);
+  EXPECT_EQ(cudart_emu::num_queued(), 2) << "a look at the clock is no work";
+  EXPECT_EQ(cudaEventElapsedTime(&whole, begin, end), cudaErrorNotReady);
+  ASSERT_EQ(cudaEventSynchronize(middle), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&first, begin, middle), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&whole, begin, end), cudaErrorNotReady);
+  EXPECT_EQ(whole, -1.0f);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  ASSERT_EQ(cudaEventElapsedTime(&second, middle, end), cudaSuccess);
+  ASSERT_EQ(cudaEventElapsedTime(&whole, begin, end), cudaSuccess);
+  EXPECT_GE(first, 0.0f);
+  EXPECT_GE(second, 3.0f);  // slept
+  EXPECT_NEAR(first + second, whole, 1e-3f * whole);
+  ASSERT_EQ(cudaEventElapsedTime(&second, end, begin), cudaSuccess);
+  EXPECT_EQ(second, -whole);
+}
+
+TEST_F(Streams, EventsWithoutTimesAreRefused) {
+  const TestStream stream;
+  const TestEvent timed(cudaEventDefault), plain, never(cudaEventDefault);
+  float elapsed = 0.0f;
+  ASSERT_EQ(cudaEventRecord(timed, stream), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(plain, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&elapsed, timed, timed), cudaSuccess);
+  EXPECT_EQ(elapsed, 0.0f);
+  EXPECT_EQ(cudaEventElapsedTime(&elapsed, timed, plain), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventElapsedTime(&elapsed, never, timed), cudaErrorInvalidResourceHandle);
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(timed, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&elapsed, timed, timed), cudaErrorInvalidResourceHandle) << "part of a capture";
 }
 
 // As on a GPU: the wait is for the record before it, whatever the event is used for later.

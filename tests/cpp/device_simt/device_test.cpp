@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/recorder.h"
 #include "device/cuda/cuda_device.h"
 
 namespace quire {
@@ -279,6 +280,68 @@ TEST_F(OnCudaDevice, PartsOutliveTheDevice) {
   device_.reset();
   event->wait();
   std::memset(buffer->data(), 1, 256);
+}
+
+// What is put on the stream while somebody records, with times of the device in the order of the stream: nothing begins
+// before it was launched or ends after it was waited for.
+TEST_F(OnCudaDevice, RecordsPartsAndKernelsOfItsStream) {
+  constexpr size_t kDim = 512, kBytes = kDim * sizeof(float);
+  const auto memory = region(kBytes);
+  const KernelTable& kernels = device_->kernels();
+  const auto launch = [&] { kernels.norm(norm_params(memory->data(), 1, kDim), device_->stream()); };
+  put(memory->data(), ramp(kDim));
+  launch();
+  const std::vector<float> plain = fetch<float>(memory->data(), kDim);
+  Recorder recorder;
+  device_->set_recorder(&recorder);
+  EXPECT_EQ(&kernels, &device_->kernels());
+  Span part;
+  part.category = "part";
+  part.name = "half";
+  int64_t launched = 0;
+  for (int turn = 0; turn < 3; ++turn) {
+    put(memory->data(), ramp(kDim));
+    launched = Recorder::now_ns();
+    device_->begin_span(part);
+    launch();
+    device_->end_span();
+    launch();
+    EXPECT_EQ(std::ssize(recorder.spans()), 3 * turn);
+    device_->synchronize();
+    device_->collect_spans();
+    EXPECT_EQ(std::ssize(recorder.spans()), 3 * (turn + 1));
+  }
+  const int64_t waited = Recorder::now_ns();
+  put(memory->data(), ramp(kDim));
+  launch();
+  device_->collect_spans();
+  device_->set_recorder(nullptr);  // waits for what is left
+  EXPECT_EQ(fetch<float>(memory->data(), kDim), plain);
+  launch();
+  device_->collect_spans();
+  device_->synchronize();
+  ASSERT_EQ(recorder.spans().size(), 10u);
+  EXPECT_EQ(recorder.num_dropped(), 0);
+  int64_t end = 0;
+  for (size_t i = 0; i < 10; ++i) {
+    const Span& span = recorder.spans()[i];
+    EXPECT_TRUE(span.on_device);
+    EXPECT_STREQ(span.name, i % 3 == 1 ? "half" : "norm") << i;
+    EXPECT_STREQ(span.category, i % 3 == 1 ? "part" : "kernel");
+    EXPECT_GT(span.duration_ns, 0);
+    if (i % 3 == 1) {  // what is in it ended before it
+      EXPECT_LT(span.begin_ns, recorder.spans()[i - 1].begin_ns);
+      EXPECT_GT(span.begin_ns + span.duration_ns, end);
+    } else {
+      EXPECT_GT(span.begin_ns, end);
+      EXPECT_EQ(span.num_arguments, 4);
+    }
+    end = span.begin_ns + span.duration_ns;
+  }
+  const Span& last = recorder.spans()[8];
+  EXPECT_GE(recorder.spans()[6].begin_ns, launched);
+  // Times are late by what it took to read the clocks together.
+  EXPECT_LT(last.begin_ns + last.duration_ns, waited + 50'000'000);
 }
 
 TEST(CudaDevices, OfAnotherNumberAreRefusedByName) {

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/log.h"
+#include "base/recorder.h"
 #include "cuda/simt/simt.h"
 #include "cudart_emu/machine.h"
 #include "device/cuda/cuda_device.h"
@@ -152,6 +154,91 @@ TEST_F(Faults, ABrokenDeviceSaysSoOnEachCallAndIsGivenBackQuietly) {
     const std::string text = message_of<DeviceError>(calls[i]);
     expect_parts(text, {"the device failed earlier: cudaEventSynchronize failed on simt:0", "lost_kernel"});
   }
+}
+
+void norm_of(const Device& device, const Region& memory) {
+  device.kernels().norm({.x = reinterpret_cast<const float*>(memory.data()),
+                         .x_stride = 64,
+                         .rows = 1,
+                         .dim = 64,
+                         .eps = 1.0f,
+                         .out = memory.data(),
+                         .out_stride = 64},
+                        device.stream());
+}
+
+// An event that cannot be made costs its span and nothing else.
+TEST_F(Faults, SpansWithoutMemoryForTheirEventsAreCounted) {
+  int64_t num_refused = 0;
+  for (int64_t n = 1;; ++n) {
+    SCOPED_TRACE(n);
+    {
+      const auto device = make_cuda_device(0);
+      const auto memory = device->allocate(RegionTag::workspace, 256);
+      device->fill_async(memory->data(), std::byte{0}, 256, device->stream());
+      Recorder recorder;
+      cudart_emu::fail_allocation_after(n);
+      try {
+        device->set_recorder(&recorder);
+        device->begin_span({.category = "part", .name = "outer"});
+        norm_of(*device, *memory);
+        norm_of(*device, *memory);
+        device->end_span();
+        device->set_recorder(nullptr);
+        const bool fails = !cudart_emu::faults_pending();
+        EXPECT_EQ(recorder.num_dropped(), fails ? 1 : 0);
+        EXPECT_EQ(recorder.spans().size(), fails ? 2u : 3u);
+      } catch (const OutOfMemory& error) {
+        ++num_refused;  // of the two events that tie the clocks together
+        EXPECT_TRUE(recorder.spans().empty());
+        device->set_recorder(nullptr);
+      }
+      norm_of(*device, *memory);
+      device->synchronize();
+    }
+    ASSERT_EQ(cudart_emu::live(), cudart_emu::Live{});
+    if (cudart_emu::faults_pending()) {
+      EXPECT_EQ(n - 1, 2 + 5);  // two a span, and one of the first two is free again
+      break;
+    }
+  }
+  EXPECT_EQ(num_refused, 2);
+}
+
+TEST_F(Faults, ARecordingOfADeviceThatBreaksKeepsWhatWasOver) {
+  set_log_sink([](LogLevel, const std::string&) {});
+  const auto device = make_cuda_device(0);
+  const auto memory = device->allocate(RegionTag::workspace, 256);
+  device->fill_async(memory->data(), std::byte{0}, 256, device->stream());
+  Recorder recorder;
+  device->set_recorder(&recorder);
+  norm_of(*device, *memory);
+  device->synchronize();
+  device->collect_spans();
+  device->begin_span({.category = "part", .name = "outer"});
+  norm_of(*device, *memory);
+  launch_lost(*device);
+  EXPECT_THROW(device->synchronize(), DeviceError);
+  device->collect_spans();
+  EXPECT_THROW(norm_of(*device, *memory), DeviceError);
+  device->end_span();
+  device->set_recorder(nullptr);
+  set_log_sink({});
+  ASSERT_EQ(recorder.spans().size(), 1u);
+  EXPECT_EQ(recorder.num_dropped(), 3);
+  EXPECT_THROW(device->set_recorder(&recorder), DeviceError);
+  device->set_recorder(nullptr);
+}
+
+TEST_F(Faults, ADeviceThatGoesWhileItIsRecordedLeavesNothingBehind) {
+  auto recorder = std::make_unique<Recorder>();
+  auto device = make_cuda_device(0);
+  const auto memory = device->allocate(RegionTag::workspace, 256);
+  device->fill_async(memory->data(), std::byte{0}, 256, device->stream());
+  device->set_recorder(recorder.get());
+  norm_of(*device, *memory);
+  recorder.reset();
+  device.reset();
 }
 
 TEST_F(Faults, ErrorsWithinACaptureBreakNothing) {

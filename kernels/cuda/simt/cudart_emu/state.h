@@ -29,12 +29,16 @@ struct Marker {
   uint64_t position = 0;
 };
 
-// Work, or a wait for another lane. Lanes of a finished capture name each other by number, since they may wait for each
-// other in turn and would keep each other alive.
+// When the work before a record of an event was done; 0: it is not yet. Of the clock of the host.
+using Stamp = std::shared_ptr<int64_t>;
+
+// Work, a wait for another lane, or a look at the clock. Lanes of a finished capture name each other by number, since
+// they may wait for each other in turn and would keep each other alive.
 struct Op {
   std::shared_ptr<const std::function<void()>> work;
   Marker wait;
   int64_t lane_of_capture = -1;
+  Stamp stamp;
 };
 
 // Work that is done in order: of a stream, or of one stream's part in a graph.
@@ -132,7 +136,9 @@ struct CUstream_st {
   std::shared_ptr<quire::cudart_emu::Lane> captured;  // what the capture records of this stream
 };
 struct CUevent_st {
+  bool has_timing = false;
   quire::cudart_emu::Marker marker;
+  quire::cudart_emu::Stamp stamp;  // with timing, of the last record; null: none outside of a capture
   std::shared_ptr<quire::cudart_emu::Capture> capture;  // the last record was part of it
 };
 struct CUgraph_st {
