@@ -96,23 +96,6 @@ void check_collective_library(const EngineOptions& options, const Device& device
   }
 }
 
-// What ranks cannot do together yet.
-void check_ranks(const EngineOptions& options, const Device& device) {
-  const int32_t num_ranks = options.tensor_parallel_size;
-  require(num_ranks >= 1 && num_ranks <= kMaxRanks,
-          str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
-  require(options.collective_timeout > 0.0,
-          str_cat("collective_timeout must be positive, got ", options.collective_timeout));
-  if (num_ranks == 1) return;
-  const auto refuse = [&](const char* what) {
-    throw NotSupported(
-        str_cat("tensor_parallel_size=", num_ranks, " together with ", what, " is not supported by this version."));
-  };
-  if (options.speculative_method == "draft_model") refuse("a draft model (speculative_config); ngram is");
-  if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) refuse("cpu_offload_gb");
-  check_collective_library(options, device);
-}
-
 // All ranks have as many blocks as the one with the least room.
 void plan_ranks(const Device& device, EngineConfig& config) {
   const int32_t num_ranks = config.options.tensor_parallel_size;
@@ -134,6 +117,22 @@ void plan_ranks(const Device& device, EngineConfig& config) {
 }
 
 }  // namespace
+
+void check_ranks(const EngineOptions& options, const Device& device) {
+  const int32_t num_ranks = options.tensor_parallel_size;
+  require(num_ranks >= 1 && num_ranks <= kMaxRanks,
+          str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
+  require(options.collective_timeout > 0.0,
+          str_cat("collective_timeout must be positive, got ", options.collective_timeout));
+  if (num_ranks == 1) return;
+  const auto refuse = [&](const char* what) {
+    throw NotSupported(
+        str_cat("tensor_parallel_size=", num_ranks, " together with ", what, " is not supported by this version."));
+  };
+  if (options.speculative_method == "draft_model") refuse("a draft model (speculative_config); ngram is");
+  if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) refuse("cpu_offload_gb");
+  check_collective_library(options, device);
+}
 
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device) {
