@@ -95,6 +95,7 @@ int64_t num_scratch_blocks(const SchedulerOptions& capacity) {
 
 PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                      const PoolerOptions& pooler, const Device& device) {
+  check_ranks(options, device);
   const Json json = read_model_config(model_dir, options.config_overrides);
   const SentenceTransformersConfig files = read_sentence_transformers(model_dir);
   const bool int8_weights = wants_int8_weights(options, json, device);
@@ -114,7 +115,6 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
   require(options.speculative_method.empty(),
           str_cat("speculative_method \"", options.speculative_method, "\" is for generation, not for pooling models"));
-  check_ranks(options, device);
   size_steps(device, config);
   plan_memory(config, device);
   return config;

@@ -1,4 +1,4 @@
-"""tensor_parallel_size of pooling models on the CPU: whatever they do, on ranks that share the model, as one does it."""
+"""tensor_parallel_size of pooling models on the CPU: whatever they do, as one rank does it."""
 
 from __future__ import annotations
 
@@ -187,22 +187,30 @@ def test_memory_of_ranks(encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tensor_parallel_size": 3}, ValueError, r"attention heads \(4\) must be divisible by tensor parallel size \(3\)"),
-        ({"tensor_parallel_size": 8}, ValueError, r"attention heads \(4\) must be divisible by tensor parallel size \(8\)"),
+        (
+            {"tensor_parallel_size": 3},
+            ValueError,
+            r"attention heads \(4\) must be divisible by tensor parallel size \(3\)",
+        ),
+        (
+            {"tensor_parallel_size": 8},
+            ValueError,
+            r"attention heads \(4\) must be divisible by tensor parallel size \(8\)",
+        ),
         ({"tensor_parallel_size": 9}, ValueError, "must be from 1 to 8, got 9"),
         ({"tensor_parallel_size": 2, "collective_timeout": 0}, ValueError, "collective_timeout must be positive"),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, NotImplementedError, "pipeline_parallel_size=2"),
     ],
 )
 def test_refusals_come_before_loading(
-    encoder: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+    classifier: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """The checkpoint is not there: whoever opened it would say so."""
-    for file in encoder.iterdir():
+    for file in classifier.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(error, match=message):
-        LLM(str(tmp_path), task="embed", **options)
+        LLM(str(tmp_path), task="classify", **options)
 
 
 def test_workers_of_all_ranks(classifying: LLM, classifier: Path) -> None:
@@ -233,9 +241,9 @@ def test_parameters_of_ranks(classifying: LLM, classifier: Path, tmp_path: Path)
     pytest.importorskip("torch")
     stored = load_file(classifier / "model.safetensors")
     shapes = classifying.apply_model(lambda model: {name: tuple(p.shape) for name, p in model.named_parameters()})
-    layer = "bert.encoder.layer.0."
+    layer = "encoder.layer.0."
     for of_rank in shapes:
-        assert of_rank.keys() == stored.keys()
+        assert of_rank.keys() == {name.removeprefix("bert.") for name in stored}
         assert of_rank[f"{layer}attention.self.query.weight"] == (HIDDEN // 2, HIDDEN)
         assert of_rank[f"{layer}attention.output.dense.weight"] == (HIDDEN, HIDDEN // 2)
         assert of_rank[f"{layer}intermediate.dense.bias"] == (24,)
@@ -266,7 +274,12 @@ def test_parameters_of_ranks(classifying: LLM, classifier: Path, tmp_path: Path)
 def test_sleep_and_wake(encoder: Path) -> None:
     with open_llm(encoder, 2, enable_sleep_mode=True) as llm:
         before = vectors(llm)
-        for level, tags in ((0, [None]), (1, [None]), (1, [["weights"], ["kv_cache"]]), (1, [["kv_cache"], ["weights"]])):
+        for level, tags in (
+            (0, [None]),
+            (1, [None]),
+            (1, [["weights"], ["kv_cache"]]),
+            (1, [["kv_cache"], ["weights"]]),
+        ):
             llm.sleep(level=level)
             with pytest.raises(ValueError, match="asleep|sleep"):
                 vectors(llm)

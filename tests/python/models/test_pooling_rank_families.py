@@ -49,7 +49,15 @@ def shared(case: PoolingCase) -> PoolingCase:
 MODELS = {case.name: shared(case) for case in (*ENCODERS, *DECODERS)}
 CLASSIFYING = {case.name: shared(case) for case in CLASSIFIERS}
 # Positions, token types, relative biases, fused and gated layers, layers without a norm, key heads on several ranks.
-FEW = ["bert-plain", "modernbert-biases", "nomic-bert-plain", "gte-plain", "mpnet-plain", "t5-gated-gelu", "qwen3-model"]
+FEW = [
+    "bert-plain",
+    "modernbert-biases",
+    "nomic-bert-plain",
+    "gte-plain",
+    "mpnet-plain",
+    "t5-gated-gelu",
+    "qwen3-model",
+]
 
 
 def prompts(case: PoolingCase) -> list[Any]:
