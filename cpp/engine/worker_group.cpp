@@ -25,6 +25,12 @@ void WorkerGroup::copy_blocks(std::span<const BlockCopy> copies) {
   each("copy_blocks", [&](Worker& worker) { worker.copy_blocks(copies); });
 }
 
+void WorkerGroup::guess(Batch& batch, const SamplingBatch& sampling) {
+  each("guess", [&](Worker& worker) {
+    if (worker.is_first_rank()) worker.guess(batch, sampling);
+  });
+}
+
 // Where a verb is done on return nobody asks the other ranks for results later.
 static void finish_at_once(Worker& worker) {
   if (!worker.is_first_rank() && !worker.device().is_asynchronous()) worker.fetch();

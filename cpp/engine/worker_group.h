@@ -21,7 +21,8 @@ class WorkerGroup : public RankGroup<Worker> {
   void upload(const Batch& batch, const SamplingBatch& sampling, std::span<const PromptRow> prompt_rows,
               const WantedStates& wanted);
   void copy_blocks(std::span<const BlockCopy> copies);
-  void guess(Batch& batch, const SamplingBatch& sampling) { first().guess(batch, sampling); }  // one rank alone
+  // By the first rank, which has the draft model.
+  void guess(Batch& batch, const SamplingBatch& sampling);
   void run();
   void run_forward();
   void run_sample(const SamplingBatch& sampling);
