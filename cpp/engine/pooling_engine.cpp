@@ -18,16 +18,10 @@ void check_ids(const std::vector<int32_t>& ids, int64_t count, const char* what)
   }
 }
 
-std::vector<std::unique_ptr<Device>> as_list(std::unique_ptr<Device> device) {
-  std::vector<std::unique_ptr<Device>> devices;
-  devices.push_back(std::move(device));
-  return devices;
-}
-
 }  // namespace
 
 PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
-    : PoolingEngine(std::move(config), as_list(std::move(device)), checkpoint) {}
+    : PoolingEngine(std::move(config), one_device(std::move(device)), checkpoint) {}
 
 PoolingEngine::PoolingEngine(PoolingConfig config, std::vector<std::unique_ptr<Device>> devices,
                              const Checkpoint* checkpoint)

@@ -22,6 +22,13 @@
 
 namespace quire {
 
+// Of a model that one rank has for itself.
+inline std::vector<std::unique_ptr<Device>> one_device(std::unique_ptr<Device> device) {
+  std::vector<std::unique_ptr<Device>> devices;
+  devices.push_back(std::move(device));
+  return devices;
+}
+
 // W: a worker, with `Config` as its configuration, of which config_of_rank() makes that of a rank.
 template <typename W>
 class RankGroup {
