@@ -16,22 +16,22 @@
 namespace quire {
 
 struct PoolingModel::Impl {
-  Impl(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
-      : description(describe(config, *device)), engine(std::move(config), std::move(device), checkpoint) {}
+  Impl(PoolingConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint)
+      : description(describe(config, *devices.front())), engine(std::move(config), std::move(devices), checkpoint) {}
 
   // The configuration is resolved, and so checked, before the checkpoint is opened.
   template <typename OpenCheckpoint>
   static std::unique_ptr<Impl> load(const std::string& model_dir, const EngineOptions& options,
                                     const PoolerOptions& pooler, const OpenCheckpoint& open) {
     LapClock clock;
-    std::unique_ptr<Device> device = make_device(options);
+    std::vector<std::unique_ptr<Device>> devices = make_devices(options);
     const double device_seconds = clock.lap();
-    PoolingConfig config = resolve_pooling_config(model_dir, options, pooler, *device);
+    PoolingConfig config = resolve_pooling_config(model_dir, options, pooler, *devices.front());
     const double plan_seconds = clock.lap();
     std::unique_ptr<Checkpoint> checkpoint = with_dense_weights(open(), model_dir, config.dense_folders);
     checkpoint = with_token_labels(std::move(checkpoint), config.model.arch);
     const double open_seconds = clock.lap();
-    auto impl = std::make_unique<Impl>(std::move(config), std::move(device), checkpoint.get());
+    auto impl = std::make_unique<Impl>(std::move(config), std::move(devices), checkpoint.get());
     impl->engine.adopt_checkpoint(std::move(checkpoint));
     tell_start_up(device_seconds, plan_seconds, open_seconds, clock.lap(), impl->engine.weight_seconds(),
                   impl->description);
@@ -167,6 +167,25 @@ std::vector<WeightInfo> PoolingModel::weights() const {
 std::vector<std::byte> PoolingModel::read_weight(const std::string& name) const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->engine.read_weight(name);
+}
+
+std::vector<WeightInfo> PoolingModel::weights_of_rank(int32_t rank) const {
+  const std::lock_guard lock(impl_->mutex);
+  return describe_weights(impl_->engine.weights_of_rank(rank), impl_->engine.config().model.dtype);
+}
+
+std::vector<std::byte> PoolingModel::read_weight_of_rank(int32_t rank, const std::string& name) const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->engine.read_weight_of_rank(rank, name);
+}
+
+uint64_t PoolingModel::load_weights_of_ranks(const std::vector<std::vector<ExternalTensor>>& parts) {
+  std::vector<std::vector<CheckpointTensor>> tensors;
+  tensors.reserve(parts.size());
+  for (const std::vector<ExternalTensor>& of_rank : parts) tensors.push_back(adopt_all(of_rank));
+  const std::lock_guard lock(impl_->mutex);
+  impl_->engine.load_weights_of_ranks(tensors);
+  return impl_->engine.weights_version();
 }
 
 PoolingStats PoolingModel::stats() const {

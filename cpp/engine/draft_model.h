@@ -3,8 +3,8 @@
 // Decides: what its passes compute. Its KV cache has the blocks of the model's, so a Batch tells it where everything
 // lies, and whatever the model has computed it has too: the first pass of a step takes every token that is known, each
 // further one the drafts of the one before, which never leave the device in between. It draws with the noise of the
-// output index that the model will draw with, so two models that agree about a token agree about the draw. Does not
-// know: requests. Engine thread only.
+// output index that the model will draw with, so two models that agree about a token agree about the draw. Where ranks
+// share the model, the first one has all of this one. Does not know: requests, ranks. Engine thread only.
 #pragma once
 
 #include <cstdint>

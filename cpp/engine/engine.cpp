@@ -42,17 +42,11 @@ void add_logprobs(const Sequence& sequence, const RequestRecord& record, Delta& 
   delta.cumulative_logprob = own.cumulative_logprob;
 }
 
-std::vector<std::unique_ptr<Device>> as_list(std::unique_ptr<Device> device) {
-  std::vector<std::unique_ptr<Device>> devices;
-  devices.push_back(std::move(device));
-  return devices;
-}
-
 }  // namespace
 
 Engine::Engine(EngineConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint,
                const Checkpoint* draft_checkpoint)
-    : Engine(std::move(config), as_list(std::move(device)), checkpoint, draft_checkpoint) {}
+    : Engine(std::move(config), one_device(std::move(device)), checkpoint, draft_checkpoint) {}
 
 Engine::Engine(EngineConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint,
                const Checkpoint* draft_checkpoint)

@@ -96,21 +96,9 @@ void check_collective_library(const EngineOptions& options, const Device& device
   }
 }
 
-// What ranks cannot do together yet.
-void check_ranks(const EngineOptions& options, const Device& device) {
-  const int32_t num_ranks = options.tensor_parallel_size;
-  require(num_ranks >= 1 && num_ranks <= kMaxRanks,
-          str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
-  require(options.collective_timeout > 0.0,
-          str_cat("collective_timeout must be positive, got ", options.collective_timeout));
-  if (num_ranks == 1) return;
-  const auto refuse = [&](const char* what) {
-    throw NotSupported(
-        str_cat("tensor_parallel_size=", num_ranks, " together with ", what, " is not supported by this version."));
-  };
-  if (options.speculative_method == "draft_model") refuse("a draft model (speculative_config); ngram is");
-  if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) refuse("cpu_offload_gb");
-  check_collective_library(options, device);
+// The first rank alone guesses, with all of a draft model: the others get the drafts with the batch.
+SpeculationConfig speculation_of_rank(const SpeculationConfig& speculation, int32_t rank) {
+  return rank == 0 ? speculation : SpeculationConfig{};
 }
 
 // All ranks have as many blocks as the one with the least room.
@@ -124,8 +112,8 @@ void plan_ranks(const Device& device, EngineConfig& config) {
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
     ModelConfig part = config.model;
     part.arch = shard_arch(config.model.arch, rank, num_ranks);
-    config.memory_of_ranks.push_back(
-        plan_memory(part, config.scheduler, config.options, device, config.speculation, num_sharing));
+    config.memory_of_ranks.push_back(plan_memory(part, config.scheduler, config.options, device,
+                                                 speculation_of_rank(config.speculation, rank), num_sharing));
   }
   const auto blocks = [](const MemoryPlan& plan) { return plan.num_blocks; };
   const int64_t fewest = std::ranges::min(config.memory_of_ranks, {}, blocks).num_blocks;
@@ -134,6 +122,20 @@ void plan_ranks(const Device& device, EngineConfig& config) {
 }
 
 }  // namespace
+
+void check_ranks(const EngineOptions& options, const Device& device) {
+  const int32_t num_ranks = options.tensor_parallel_size;
+  require(num_ranks >= 1 && num_ranks <= kMaxRanks,
+          str_cat("tensor_parallel_size must be from 1 to ", kMaxRanks, ", got ", num_ranks));
+  require(options.collective_timeout > 0.0,
+          str_cat("collective_timeout must be positive, got ", options.collective_timeout));
+  if (num_ranks == 1) return;
+  if (options.cpu_offload_gb > 0.0 && device.is_asynchronous()) {
+    throw NotSupported(
+        str_cat("tensor_parallel_size=", num_ranks, " together with cpu_offload_gb is not supported by this version."));
+  }
+  check_collective_library(options, device);
+}
 
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device) {
@@ -168,6 +170,7 @@ EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const
 EngineConfig config_of_rank(const EngineConfig& config, int32_t rank) {
   EngineConfig part = config;
   part.model.arch = shard_arch(config.model.arch, rank, config.options.tensor_parallel_size);
+  part.speculation = speculation_of_rank(config.speculation, rank);
   part.memory = config.memory_of_ranks.at(static_cast<size_t>(rank));
   part.memory_of_ranks.clear();
   return part;

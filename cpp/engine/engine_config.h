@@ -35,6 +35,8 @@ struct EngineConfig {
 // max_model_len (with the numbers and three ways out).
 EngineConfig resolve_engine_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                    const Device& device);
+// What ranks cannot do together yet: throws InvalidArgument or NotSupported. For pooling models too.
+void check_ranks(const EngineOptions& options, const Device& device);
 // The configuration of one rank's worker.
 EngineConfig config_of_rank(const EngineConfig& config, int32_t rank);
 // The devices that the options name, one a rank; throws InvalidArgument or NotSupported with what is missing.

@@ -56,24 +56,19 @@ std::vector<std::byte> Engine::read_weight(const std::string& name) {
   return quire::read_weight(worker_.weights(), name);
 }
 
-static void require_rank(int64_t rank, int64_t num_ranks) {
-  require(rank >= 0 && rank < num_ranks, str_cat("there is no rank ", rank, " of ", num_ranks));
-}
-
 std::vector<ReadableWeight> Engine::weights_of_rank(int32_t rank) {
-  require_rank(rank, worker_.num_ranks());
+  worker_.require_rank(rank);
   return readable_weights(worker_.weights().all.at(static_cast<size_t>(rank)), Extent::shard);
 }
 
 std::vector<std::byte> Engine::read_weight_of_rank(int32_t rank, const std::string& name) {
-  require_rank(rank, worker_.num_ranks());
+  worker_.require_rank(rank);
   require_resident_weights(asleep_);
   return read_shard(worker_.weights(), static_cast<size_t>(rank), name);
 }
 
 void Engine::load_weights_of_ranks(const std::vector<std::vector<CheckpointTensor>>& parts) {
-  require(std::ssize(parts) == worker_.num_ranks(),
-          str_cat("a list of parts a rank is needed: ", worker_.num_ranks(), ", got ", parts.size()));
+  worker_.require_part_a_rank(parts.size());
   change_weights([&] { update_shards(worker_.weights(), parts); });
 }
 

@@ -3,11 +3,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
+#include "device/open_device.h"
 #include "engine/engine_config.h"
 #include "engine/pooling_memory.h"
 #include "model/arch_registry.h"
 #include "model/pooler.h"
+#include "model/shard.h"
 
 namespace quire {
 namespace {
@@ -45,24 +48,43 @@ std::string mib(int64_t bytes) {
   return text;
 }
 
-void plan_memory(PoolingConfig& config, const Device& device) {
+PoolingPlan plan_rank(const PoolingConfig& config, const Device& device) {
   const KernelTable& kernels = device.kernels();
   Weights weights;
-  config.weight_bytes =
+  PoolingPlan plan;
+  plan.weight_bytes =
       static_cast<int64_t>(place_weights(config.model.arch, config.model.weight_format(), kernels, nullptr, weights));
-  config.arena_bytes = static_cast<int64_t>(measure_pooling_arena(config, kernels, device.num_threads()));
+  plan.arena_bytes = static_cast<int64_t>(measure_pooling_arena(config, kernels, device.num_threads()));
   PoolingBuffers buffers;
-  config.workspace_bytes =
-      config.arena_bytes + static_cast<int64_t>(place_pooling_buffers(config, nullptr, buffers) +
-                                                gemm_scratch_bytes(weights, kernels, config.options.batch_invariant));
+  plan.workspace_bytes =
+      plan.arena_bytes + static_cast<int64_t>(place_pooling_buffers(config, nullptr, buffers) +
+                                              gemm_scratch_bytes(weights, kernels, config.options.batch_invariant));
+  return plan;
+}
+
+// Ranks that share a device have equal shares of its memory.
+void check_room(const PoolingConfig& config, const PoolingPlan& plan, const Device& device, int32_t num_sharing) {
   const DeviceMemory memory = device.memory();
-  const int64_t needed = config.weight_bytes + config.workspace_bytes;
-  const int64_t limit = device.is_asynchronous() ? memory.available_bytes : memory.total_bytes;
-  require(needed <= limit,
-          str_cat("not enough memory on the device \"", device.name(), "\": weights take ", mib(config.weight_bytes),
-                  ", the workspace ", mib(config.workspace_bytes), ", and ", mib(limit),
-                  " are there. Lower max_model_len (", config.model.max_model_len, ") or max_num_batched_tokens (",
-                  config.max_num_batched_tokens, "), or use dtype=\"bfloat16\"."));
+  const int64_t limit = (device.is_asynchronous() ? memory.available_bytes : memory.total_bytes) / num_sharing;
+  require(plan.weight_bytes + plan.workspace_bytes <= limit,
+          str_cat("not enough memory on the device \"", device.name(), "\": weights take ", mib(plan.weight_bytes),
+                  ", the workspace ", mib(plan.workspace_bytes), ", and ", mib(limit), " are there",
+                  num_sharing > 1 ? " for each rank" : "", ". Lower max_model_len (", config.model.max_model_len,
+                  ") or max_num_batched_tokens (", config.max_num_batched_tokens, "), or use dtype=\"bfloat16\"."));
+}
+
+void plan_memory(PoolingConfig& config, const Device& device) {
+  const int32_t num_ranks = config.options.tensor_parallel_size;
+  const int32_t num_sharing = num_ranks_of_a_device(config.options.device, num_ranks);
+  std::vector<PoolingPlan> plans;
+  for (int32_t rank = 0; rank < num_ranks; ++rank) {
+    PoolingConfig part = config;
+    part.model.arch = shard_arch(config.model.arch, rank, num_ranks);
+    plans.push_back(plan_rank(part, device));
+    check_room(config, plans.back(), device, num_sharing);
+  }
+  config.memory = plans.front();
+  if (num_ranks > 1) config.memory_of_ranks = std::move(plans);
 }
 
 }  // namespace
@@ -73,6 +95,7 @@ int64_t num_scratch_blocks(const SchedulerOptions& capacity) {
 
 PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                      const PoolerOptions& pooler, const Device& device) {
+  check_ranks(options, device);
   const Json json = read_model_config(model_dir, options.config_overrides);
   const SentenceTransformersConfig files = read_sentence_transformers(model_dir);
   const bool int8_weights = wants_int8_weights(options, json, device);
@@ -92,21 +115,32 @@ PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, con
           "cpu_offload_gb is not supported for pooling models; use dtype=\"bfloat16\" or a smaller model");
   require(options.speculative_method.empty(),
           str_cat("speculative_method \"", options.speculative_method, "\" is for generation, not for pooling models"));
-  if (options.tensor_parallel_size != 1) {
-    throw NotSupported(str_cat("tensor_parallel_size=", options.tensor_parallel_size,
-                               " is for generation; pooling models run on one rank in this version of quire."));
-  }
   size_steps(device, config);
   plan_memory(config, device);
   return config;
 }
 
+PoolingConfig config_of_rank(const PoolingConfig& config, int32_t rank) {
+  PoolingConfig part = config;
+  part.model.arch = shard_arch(config.model.arch, rank, config.options.tensor_parallel_size);
+  part.memory = config.memory_of_ranks.at(static_cast<size_t>(rank));
+  part.memory_of_ranks.clear();
+  return part;
+}
+
 ModelInfo describe(const PoolingConfig& config, const Device& device) {
   const ArchSpec& arch = config.model.arch;
   ModelInfo info = describe_model(config.model, device);
-  info.weight_bytes = config.weight_bytes;
-  info.workspace_bytes = config.workspace_bytes;
-  info.step_bytes = config.arena_bytes;
+  const std::vector<PoolingPlan> plans =
+      config.memory_of_ranks.empty() ? std::vector<PoolingPlan>{config.memory} : config.memory_of_ranks;
+  for (const PoolingPlan& plan : plans) {
+    info.weight_bytes += plan.weight_bytes;
+    info.workspace_bytes += plan.workspace_bytes;
+    info.step_bytes += plan.arena_bytes;
+    if (plans.size() == 1) continue;
+    info.ranks.push_back({.weight_bytes = plan.weight_bytes, .workspace_bytes = plan.workspace_bytes});
+  }
+  info.tensor_parallel_size = config.options.tensor_parallel_size;
   info.block_size = config.capacity.block_size;
   info.max_num_seqs = config.max_num_seqs;
   info.max_num_batched_tokens = config.max_num_batched_tokens;

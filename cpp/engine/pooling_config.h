@@ -15,6 +15,11 @@
 
 namespace quire {
 
+// Bytes of one rank.
+struct PoolingPlan {
+  int64_t weight_bytes = 0, workspace_bytes = 0, arena_bytes = 0;
+};
+
 struct PoolingConfig {
   ModelConfig model;
   EngineOptions options;
@@ -25,12 +30,15 @@ struct PoolingConfig {
   int64_t max_num_seqs = 0;
   // What memory is planned for: the longest text, and any step.
   SchedulerOptions capacity;
-  int64_t weight_bytes = 0, workspace_bytes = 0, arena_bytes = 0;
+  PoolingPlan memory;                        // of the first rank
+  std::vector<PoolingPlan> memory_of_ranks;  // where there are several
 };
 
 // Throws InvalidArgument: a bad option, a model or task that is not supported, too little memory.
 PoolingConfig resolve_pooling_config(const std::filesystem::path& model_dir, const EngineOptions& options,
                                      const PoolerOptions& pooler, const Device& device);
+// The configuration of one rank's worker.
+PoolingConfig config_of_rank(const PoolingConfig& config, int32_t rank);
 ModelInfo describe(const PoolingConfig& config, const Device& device);
 
 // Pages of the keys and values of one layer and step: those of the longest step, each text begun on a page of its own.

@@ -21,12 +21,16 @@ void check_ids(const std::vector<int32_t>& ids, int64_t count, const char* what)
 }  // namespace
 
 PoolingEngine::PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint)
+    : PoolingEngine(std::move(config), one_device(std::move(device)), checkpoint) {}
+
+PoolingEngine::PoolingEngine(PoolingConfig config, std::vector<std::unique_ptr<Device>> devices,
+                             const Checkpoint* checkpoint)
     : config_(std::move(config)),
-      worker_(config_, std::move(device)),
+      workers_(config_, std::move(devices)),
       queue_(config_.max_num_batched_tokens, config_.max_num_seqs),
       metrics_(config_.model.max_model_len) {
   LapClock clock;
-  worker_.load(checkpoint);
+  workers_.load(checkpoint);
   weight_seconds_ = clock.lap();
 }
 
@@ -64,7 +68,8 @@ void PoolingEngine::run(const std::vector<uint64_t>& ids, PoolingKind kind) {
     compute(ids, kind);
   } catch (const std::exception& error) {
     put_back(ids);
-    if (!worker_.device().usable()) {
+    workers_.abandon();
+    if (!workers_.usable()) {
       broken_ = str_cat("the device failed and this engine can do no more work; make a new one. ", error.what());
     }
     throw;
@@ -84,11 +89,11 @@ void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) 
       batch_.add(request.text, kind.type, config_.capacity.block_size, uncounted, request.params.num_skipped_tokens);
     }
     batch_.fill_block_tables(config_.capacity.block_size);
-    worker_.upload(batch_);
+    workers_.upload(batch_);
   }
   const int64_t num_columns = [&] {
     const SpanScope span = timed("run");
-    return worker_.run(batch_, kind.type, kind.with_head);
+    return workers_.run(batch_, kind.type, kind.with_head);
   }();
   answer(ids, kind, num_columns, begun);
 }
@@ -96,7 +101,7 @@ void PoolingEngine::compute(const std::vector<uint64_t>& ids, PoolingKind kind) 
 void PoolingEngine::answer(const std::vector<uint64_t>& ids, PoolingKind kind, int64_t num_columns, double begun) {
   const std::span<const float> rows = [&] {
     const SpanScope span = timed("fetch");
-    return worker_.fetch();
+    return workers_.fetch();
   }();
   const SpanScope span = timed("commit");
   const double now = epoch_seconds();
@@ -208,12 +213,12 @@ bool PoolingEngine::cancel(uint64_t request_id) {
 // Spans that have begun point to the recorder.
 void PoolingEngine::start_recording() {
   if (in_step_) throw InvalidArgument("a callback cannot begin or end a recording; that is done between steps");
-  recording_.start(worker_);
+  recording_.start(workers_);
 }
 
 Recording PoolingEngine::stop_recording() {
   if (in_step_) throw InvalidArgument("a callback cannot begin or end a recording; that is done between steps");
-  return recording_.stop(worker_);
+  return recording_.stop(workers_);
 }
 
 PoolingStats PoolingEngine::stats() const {

@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "engine/pooling_config.h"
+#include "engine/pooling_group.h"
 #include "engine/pooling_metrics.h"
 #include "engine/pooling_queue.h"
-#include "engine/pooling_worker.h"
 #include "engine/sleep_state.h"
 #include "engine/step_recording.h"
 #include "model/weight_reader.h"
@@ -21,7 +21,9 @@ namespace quire {
 
 class PoolingEngine {
  public:
-  // Loads the weights: from `checkpoint`, or dummy values when it is null.
+  // A device a rank. Loads the weights: from `checkpoint`, or dummy values when it is null.
+  PoolingEngine(PoolingConfig config, std::vector<std::unique_ptr<Device>> devices, const Checkpoint* checkpoint);
+  // On one device.
   PoolingEngine(PoolingConfig config, std::unique_ptr<Device> device, const Checkpoint* checkpoint);
 
   // Throws InvalidArgument before anything is queued.
@@ -37,17 +39,20 @@ class PoolingEngine {
   void sleep(int32_t level, SleepMode mode);
   bool wake_up(const std::vector<std::string>& tags = {});
   bool is_sleeping() const { return asleep_.any(); }
-  bool can_run() const { return !asleep_.any() && worker_.memory().has_weights(); }
-  void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
-    worker_.adopt_checkpoint(std::move(checkpoint));
-  }
+  bool can_run() const { return !asleep_.any() && workers_.has_weights(); }
+  void adopt_checkpoint(const std::shared_ptr<const Checkpoint>& checkpoint) { workers_.adopt_checkpoint(checkpoint); }
   // As those of Engine. Weights may be changed while no text waits.
   void load_weights(const NextTensor& next, bool atomic);
-  void check_weights(const std::vector<CheckpointTensor>& tensors) { check_tensors(worker_.weight_access(), tensors); }
+  void check_weights(const std::vector<CheckpointTensor>& tensors) {
+    check_tensors(workers_.first().weight_access(), tensors);
+  }
   void reload_weights(const Checkpoint* checkpoint);
-  uint64_t weights_version() const { return worker_.weight_state().version; }
-  std::vector<ReadableWeight> weights() { return readable_weights(worker_.weight_access()); }
+  uint64_t weights_version() const { return workers_.weights_version(); }
+  std::vector<ReadableWeight> weights() { return readable_weights(workers_.first().weight_access()); }
   std::vector<std::byte> read_weight(const std::string& name);
+  std::vector<ReadableWeight> weights_of_rank(int32_t rank);
+  std::vector<std::byte> read_weight_of_rank(int32_t rank, const std::string& name);
+  void load_weights_of_ranks(const std::vector<std::vector<CheckpointTensor>>& parts);
 
   // As those of Engine.
   void start_recording();
@@ -83,7 +88,7 @@ class PoolingEngine {
   void put_back(const std::vector<uint64_t>& ids);
 
   PoolingConfig config_;
-  PoolingWorker worker_;
+  PoolingGroup workers_;
   PoolingQueue queue_;
   PoolingBatch batch_;
   std::map<uint64_t, Request> requests_;

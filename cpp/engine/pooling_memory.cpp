@@ -69,7 +69,9 @@ size_t measure_pooling_arena(const PoolingConfig& config, const KernelTable& ker
   batch.max_kv_len = config.capacity.max_model_len;
   for (const PoolingType type : {PoolingType::mean, PoolingType::all, PoolingType::cls, PoolingType::modes}) {
     const Arena::Scope scope(arena);
-    Tensor pooled = pooler.pool(decoder.forward(batch, buffers.scratch, ops), batch, type, nullptr, ops);
+    const Tensor hidden = decoder.forward(batch, buffers.scratch, ops);
+    if (!model.arch.is_first_rank()) break;  // it alone pools
+    Tensor pooled = pooler.pool(hidden, batch, type, nullptr, ops);
     if (is_pooled_on_host(type)) pooled = ops.scratch(DType::f32, batch.num_seqs, state_columns(model.arch, type));
     const std::vector<HeadLayer>& head = model.arch.pooler.head;
     if (!head.empty() && pooled.size(1) == head.front().inputs) pooler.head(pooled, ops);

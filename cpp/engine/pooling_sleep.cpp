@@ -11,7 +11,7 @@ namespace quire {
 
 void PoolingEngine::require_can_run() const {
   require_awake(asleep_);
-  if (!worker_.memory().has_weights()) throw_weights_gone();
+  if (!workers_.has_weights()) throw_weights_gone();
 }
 
 void PoolingEngine::sleep(int32_t level, SleepMode mode) {
@@ -28,7 +28,7 @@ void PoolingEngine::sleep(int32_t level, SleepMode mode) {
   if (mode == SleepMode::abort) abort_requests();
   if (level == 0) return;
   asleep_.weights = asleep_.kv_cache = true;
-  worker_.sleep(level == 1);
+  workers_.sleep(true, true, level == 1);
 }
 
 void PoolingEngine::finish_requests() {
@@ -52,7 +52,7 @@ bool PoolingEngine::wake_up(const std::vector<std::string>& tags) {
   const SleepState wake = parts_to_wake(tags, asleep_);
   // What is left asleep decides whether the workspace comes back.
   if (wake.weights || wake.kv_cache) {
-    worker_.wake(wake.weights, asleep_.weights == wake.weights && asleep_.kv_cache == wake.kv_cache);
+    workers_.wake(wake.weights, asleep_.weights == wake.weights && asleep_.kv_cache == wake.kv_cache);
   }
   asleep_.wake(wake);
   return !asleep_.any();

@@ -10,7 +10,7 @@ void PoolingEngine::require_whole_weights() const {
     throw InvalidArgument(
         "the weights are being updated by the call that asks; texts can be given when it has returned");
   }
-  if (worker_.weight_state().is_incomplete) {
+  if (workers_.weights_incomplete()) {
     throw InvalidArgument(
         "the weights are neither old nor new: an update that kept no copy of the old ones failed midway. Load all of "
         "them again: reload_weights(), or load_weights() with every tensor of the model.");
@@ -30,7 +30,7 @@ void PoolingEngine::change_weights(const Change& change) {
   const uint64_t before = weights_version();
   const auto end = [&] {
     in_weight_update_ = false;
-    if (weights_version() != before && !worker_.weight_state().is_incomplete) worker_.weights_replaced();
+    if (weights_version() != before && !workers_.weights_incomplete()) workers_.weights_replaced();
   };
   try {
     change();
@@ -43,15 +43,31 @@ void PoolingEngine::change_weights(const Change& change) {
 
 std::vector<std::byte> PoolingEngine::read_weight(const std::string& name) {
   require_resident_weights(asleep_);
-  return quire::read_weight(one_rank(worker_.weight_access()), name);
+  return quire::read_weight(workers_.weights(), name);
+}
+
+std::vector<ReadableWeight> PoolingEngine::weights_of_rank(int32_t rank) {
+  workers_.require_rank(rank);
+  return readable_weights(workers_.weights().all.at(static_cast<size_t>(rank)), Extent::shard);
+}
+
+std::vector<std::byte> PoolingEngine::read_weight_of_rank(int32_t rank, const std::string& name) {
+  workers_.require_rank(rank);
+  require_resident_weights(asleep_);
+  return read_shard(workers_.weights(), static_cast<size_t>(rank), name);
+}
+
+void PoolingEngine::load_weights_of_ranks(const std::vector<std::vector<CheckpointTensor>>& parts) {
+  workers_.require_part_a_rank(parts.size());
+  change_weights([&] { update_shards(workers_.weights(), parts); });
 }
 
 void PoolingEngine::load_weights(const NextTensor& next, bool atomic) {
-  change_weights([&] { update_weights(one_rank(worker_.weight_access()), next, atomic); });
+  change_weights([&] { update_weights(workers_.weights(), next, atomic); });
 }
 
 void PoolingEngine::reload_weights(const Checkpoint* checkpoint) {
-  change_weights([&] { quire::reload_weights(one_rank(worker_.weight_access()), checkpoint); });
+  change_weights([&] { quire::reload_weights(workers_.weights(), checkpoint); });
 }
 
 }  // namespace quire

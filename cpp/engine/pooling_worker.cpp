@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/log.h"
+
 namespace quire {
 
 void PoolingBatch::clear() {
@@ -49,7 +51,7 @@ void PoolingBatch::fill_block_tables(int32_t block_size) {
   }
 }
 
-PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device)
+PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device, Communicator* communicator)
     : config_(config),
       device_(std::move(device)),
       ops_(device_->kernels(), device_->stream(), arena_),
@@ -58,9 +60,10 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
   const ModelConfig& model = config.model;
   const KernelTable& kernels = device_->kernels();
   ops_.set_batch_invariant(config.options.batch_invariant);
-  weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(config.weight_bytes));
+  ops_.set_communicator(communicator);
+  weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(config.memory.weight_bytes));
   packed_ = packed_copy_in(config.options.weight_cache, *device_, *weight_region_);
-  workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.workspace_bytes));
+  workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(config.memory.workspace_bytes));
   place_weights(model.arch, model.weight_format(), kernels, weight_region_->data(), weights_);
   std::byte* base = workspace_region_->data();
   const size_t num_buffer_bytes = place_pooling_buffers(config, base, buffers_);
@@ -71,7 +74,7 @@ PoolingWorker::PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device
                                    .kept = kept_pooling_spans(config, num_buffer_bytes, weights_, kernels)});
   bind_gemm_scratch(weights_, config.options.batch_invariant, base, *device_, ops_);
   base += gemm_scratch_bytes(weights_, kernels, config.options.batch_invariant);
-  const auto arena_bytes = static_cast<size_t>(config.arena_bytes);
+  const auto arena_bytes = static_cast<size_t>(config.memory.arena_bytes);
   QUIRE_CHECK(base + arena_bytes <= workspace_region_->data() + workspace_region_->num_bytes(),
               "the workspace plan does not add up");
   arena_.bind(base, arena_bytes);
@@ -95,10 +98,10 @@ void PoolingWorker::adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoin
   memory_->set_source(ModelMemory::Source::of_files(std::move(checkpoint), pack));
 }
 
-void PoolingWorker::sleep(bool keep_weights) {
+void PoolingWorker::sleep(bool weights, bool workspace, bool keep_weights) {
   step_scope_.reset();
-  if (!(keep_weights && memory_->has_weights())) weight_state_.forget();
-  memory_->sleep({.weights = true, .workspace = true}, keep_weights);
+  if (weights && !(keep_weights && memory_->has_weights())) weight_state_.forget();
+  memory_->sleep({.weights = weights, .workspace = workspace}, keep_weights);
 }
 
 void PoolingWorker::wake(bool weights, bool workspace) {
@@ -155,6 +158,8 @@ int64_t PoolingWorker::run(const PoolingBatch& batch, PoolingType type, bool wit
     const SpanScope span(recorder_, "step", "forward");
     return decoder_.forward(batch_, buffers_.scratch, ops_);
   }();
+  pooled_ = {};
+  if (!is_first_rank()) return 0;
   const SpanScope span(recorder_, "step", "pool");
   pooled_ = pooler_.pool(hidden, batch_, type, buffers_.rows, ops_);
   if (is_pooled_on_host(type)) pooled_ = pool_on_host(batch, pooled_);
@@ -184,10 +189,22 @@ Tensor PoolingWorker::pool_on_host(const PoolingBatch& batch, const Tensor& stat
 }
 
 std::span<const float> PoolingWorker::fetch() {
+  if (!is_first_rank()) {
+    device_->synchronize();
+    return {};
+  }
   fetched_.resize(static_cast<size_t>(pooled_.num_elements()));
   device_->copy_to_host(fetched_.data(), pooled_.data, fetched_.size() * sizeof(float));
   if (recorder_ != nullptr) device_->collect_spans();
   return fetched_;
+}
+
+void PoolingWorker::abandon() {
+  try {
+    device_->synchronize();
+  } catch (const std::exception& error) {
+    log_warning("a step under way was lost: ", error.what());
+  }
 }
 
 }  // namespace quire

@@ -1,6 +1,7 @@
-// Runs the steps of a pooling engine on one device: upload, forward, pool, fetch.
+// Runs the steps of a pooling engine on one rank: upload, forward, pool, fetch.
 //
-// Knows addresses; does not know requests. Engine thread only. After load() no verb allocates device memory.
+// Where ranks share the model, the first one pools and has the answer; the others compute their part of the forward
+// pass. Knows addresses; does not know requests. Engine thread only. After load() no verb allocates device memory.
 #pragma once
 
 #include <memory>
@@ -8,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "device/arena.h"
 #include "engine/model_memory.h"
 #include "engine/pooling_memory.h"
@@ -44,35 +46,43 @@ struct PoolingBatch {
 
 class PoolingWorker {
  public:
-  // `config` is kept by reference. Reserves all regions.
-  PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device);
+  using Config = PoolingConfig;
+
+  // `config` is kept by reference, and so is the way to other ranks, if there are any. Reserves all regions.
+  PoolingWorker(const PoolingConfig& config, std::unique_ptr<Device> device, Communicator* communicator = nullptr);
   PoolingWorker(const PoolingWorker&) = delete;
   PoolingWorker& operator=(const PoolingWorker&) = delete;
 
   // nullptr: dummy weights.
   void load(const Checkpoint* checkpoint);
   void upload(const PoolingBatch& batch);
-  // Forward and pool of the uploaded batch, which is `batch`; returns the answer's columns.
+  // Forward and pool of the uploaded batch, which is `batch`; returns the answer's columns, of the first rank.
   int64_t run(const PoolingBatch& batch, PoolingType type, bool with_head);
-  // Rows of the batch that was run, one after the other; valid until the next run().
+  // Rows of the batch that was run, one after the other; valid until the next run(). Waits for the run; of other ranks
+  // than the first there are none.
   std::span<const float> fetch();
+  // Waits for whatever is under way and forgets it; what went wrong in it is not told again.
+  void abandon();
 
   // To change and to read weights, between steps.
   WeightAccess weight_access() {
     return {config_.model.arch, *device_, weights_, nullptr, weight_state_, weight_region_.get()};
   }
-  const WeightState& weight_state() const { return weight_state_; }
+  uint64_t weights_version() const { return weight_state_.version; }
+  bool weights_incomplete() const { return weight_state_.is_incomplete; }
 
   // Kernels and the parts of a run become spans; null: none any more.
   void set_recorder(Recorder* recorder);
 
   const Device& device() const { return *device_; }
-  // As of Worker; there is no KV cache.
+  int32_t rank() const { return config_.model.arch.shard.rank; }
+  bool is_first_rank() const { return ops_.is_first_rank(); }
+  // As of Worker; in the place of the KV cache there is the workspace.
   void adopt_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
-  void sleep(bool keep_weights);
+  void sleep(bool weights, bool workspace, bool keep_weights);
   void wake(bool weights, bool workspace);
+  bool has_weights() const { return memory_->has_weights(); }
   void weights_replaced() { memory_->set_source(std::nullopt); }
-  const ModelMemory& memory() const { return *memory_; }
 
  private:
   Tensor pool_on_host(const PoolingBatch& batch, const Tensor& states);

@@ -35,6 +35,8 @@ namespace quire {
 
 class Worker {
  public:
+  using Config = EngineConfig;
+
   // `config` is kept by reference, and so is the way to other ranks, if there are any. Reserves all regions.
   Worker(const EngineConfig& config, std::unique_ptr<Device> device, Communicator* communicator = nullptr);
   Worker(const Worker&) = delete;

@@ -34,14 +34,15 @@ int64_t relative_bucket(const RelativeBias& spec, int32_t distance) {
 }
 
 std::vector<std::byte> relative_bias_by_distance(const RelativeBias& spec, const void* buckets, DType dtype,
-                                                 int64_t num_heads) {
+                                                 int64_t stored_heads, int64_t first_head, int64_t num_heads) {
   const size_t size = dtype_bytes(dtype);
   const auto* const from = static_cast<const std::byte*>(buckets);
   std::vector<std::byte> biases(static_cast<size_t>(num_heads * num_relative_distances(spec)) * size);
   std::byte* to = biases.data();
   for (int64_t head = 0; head < num_heads; ++head) {
     for (int32_t distance = -spec.max_distance; distance <= spec.max_distance; ++distance, to += size) {
-      std::memcpy(to, from + static_cast<size_t>(relative_bucket(spec, distance) * num_heads + head) * size, size);
+      const int64_t stored = relative_bucket(spec, distance) * stored_heads + first_head + head;
+      std::memcpy(to, from + static_cast<size_t>(stored) * size, size);
     }
   }
   return biases;

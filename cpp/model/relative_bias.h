@@ -22,8 +22,9 @@ constexpr int64_t num_relative_distances(const RelativeBias& spec) { return 2 * 
 // `distance` is the position of the key less that of the query.
 int64_t relative_bucket(const RelativeBias& spec, int32_t distance);
 
-// `buckets` [num_buckets, num_heads] to [num_heads, num_relative_distances], elements as they are.
+// Heads [first_head, first_head + num_heads) of `buckets` [num_buckets, stored_heads] to
+// [num_heads, num_relative_distances], elements as they are.
 std::vector<std::byte> relative_bias_by_distance(const RelativeBias& spec, const void* buckets, DType dtype,
-                                                 int64_t num_heads);
+                                                 int64_t stored_heads, int64_t first_head, int64_t num_heads);
 
 }  // namespace quire

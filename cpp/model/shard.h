@@ -1,9 +1,9 @@
 // One rank's part of a model: which heads, which columns of the feed-forward network, which rows of the vocabulary.
 //
 // Decides: what is split and where. Queries, keys, values, gate and up are split by outputs, o and down by inputs, so
-// that between them nothing has to be exchanged; embedding and head by tokens; the rest every rank has whole. A
-// shard is an ArchSpec again, with a rank's sizes, so whatever reads one (weights, KV cache, decoder) knows nothing of
-// ranks. Pure; load time.
+// that between them nothing has to be exchanged; embedding and head by tokens; what pools and the layers behind it the
+// first rank has; the rest every rank has whole. A shard is an ArchSpec again, with a rank's sizes, so whatever reads
+// one (weights, KV cache, decoder) knows nothing of ranks. Pure; load time.
 #pragma once
 
 #include <cstdint>

@@ -107,8 +107,9 @@ class Filler {
   void fill_relative_bias(const BoundRule& entry) {
     const WeightSlot& slot = find(Slot::relative_bias, entry.layer);
     const DType dtype = entry.tensor->dtype;
-    const std::vector<std::byte> biases =
-        relative_bias_by_distance(*arch_.relative_bias, entry.tensor->data, dtype, entry.shape[1]);
+    const Piece heads = pieces(entry, entry.shape[0]).front();
+    const std::vector<std::byte> biases = relative_bias_by_distance(*arch_.relative_bias, entry.tensor->data, dtype,
+                                                                    entry.shape[1], heads.source_col, heads.cols);
     sink_.write_vector({.data = biases.data(), .dtype = dtype, .rows = slot.rows}, 0.0f, *slot.vector);
     note_filled(slot, 0, slot.rows);
   }
@@ -153,6 +154,12 @@ class SlotWriter final : public WeightWriter {
 constexpr int64_t kDummyChunk = int64_t{1} << 22;
 
 int64_t dummy_chunk_rows(int64_t cols) { return std::max<int64_t>(32, kDummyChunk / cols / 32 * 32); }
+
+// The number of a vector's first element in the whole model.
+int64_t dummy_begin(const ArchSpec& arch, const WeightSlot& slot, const Piece& piece) {
+  const bool is_by_head = slot.slot == Slot::relative_bias;  // piece: stored, its heads are columns
+  return is_by_head ? piece.source_col * num_relative_distances(*arch.relative_bias) : piece.source_row;
+}
 
 // Columns of a slot in the whole model, which dummy values are numbered in.
 int64_t whole_cols(const ArchSpec& arch, const WeightSlot& slot) {
@@ -239,7 +246,7 @@ void load_dummy_weights(const ArchSpec& arch, Device& device, Weights& weights, 
         device.kernels().fill_dummy({.out = *slot.vector + piece.row_begin,
                                      .count = piece.rows,
                                      .seed = seed,
-                                     .index_begin = piece.source_row,
+                                     .index_begin = dummy_begin(arch, slot, piece),
                                      .added = slot.plus_one ? 1.0f : 0.0f},
                                     device.stream());
       } else {

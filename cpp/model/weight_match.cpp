@@ -239,6 +239,8 @@ std::vector<Piece> attention_pieces(Slot slot, const AttnSpec& attn, const AttnS
   return {q(0), k(whole.q_dim()), v(whole.q_dim() + whole.kv_dim())};
 }
 
+bool is_of_pooling_head(Slot slot) { return slot >= Slot::head_0 && slot <= Slot::head_norm_bias_3; }
+
 std::vector<Piece> pieces_of_whole(const ArchSpec& arch, Slot slot, int32_t layer, int64_t num_rows) {
   const AttnSpec& attn = layer_spec(arch, layer).attn;
   const auto& ffn = std::get<DenseFfn>(layer_spec(arch, layer).ffn);
@@ -274,6 +276,10 @@ std::vector<Piece> pieces_of_whole(const ArchSpec& arch, Slot slot, int32_t laye
     case Slot::o_bias:
     case Slot::down_bias:
       return arch.is_first_rank() ? std::vector<Piece>{all} : std::vector<Piece>{};
+    case Slot::relative_bias: {
+      const int64_t first_head = layer_shard(arch, 0).first_head;  // one table for all layers, a column a head
+      return {{slot, PackPart::whole, 0, num_rows, 0, first_head, attn.num_heads}};
+    }
     case Slot::sinks:
       return {{slot, PackPart::whole, shard.first_head, attn.num_heads, 0}};
     case Slot::embedding:
@@ -281,6 +287,7 @@ std::vector<Piece> pieces_of_whole(const ArchSpec& arch, Slot slot, int32_t laye
     case Slot::lm_head_bias:
       return {{slot, PackPart::whole, arch.shard.vocab_begin, arch.own_vocab_rows(), 0}};
     default:
+      if (is_of_pooling_head(slot) && !arch.is_first_rank()) return {};  // it alone pools
       return {all};
   }
 }

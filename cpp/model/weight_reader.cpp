@@ -107,10 +107,11 @@ class Reader {
 
   // [buckets, heads] from [heads, distances].
   void read_relative_bias() {
+    const Piece heads = pieces_of(access_.arch, Slot::relative_bias, entry_.layer, num_rows_, extent_).front();
     const RelativeBias& spec = *access_.arch.relative_bias;
     const std::vector<float> values = vector_of(find(Slot::relative_bias));
     size_t next = 0;
-    for (int64_t head = 0; head < num_cols_; ++head) {
+    for (int64_t head = heads.source_col; head < heads.source_col + heads.cols; ++head) {
       for (int32_t distance = -spec.max_distance; distance <= spec.max_distance; ++distance, ++next) {
         put(relative_bucket(spec, distance), head, values[next]);
       }

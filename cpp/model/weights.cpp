@@ -140,7 +140,7 @@ std::vector<WeightSlot> weight_slots(const ArchSpec& arch, Weights& weights) {
     list.norm(*arch.final_norm, Slot::final_norm, weights.final_norm, Slot::final_norm_bias, weights.final_norm_bias,
               arch.hidden);
   }
-  list_pooling_head(arch.pooler, weights, list);
+  if (arch.is_first_rank()) list_pooling_head(arch.pooler, weights, list);
   if (!arch.has_lm_head) return slots;
   if (!arch.tie_word_embeddings || weights.format.int8) {
     list.linear(Slot::lm_head, weights.head, arch.own_vocab_rows(), arch.embed_dim);

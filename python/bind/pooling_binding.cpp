@@ -206,6 +206,7 @@ void bind_pooling(py::module_& module) {
       .def_readonly("finished", &PoolingOutput::finished);
   py::class_<PyPoolingEngine> engine(module, "PoolingEngine");
   bind_weights<PyPoolingEngine>(engine);
+  bind_weights_of_ranks<PyPoolingEngine>(engine);
   engine
       .def(py::init<const std::string&, const py::dict&, const py::dict&, const py::object&>(), py::arg("model_dir"),
            py::arg("options"), py::arg("pooler"), py::arg("weights") = py::none())

@@ -123,7 +123,7 @@ uint64_t load_weights_of_ranks(Engine& engine, const py::list& parts) {
   return engine.with([&](auto& model) { return model.load_weights_of_ranks(tensors); });
 }
 
-// What only a model has that ranks may share.
+// Of models that ranks may share.
 template <typename Engine, typename Class>
 void bind_weights_of_ranks(Class& cls) {
   cls.def("weights_of_rank", &weights_of_rank<Engine>, py::arg("rank"))

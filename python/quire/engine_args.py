@@ -82,7 +82,7 @@ ARGS: dict[str, Arg] = {
     "skip_tokenizer_init": _python(False),
     "trust_remote_code": _python(False, "Reaches the tokenizer. Model code of a checkpoint is never run."),
     "allowed_local_media_path": _no_effect("", _TEXT_ONLY),
-    "tensor_parallel_size": _engine(1, "1 to 8 ranks that share the model; see docs/parallel.md."),
+    "tensor_parallel_size": _engine(1, "1 to 8 ranks that share the model, also one that pools; see docs/parallel.md."),
     "dtype": _engine("auto"),
     "quantization": _only(
         None,

@@ -140,7 +140,7 @@ def _write_back(states: list[_State]) -> None:
             dtype = getattr(torch, first.infos[name][0])
             if name not in changes[0] or not _is_same(changed[name], changes[0][name].to(device="cpu", dtype=dtype)):
                 raise ValueError(
-                    f"{name} was changed on rank {state.rank} and not in the same way on rank 0, which alone adds it: "
+                    f"{name} was changed on rank {state.rank} and not in the same way on rank 0, which alone uses it: "
                     "change it alike on all ranks. The model is as it was."
                 )
             del changed[name]

@@ -32,7 +32,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, "rejection_sampler"),
         "Outputs are those of decoding without speculation, which typical acceptance would change.",
     ),
-    "draft_tensor_parallel_size": ((None, 1), "One LLM runs on one device."),
+    "draft_tensor_parallel_size": ((None, 1), "Of several ranks the first runs the draft model."),
     "quantization": ((None,), "Load an unquantized draft model (float32, float16 or bfloat16)."),
     "code_revision": ((None,), "Code of a checkpoint is not run."),
 }

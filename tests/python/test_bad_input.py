@@ -203,7 +203,11 @@ def test_too_little_memory_says_how_much_and_what_to_do(tiny_model: Path) -> Non
         ({"tensor_parallel_size": 2, "collective_timeout": 0}, ValueError, "collective_timeout must be positive"),
         ({"collective_timeout": "long"}, TypeError, "collective_timeout must be a number of seconds"),
         ({"disable_custom_all_reduce": 1}, TypeError, "disable_custom_all_reduce must be a bool"),
-        ({"tensor_parallel_size": 2, "task": "embed"}, NotImplementedError, "pooling models run on one rank"),
+        (
+            {"tensor_parallel_size": 3, "task": "embed"},
+            ValueError,
+            "heads (4) must be divisible by tensor parallel size",
+        ),
         ({"tensor_parallel_size": 0}, ValueError, "tensor_parallel_size must be at least 1"),
         ({"pipeline_parallel_size": 2}, NotImplementedError, "pipeline_parallel_size=2"),
         ({"enable_lora": True}, NotImplementedError, "enable_lora=True"),

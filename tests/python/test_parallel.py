@@ -78,6 +78,36 @@ def test_speculation_with_ngrams(llm: LLM, tiny_model: Path) -> None:
         assert tokens(guessing, params) == tokens(llm, params)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_drafts_change_no_bit(tiny_model: Path, tmp_path: Path, ranks: int) -> None:
+    """The first rank guesses, with all of the draft model; it sleeps and wakes with the rest."""
+    options: dict[str, Any] = {"seed": 0, "num_gpu_blocks_override": 256, "tensor_parallel_size": ranks}
+    greedy = SamplingParams(temperature=0, max_tokens=24, logprobs=2, ignore_eos=True)
+    drawn = SamplingParams(temperature=0.8, top_p=0.9, seed=3, max_tokens=24, n=3, logprobs=1, ignore_eos=True)
+
+    def told(llm: LLM) -> list[Any]:
+        outputs = [*llm.generate(PROMPTS, greedy, use_tqdm=False), *llm.generate(PROMPTS, drawn, use_tqdm=False)]
+        return [[(one.token_ids, one.logprobs) for one in output.outputs] for output in outputs]
+
+    with LLM(str(tiny_model), **options) as llm:
+        plain = told(llm)
+    for draft in (tiny_model, write_llama(tmp_path / "draft", seed=7, num_attention_heads=2, num_key_value_heads=1)):
+        drafts = {"model": str(draft), "num_speculative_tokens": 3}
+        with LLM(str(tiny_model), speculative_config=drafts, enable_sleep_mode=True, **options) as llm:
+            assert told(llm) == plain
+            counted = llm.stats()
+            assert counted["num_draft_tokens"] > 0
+            if draft == tiny_model:
+                assert counted["num_accepted_tokens"] > 0.5 * counted["num_draft_tokens"]
+            llm.sleep(level=1)
+            llm.wake_up()
+            assert told(llm) == plain
+            llm.sleep(level=2)
+            llm.wake_up()
+            llm.reload_weights()
+            assert told(llm) == plain
+
+
 def test_returned_states(llm: LLM, parallel: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, return_hidden_states=True, return_logits=True)
     one, several = (engine.generate(PROMPTS[:1], params, use_tqdm=False)[0] for engine in (llm, parallel))
@@ -149,10 +179,6 @@ def test_executor_backends(llm: LLM, tiny_model: Path, backend: str | None) -> N
     [
         ({"pipeline_parallel_size": 2}, "layers dealt out among devices"),
         ({"distributed_executor_backend": "ray"}, "threads of the calling process"),
-        (
-            {"speculative_config": {"model": "{model}", "num_speculative_tokens": 2}},
-            "tensor_parallel_size=2 together with a draft model",
-        ),
     ],
 )
 def test_refusals(tiny_model: Path, arguments: dict[str, Any], message: str) -> None:

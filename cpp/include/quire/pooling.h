@@ -60,6 +60,9 @@ class QUIRE_API PoolingModel {
   uint64_t weights_version() const;
   std::vector<WeightInfo> weights() const;
   std::vector<std::byte> read_weight(const std::string& name) const;
+  std::vector<WeightInfo> weights_of_rank(int32_t rank) const;
+  std::vector<std::byte> read_weight_of_rank(int32_t rank, const std::string& name) const;
+  uint64_t load_weights_of_ranks(const std::vector<std::vector<ExternalTensor>>& parts);
 
   // As those of LLM.
   void start_recording();

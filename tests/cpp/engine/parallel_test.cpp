@@ -239,11 +239,90 @@ TEST(Parallel, WhatCannotBeSharedOutIsRefused) {
   EngineOptions options = options_of(2, "float32");
   options.collective_timeout = 0.0;
   expect_refused<InvalidArgument>(config, options, "collective_timeout must be positive, got 0");
-  options = options_of(2, "float32");
+}
+
+// ---------------------------------------------------------------------------------------------------------- drafts
+
+// Another model of the same vocabulary, with 3 heads, which no 2 ranks could share.
+Json draft_config() {
+  Json config = families().front().config;
+  config["num_attention_heads"] = 3;
+  config["num_key_value_heads"] = 3;
+  return config;
+}
+
+EngineOptions with_drafts(EngineOptions options, const ModelFolder& draft) {
   options.speculative_method = "draft_model";
-  options.draft_model = "somewhere";
-  options.num_speculative_tokens = 2;
-  expect_refused<NotSupported>(config, options, "tensor_parallel_size=2 together with a draft model");
+  options.draft_model = draft.path().string();
+  options.num_speculative_tokens = 3;
+  return options;
+}
+
+// `faults`: of the first rank's device.
+std::unique_ptr<Engine> engine_with_drafts(const ModelFolder& folder, const ModelFolder& draft,
+                                           const EngineOptions& options, const Json& draft_json,
+                                           test::Faults* faults = nullptr) {
+  std::vector<std::unique_ptr<Device>> devices = make_devices(options);
+  EngineConfig config = resolve_engine_config(folder.path(), with_drafts(options, draft), *devices.front());
+  const RandomCheckpoint checkpoint(config.model.arch, Stored::f32);
+  const RandomCheckpoint draft_checkpoint(arch_registry().build(draft_json), Stored::f32);
+  if (faults != nullptr) devices[0] = std::make_unique<test::FaultyDevice>(std::move(devices[0]), *faults);
+  return std::make_unique<Engine>(std::move(config), std::move(devices), &checkpoint, &draft_checkpoint);
+}
+
+TEST(ParallelDrafts, TokensWithoutThemBitForBit) {
+  const Family family = families().front();
+  const ModelFolder folder(family.config);
+  for (const Json& draft_json : {family.config, draft_config()}) {
+    const ModelFolder draft(draft_json);
+    for (const int32_t num_ranks : {1, 2, 4}) {
+      const EngineOptions options = options_of(num_ranks, "float32");
+      const std::unique_ptr<Engine> engine = engine_with_drafts(folder, draft, options, draft_json);
+      EXPECT_EQ(generate(*engine), generate(family, options)) << num_ranks << " ranks";
+      const Stats stats = engine->stats();
+      EXPECT_GT(stats.num_draft_tokens, 0);
+      // The model itself guesses right; sums of ranks may decide otherwise where candidates are close.
+      EXPECT_TRUE(draft_json != family.config || stats.num_accepted_tokens > stats.num_draft_tokens / 2);
+    }
+  }
+}
+
+TEST(ParallelDrafts, TheFirstRankAloneHasTheModel) {
+  const ModelFolder folder(families().front().config), draft(draft_config());
+  const auto plan = [&](int32_t num_ranks) {
+    const EngineOptions options = with_drafts(options_of(num_ranks, "float32"), draft);
+    const std::unique_ptr<Device> device = make_device(options);
+    return resolve_engine_config(folder.path(), options, *device);
+  };
+  const EngineConfig one = plan(1), two = plan(2);
+  ASSERT_EQ(two.memory_of_ranks.size(), 2u);
+  EXPECT_EQ(two.memory_of_ranks[0].draft.weight_bytes, one.memory.draft.weight_bytes);
+  EXPECT_GT(one.memory.draft.weight_bytes, 0);
+  EXPECT_EQ(two.memory_of_ranks[1].draft.weight_bytes, 0);
+  EXPECT_EQ(two.memory_of_ranks[1].draft.kv_block_bytes, 0);
+  EXPECT_EQ(two.memory_of_ranks[1].num_blocks, two.memory_of_ranks[0].num_blocks);
+  EXPECT_FALSE(config_of_rank(two, 1).speculation.has_draft_model());
+  EXPECT_EQ(config_of_rank(two, 1).scheduler.num_speculative_tokens, 3);
+}
+
+TEST(ParallelDrafts, GuessesThatFailAreNamedAndTheEngineGoesOn) {
+  const Family family = families().front();
+  const ModelFolder folder(family.config), draft(draft_config());
+  const EngineOptions options = options_of(2, "float32");
+  test::Faults faults;
+  const std::unique_ptr<Engine> engine = engine_with_drafts(folder, draft, options, draft_config(), &faults);
+  faults.fail_attention_after = 1;
+  engine->submit({1, 2, 3}, {.temperature = 0.0f, .max_tokens = 4}, {}, Notify::finished);
+  try {
+    while (engine->step()) {
+    }
+    FAIL() << "no error";
+  } catch (const DeviceError& error) {
+    EXPECT_STREQ(error.what(), "rank 0 of 2 failed in guess: a planted fault");
+  }
+  while (engine->step()) {
+  }
+  EXPECT_EQ(generate(*engine), generate(family, options));
 }
 
 // ------------------------------------------------------------------------------------------------------ failures

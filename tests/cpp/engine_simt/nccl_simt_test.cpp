@@ -14,6 +14,7 @@
 #include "comm/library.h"
 #include "cuda/comm/nccl.h"
 #include "cuda/simt/cudart_emu/cudart_emu.h"
+#include "engine/pooling_engine.h"
 #include "engine_simt/ranks.h"
 #include "kernels_simt/stand_in/nccl_ring.h"
 
@@ -398,6 +399,42 @@ TEST_F(NcclEngines, GoOnAfterACallThatFailed) {
   EXPECT_EQ(tokens, expected[0].token_ids[0]);
   EXPECT_EQ(generate(*engine, {wish}), expected);
   EXPECT_EQ(ring_->counts().communicators, 2);
+}
+
+TEST_F(NcclEngines, PoolToo) {
+  const auto engine_of = [&](bool by_nccl) {
+    EngineOptions options = demo_options();
+    options.device = "simt:0,1";
+    options.tensor_parallel_size = 2;
+    options.disable_custom_all_reduce = by_nccl;
+    Devices devices = devices_of({0, 1});
+    PoolingConfig config = resolve_pooling_config(kDemo, options, {.pooling_type = "MEAN"}, *devices.front());
+    return std::make_unique<PoolingEngine>(std::move(config), std::move(devices), checkpoint_.get());
+  };
+  const auto vector_of = [](PoolingEngine& engine) {
+    std::vector<float> vector;
+    engine.submit({.token_ids = story_prompt(9)}, {}, [&](PoolingOutput&& output) { vector = std::move(output.data); });
+    EXPECT_TRUE(engine.step());
+    return vector;
+  };
+  const std::vector<float> expected = vector_of(*engine_of(false));
+  ASSERT_FALSE(expected.empty());
+  EXPECT_EQ(ring_->counts().groups, 0);
+  const std::unique_ptr<PoolingEngine> engine = engine_of(true);
+  EXPECT_EQ(vector_of(*engine), expected);
+  EXPECT_GT(ring_->counts().groups, 0);
+  ring_->fail("ncclAllReduce", 1, 3, kSystemError);
+  std::vector<float> later;
+  engine->submit({.token_ids = story_prompt(9)}, {}, [&](PoolingOutput&& output) { later = std::move(output.data); });
+  try {
+    engine->step();
+    ADD_FAILURE() << "no error";
+  } catch (const DeviceError& error) {
+    EXPECT_EQ(std::string(error.what()).rfind("rank 1 of 2 failed in run: ncclAllReduce of rank 1", 0), 0u)
+        << error.what();
+  }
+  EXPECT_TRUE(engine->step());  // the step that failed is computed again
+  EXPECT_EQ(later, expected);
 }
 
 // Nothing is left of an engine that cannot be made.

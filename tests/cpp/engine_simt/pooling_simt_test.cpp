@@ -8,8 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/simt/cudart_emu/cudart_emu.h"
 #include "engine/pooling_engine.h"
-#include "engine_simt/demo_engine.h"
+#include "engine_simt/ranks.h"
 
 namespace quire {
 namespace {
@@ -49,6 +50,40 @@ TEST_P(PoolingSimt, CloseToTheCpuAndTheSameBitsAlone) {
     for (size_t c = 0; c < got[i].size(); ++c) ASSERT_NEAR(got[i][c], want[i][c], 1e-4) << "text " << i;
   }
   EXPECT_EQ(run(*gpu, {texts[1]}).front(), got[1]);
+}
+
+// Ranks that share a GPU, and that have one each.
+TEST_P(PoolingSimt, OfTwoRanksCloseToOneAndTheSameBitsAlone) {
+  const PoolerOptions pooler = {.pooling_type = GetParam()};
+  const std::vector<PoolingInput> texts = {text_of(1, 1), text_of(17, 2), text_of(30, 3)};
+  const std::vector<std::vector<float>> want = run(*make_engine("cpu", "float32", pooler), texts);
+  cudart_emu::reset({.num_devices = 2});
+  std::vector<std::vector<float>> first;
+  for (const std::vector<int>& indices : {std::vector<int>{0, 0}, std::vector<int>{0, 1}}) {
+    const EngineOptions options = {.dtype = "float32",
+                                   .device = indices[1] == 0 ? "simt:0,0" : "simt:0,1",
+                                   .max_model_len = 64,
+                                   .max_num_seqs = 6,
+                                   .max_num_batched_tokens = 64,
+                                   .tensor_parallel_size = 2};
+    Devices devices = devices_of(indices);
+    PoolingConfig config = resolve_pooling_config(kDemo, options, pooler, *devices.front());
+    const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
+    PoolingEngine engine(std::move(config), std::move(devices), checkpoint.get());
+    const std::vector<std::vector<float>> got = run(engine, texts);
+    for (size_t i = 0; i < texts.size(); ++i) {
+      ASSERT_EQ(got[i].size(), want[i].size());
+      ASSERT_FALSE(got[i].empty());
+      for (size_t c = 0; c < got[i].size(); ++c) ASSERT_NEAR(got[i][c], want[i][c], 1e-4) << "text " << i;
+    }
+    EXPECT_EQ(run(engine, {texts[1]}).front(), got[1]);
+    if (first.empty()) first = got;
+    EXPECT_EQ(got, first);  // who has which GPU decides no bit
+    engine.sleep(1, SleepMode::abort);
+    engine.wake_up();
+    EXPECT_EQ(run(engine, texts), got);
+  }
+  cudart_emu::reset();
 }
 
 INSTANTIATE_TEST_SUITE_P(, PoolingSimt, testing::Values("LAST", "MEAN", "ALL"));

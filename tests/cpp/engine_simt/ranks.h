@@ -18,13 +18,14 @@ inline Devices devices_of(const std::vector<int>& indices) {
 }
 
 inline std::unique_ptr<Engine> engine_of_ranks(const std::filesystem::path& folder, EngineOptions options,
-                                               const std::vector<int>& indices, const Checkpoint* checkpoint) {
+                                               const std::vector<int>& indices, const Checkpoint* checkpoint,
+                                               const Checkpoint* draft_checkpoint = nullptr) {
   options.device = "simt:";
   for (const int index : indices) options.device += str_cat(options.device.back() == ':' ? "" : ",", index);
   options.tensor_parallel_size = static_cast<int32_t>(indices.size());
   Devices devices = devices_of(indices);
   EngineConfig config = resolve_engine_config(folder, options, *devices.front());
-  return std::make_unique<Engine>(std::move(config), std::move(devices), checkpoint);
+  return std::make_unique<Engine>(std::move(config), std::move(devices), checkpoint, draft_checkpoint);
 }
 
 inline void expect_same_tokens(const std::vector<Generated>& one, const std::vector<Generated>& several,

@@ -9,7 +9,7 @@
 
 #include "base/log.h"
 #include "cuda/simt/cudart_emu/cudart_emu.h"
-#include "engine_simt/demo_engine.h"
+#include "engine_simt/ranks.h"
 
 namespace quire {
 namespace {
@@ -90,6 +90,20 @@ TEST_F(SpeculationOnSimt, ChangesNoBit) {
   EXPECT_EQ(generate(own, wishes(), &stats), expected);
   EXPECT_GT(stats.num_draft_tokens, 0);
   EXPECT_EQ(stats.num_draft_tokens, stats.num_accepted_tokens);
+}
+
+// The first rank guesses for both.
+TEST_F(SpeculationOnSimt, ChangesNoBitOfRanks) {
+  const std::unique_ptr<Checkpoint> checkpoint = open_safetensors(kDemo);
+  const std::vector<int> ranks = {0, 0};
+  const auto expected = generate(*engine_of_ranks(kDemo, plain(), ranks, checkpoint.get()), wishes());
+  EngineOptions options = plain();
+  options.speculative_method = "draft_model";
+  options.num_speculative_tokens = 3;
+  options.draft_model = kDemo;
+  const auto engine = engine_of_ranks(kDemo, options, ranks, checkpoint.get(), checkpoint.get());
+  EXPECT_EQ(generate(*engine, wishes()), expected);
+  EXPECT_GT(engine->stats().num_accepted_tokens, 0);
 }
 
 // Few blocks: sequences come and go, and so do their drafts.

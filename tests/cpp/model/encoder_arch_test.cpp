@@ -100,10 +100,14 @@ TEST(RelativeBias, BucketsWidenWithDistance) {
 TEST(RelativeBias, BucketsBecomeDistances) {
   const RelativeBias spec{.num_buckets = 4, .max_distance = 2};  // buckets: itself, before, of none, after
   const float buckets[] = {1, 10, 2, 20, 3, 30, 4, 40};          // [bucket, head]
-  const std::vector<std::byte> biases = relative_bias_by_distance(spec, buckets, DType::f32, 2);
-  const auto* values = reinterpret_cast<const float*>(biases.data());
-  EXPECT_EQ(std::vector<float>(values, values + biases.size() / sizeof(float)),
-            (std::vector<float>{2, 2, 1, 4, 4, 20, 20, 10, 40, 40}));
+  const auto of_heads = [&](int64_t first_head, int64_t num_heads) {
+    const std::vector<std::byte> biases =
+        relative_bias_by_distance(spec, buckets, DType::f32, 2, first_head, num_heads);
+    const auto* values = reinterpret_cast<const float*>(biases.data());
+    return std::vector<float>(values, values + biases.size() / sizeof(float));
+  };
+  EXPECT_EQ(of_heads(0, 2), (std::vector<float>{2, 2, 1, 4, 4, 20, 20, 10, 40, 40}));
+  EXPECT_EQ(of_heads(1, 1), (std::vector<float>{20, 20, 10, 40, 40}));
 }
 
 TEST(EncoderArch, DistilBertHasKeysOfItsOwn) {
