@@ -134,6 +134,32 @@ struct RowSpan {
 };
 
 #include "cpu/attention_amx_few.inl"
+#include "cpu/attention_amx_softmax.inl"
+
+// The sums of up to 32 rows and 32 columns where they are kept.
+struct OutTiles {
+  float* out;
+  int64_t stride;  // in elements
+  bool has_high_rows, has_high_columns;
+
+  void load() const {
+    const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+    zero_sums();
+    _tile_loadd(0, out, bytes);
+    if (has_high_columns) _tile_loadd(1, out + kTileTokens, bytes);
+    if (!has_high_rows) return;
+    _tile_loadd(2, out + kTileRows * stride, bytes);
+    if (has_high_columns) _tile_loadd(3, out + kTileRows * stride + kTileTokens, bytes);
+  }
+  void store() const {
+    const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+    _tile_stored(0, out, bytes);
+    if (has_high_columns) _tile_stored(1, out + kTileTokens, bytes);
+    if (!has_high_rows) return;
+    _tile_stored(2, out + kTileRows * stride, bytes);
+    if (has_high_columns) _tile_stored(3, out + kTileRows * stride + kTileTokens, bytes);
+  }
+};
 
 struct TileAttention {
   using Element = Bf16;
@@ -212,17 +238,16 @@ struct TileAttention {
     }
   }
 
-  // state.out = state.out * correction + weights * values for the rows, or only for one of them, over the steps of
-  // `keys`.
-  static void add_values(RowSpan rows, RowSpan wanted, const Bf16* values, int64_t head_dim, RowRange keys,
-                         const TileScratch& scratch, TileState& state) {
+  // out += weights * values for the rows, over the steps of `keys`; `out` is that of the first row.
+  static void add_values(RowSpan rows, const Bf16* values, int64_t head_dim, RowRange keys, const TileScratch& scratch,
+                         float* out) {
     const int64_t columns = round_up(head_dim, kValueColumns), stride = out_stride_of(head_dim);
     const int64_t begin = keys.begin / kTileK * kTileK, num_steps = ceil_div(keys.end - begin, kTileK);
-    alignas(64) float sums[kSpanRows * kValueColumns];
     asm volatile("" ::: "memory");
     for (int64_t d = 0; d < columns; d += kValueColumns) {
       const Bf16* first = values + begin * columns + 2 * d;
-      zero_sums();
+      const OutTiles tiles = {out + d, stride, rows.count > kTileRows, d + kTileTokens < stride};
+      tiles.load();
       add_any_products({scratch.weights + rows.begin * kChunkKeys + begin,
                         kChunkKeys,
                         {first, first + kValueColumns},
@@ -230,15 +255,7 @@ struct TileAttention {
                         kTileK * columns,
                         num_steps},
                        rows.count, false);
-      store_products(rows.count, false, sums, kValueColumns * sizeof(float));
-      const bool has_second = d + kTileTokens < stride;
-      for (int r = wanted.begin; r < wanted.begin + wanted.count; ++r) {
-        const Vec::F factor = Vec::set1(scratch.correction[r]);
-        float* out = state.out + r * stride + d;
-        const float* sum = sums + (r - rows.begin) * kValueColumns;
-        Vec::store(out, Vec::fma(Vec::load(out), factor, Vec::load(sum)));
-        if (has_second) Vec::store(out + 16, Vec::fma(Vec::load(out + 16), factor, Vec::load(sum + 16)));
-      }
+      tiles.store();
     }
   }
 
@@ -272,17 +289,40 @@ struct TileAttention {
       score(rows, tiles, head_dim, static_cast<int>(seen.begin / kTileTokens),
             static_cast<int>(ceil_div(seen.end, kTileTokens)), scratch);
     });
-    for_each_span([&](RowSpan rows) {
-      for (int r = rows.begin; r < rows.begin + rows.count; ++r) {
+    const bool is_plain = WholeRows::are_plain(p);
+    for (int begin = 0; begin < tile.num_rows; begin += WholeRows::kRows) {
+      const int end = static_cast<int>(lesser(begin + WholeRows::kRows, tile.num_rows));
+      if (is_plain && end == begin + WholeRows::kRows && WholeRows::see_all(keys + begin)) {
+        WholeRows::weigh(p, begin, next, scratch, state);
+        continue;
+      }
+      for (int r = begin; r < end; ++r) {
         if (keys[r].begin < keys[r].end) continue;
         zero_weights(seen.begin / kTileK * kTileK, round_up(seen.end, kTileK), scratch.weights + r * kChunkKeys);
       }
-      weigh_keys<TileAttention>(p, rows.begin, rows.begin + rows.count, chunk_begin, keys, scratch, state);
-    });
+      weigh_keys<TileAttention>(p, begin, end, chunk_begin, keys, scratch, state);
+    }
+    {
+      const FewRows::Flush flush;  // what products on tiles make of a denormal sum would have to be known
+      correct_sums(tile.num_rows, head_dim, scratch, state);
+    }
     for_each_span([&](RowSpan rows) {
-      if (is_finite) add_values(rows, rows, values, head_dim, seen, scratch, state);
+      if (is_finite)
+        add_values(rows, values, head_dim, seen, scratch, state.out + rows.begin * out_stride_of(head_dim));
     });
     if (!is_finite) add_values_by_rows(tile, tiles, head_dim, keys, values, scratch, state);
+  }
+
+  // What was summed before, to the new maximum; most chunks bring none.
+  static void correct_sums(int num_rows, int64_t head_dim, const TileScratch& scratch, TileState& state) {
+    const int64_t stride = out_stride_of(head_dim);
+    for (int r = 0; r < num_rows; ++r) {
+      if (scratch.correction[r] == 1.0f) continue;
+      const Vec::F factor = Vec::set1(scratch.correction[r]);
+      for (int64_t d = r * stride; d < (r + 1) * stride; d += Vec::kWidth) {
+        Vec::store(state.out + d, Vec::mul(Vec::load(state.out + d), factor));
+      }
+    }
   }
 
   static bool see_alike(const RowRange* keys, int num_rows) {
@@ -295,12 +335,16 @@ struct TileAttention {
   // Zero times infinity is NaN: each row takes the values that it sees alone.
   static void add_values_by_rows(const AttentionTile& tile, const ChunkTiles<Bf16>& tiles, int64_t head_dim,
                                  const RowRange* keys, Bf16* values, const TileScratch& scratch, TileState& state) {
+    alignas(64) float others[kSpanRows * kMaxHeadDim];
     for (int r = 0; r < tile.num_rows; ++r) {
       if (keys[r].begin >= keys[r].end) continue;
       const int begin = r / kSpanRows * kSpanRows;
       const RowSpan rows = {begin, static_cast<int>(lesser(kSpanRows, tile.num_rows - begin))};
       pair_values<false>(tiles.v, nullptr, head_dim, keys[r], values);
-      add_values(rows, {r, 1}, values, head_dim, keys[r], scratch, state);
+      const auto bytes = static_cast<size_t>(out_stride_of(head_dim)) * sizeof(float);
+      memcpy(others, state.out + begin * out_stride_of(head_dim), rows.count * bytes);
+      add_values(rows, values, head_dim, keys[r], scratch, others);
+      memcpy(state.out + r * out_stride_of(head_dim), others + (r - begin) * out_stride_of(head_dim), bytes);
     }
   }
 };

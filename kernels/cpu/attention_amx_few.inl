@@ -96,18 +96,26 @@ struct FewRows {
     }
   }
 
-  // sums[r] = weights[r] * values for R rows over `keys`.
+  // out[r] += weights[r] * values for R rows over `keys`.
   template <int R>
   [[gnu::noinline]] static void add_values(const float* weights, const Bf16* const* tiles, const Bf16* const* ahead,
-                                           int64_t head_dim, RowRange keys, float* sums) {
+                                           int64_t head_dim, RowRange keys, float* out) {
     alignas(64) static constexpr uint32_t kLow[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    alignas(64) static constexpr uint32_t kEven[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    const __m512i even = _mm512_load_si512(kEven), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     const int64_t stride = out_stride_of(head_dim);
     for (int64_t d = 0; d < head_dim; d += kValueColumns) {
       const __mmask32 some = head_dim - d >= kValueColumns ? ~__mmask32{0} : (__mmask32{1} << (head_dim - d)) - 1;
       __m512 total[R][2];
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm512_setzero_ps();
+      for (int r = 0; r < R; ++r) {
+        const float* from = out + r * stride + d;
+        const __m512 first = _mm512_load_ps(from);
+        const __m512 second = d + kTileTokens < stride ? _mm512_load_ps(from + kTileTokens) : _mm512_setzero_ps();
+        total[r][0] = _mm512_permutex2var_ps(first, even, second);
+        total[r][1] = _mm512_permutex2var_ps(first, odd, second);
+      }
       for (int64_t begin = keys.begin / kTileK * kTileK; begin < keys.end; begin += kTileK) {
         __m512 parts[R][2][2];  // of even and odd keys; of even and odd columns
 #pragma GCC unroll 4
@@ -141,7 +149,7 @@ struct FewRows {
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        float* to = sums + r * stride + d;
+        float* to = out + r * stride + d;
         _mm512_store_ps(to, _mm512_permutex2var_ps(total[r][0], low, total[r][1]));
         if (d + kTileTokens >= stride) continue;
         _mm512_store_ps(to + kTileTokens, _mm512_permutex2var_ps(total[r][0], high, total[r][1]));
@@ -192,19 +200,11 @@ struct FewRows {
     for (int r = 0; r < tile.num_rows; ++r) {
       to_floats(scratch.weights + r * kChunkKeys, kChunkKeys, weights + r * kChunkKeys);
     }
-    float* sums = queries;
-    {
-      const Flush flush;
-      for_rows(tile.num_rows, [&](int r, auto count) {
-        add_values<count()>(weights + r * kChunkKeys, tiles.v, r == 0 ? next.v : nullptr, head_dim, keys[0],
-                            sums + r * stride);
-      });
-    }
-    for (int r = 0; r < tile.num_rows; ++r) {
-      const Vec::F factor = Vec::set1(scratch.correction[r]);
-      for (int64_t d = r * stride; d < (r + 1) * stride; d += Vec::kWidth) {
-        Vec::store(state.out + d, Vec::fma(Vec::load(state.out + d), factor, Vec::load(sums + d)));
-      }
-    }
+    const Flush flush;
+    Method::correct_sums(tile.num_rows, head_dim, scratch, state);
+    for_rows(tile.num_rows, [&](int r, auto count) {
+      add_values<count()>(weights + r * kChunkKeys, tiles.v, r == 0 ? next.v : nullptr, head_dim, keys[0],
+                          state.out + r * stride);
+    });
   }
 };

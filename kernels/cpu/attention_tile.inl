@@ -276,7 +276,8 @@ static void write_rows(const PagedAttentionParams& p, const AttentionTile& tile,
     const Vec::F factor = Vec::set1(state.sum[r] == 0.0f ? 0.0f : 1.0f / state.sum[r]);
     T* out = static_cast<T*>(p.out) + (tile.token_begin + row / group) * p.out_stride + head * head_dim;
     for (int64_t i = 0; i < head_dim; i += Vec::kWidth) {
-      store_up_to(out + i, Vec::mul(Vec::load(sums + i), factor), head_dim - i);
+      // A sum of zeros may be -0, or 0 where zeros of other rows' keys were added: here all are 0.
+      store_up_to(out + i, Vec::fma(Vec::load(sums + i), factor, Vec::zero()), head_dim - i);
     }
   }
 }
