@@ -65,11 +65,13 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   ops_.set_batch_invariant(batch_invariant);
   weight_region_ = device.allocate(RegionTag::weights, static_cast<size_t>(memory.draft.weight_bytes));
   packed_ = packed_copy_in(config.options.weight_cache, device, *weight_region_);
-  kv_region_ =
-      device.allocate(RegionTag::kv_cache, static_cast<size_t>(memory.draft.kv_block_bytes * memory.num_blocks));
+  const auto place_pages = [&](std::byte* base) {
+    const size_t alignment = device.is_asynchronous() ? 1 : kHostKvAlignment;
+    return place_kv_cache(model_.arch, model_.dtype, config.scheduler.block_size, memory.num_blocks, base, alignment);
+  };
+  kv_region_ = device.allocate(RegionTag::kv_cache, place_pages(nullptr).num_bytes);
   place_weights(model_.arch, model_.weight_format(), device.kernels(), weight_region_->data(), weights_);
-  kv_cache_ =
-      place_kv_cache(model_.arch, model_.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
+  kv_cache_ = place_pages(kv_region_->data());
   Workspace places;
   const auto place_all = [&](std::byte* base) {
     return place(model_, config.speculation.num_tokens, config.scheduler, weights_, device.kernels(), batch_invariant,

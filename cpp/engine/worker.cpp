@@ -34,12 +34,15 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Commu
   }
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   packed_ = packed_copy_in(config.options.weight_cache, *device_, *weight_region_);
-  kv_region_ = device_->allocate(RegionTag::kv_cache, static_cast<size_t>(memory.kv_block_bytes * memory.num_blocks));
+  const auto place_pages = [&](std::byte* base) {
+    const size_t alignment = device_->is_asynchronous() ? 1 : kHostKvAlignment;
+    return place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, base, alignment);
+  };
+  kv_region_ = device_->allocate(RegionTag::kv_cache, place_pages(nullptr).num_bytes);
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
   place_weights(model.arch, model.weight_format(), device_->kernels(), weight_region_->data(), weights_,
                 memory.offload);
-  kv_cache_ =
-      place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, kv_region_->data());
+  kv_cache_ = place_pages(kv_region_->data());
   if (config.speculation.has_draft_model()) draft_model_ = std::make_unique<DraftModel>(config, *device_, arena_);
   place_workspace();
 }
