@@ -55,6 +55,13 @@ std::unique_ptr<Checkpoint> adopt_tensors(const std::vector<ExternalTensor>& wei
   return checkpoint_in_memory(adopt_all(weights));
 }
 
+std::vector<std::vector<CheckpointTensor>> adopt_parts(const std::vector<std::vector<ExternalTensor>>& parts) {
+  std::vector<std::vector<CheckpointTensor>> tensors;
+  tensors.reserve(parts.size());
+  for (const std::vector<ExternalTensor>& of_rank : parts) tensors.push_back(adopt_all(of_rank));
+  return tensors;
+}
+
 std::string problem_of_packed_weights(const std::string& file) { return problem_of_packed_file(file); }
 
 void tell_start_up(double device_seconds, double plan_seconds, double open_seconds, double engine_seconds,

@@ -16,6 +16,8 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& model_dir, const 
 // Throws InvalidArgument when it knows no such dtype.
 CheckpointTensor adopt_tensor(const ExternalTensor& tensor);
 std::vector<CheckpointTensor> adopt_all(const std::vector<ExternalTensor>& tensors);
+// Those of each rank.
+std::vector<std::vector<CheckpointTensor>> adopt_parts(const std::vector<std::vector<ExternalTensor>>& parts);
 // The tensors of `next` as an engine takes them.
 NextTensor adopt_source(const TensorSource& next);
 std::vector<WeightInfo> describe_weights(const std::vector<ReadableWeight>& weights, DType dtype);

@@ -262,9 +262,7 @@ std::vector<std::byte> LLM::read_weight_of_rank(int32_t rank, const std::string&
 }
 
 uint64_t LLM::load_weights_of_ranks(const std::vector<std::vector<ExternalTensor>>& parts) {
-  std::vector<std::vector<CheckpointTensor>> tensors;
-  tensors.reserve(parts.size());
-  for (const std::vector<ExternalTensor>& of_rank : parts) tensors.push_back(adopt_all(of_rank));
+  const std::vector<std::vector<CheckpointTensor>> tensors = adopt_parts(parts);
   const std::lock_guard lock(impl_->mutex);
   impl_->engine.load_weights_of_ranks(tensors);
   return impl_->engine.weights_version();
