@@ -66,8 +66,7 @@ DraftModel::DraftModel(const EngineConfig& config, Device& device, Arena& arena)
   weight_region_ = device.allocate(RegionTag::weights, static_cast<size_t>(memory.draft.weight_bytes));
   packed_ = packed_copy_in(config.options.weight_cache, device, *weight_region_);
   const auto place_pages = [&](std::byte* base) {
-    const size_t alignment = device.is_asynchronous() ? 1 : kHostKvAlignment;
-    return place_kv_cache(model_.arch, model_.dtype, config.scheduler.block_size, memory.num_blocks, base, alignment);
+    return place_pages_on(device, model_, config.scheduler.block_size, memory.num_blocks, base);
   };
   kv_region_ = device.allocate(RegionTag::kv_cache, place_pages(nullptr).num_bytes);
   place_weights(model_.arch, model_.weight_format(), device.kernels(), weight_region_->data(), weights_);

@@ -11,6 +11,7 @@
 #include "device/device.h"
 #include "engine/scheduler.h"
 #include "model/decoder.h"
+#include "model/kv_cache.h"
 #include "model/model_config.h"
 
 namespace quire {
@@ -57,5 +58,12 @@ void bind_gemm_scratch(const Weights& weights, bool batch_invariant, std::byte* 
 // Scratch of the worst-case step, found by a dry run of forward, logits and sampling.
 size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, const KernelTable& kernels,
                      int num_threads);
+
+// The KV cache of `model` from `base` on (null: to measure it), as suits the device's memory.
+inline KvCache place_pages_on(const Device& device, const ModelConfig& model, int32_t block_size, int64_t num_blocks,
+                              std::byte* base) {
+  const size_t alignment = device.is_asynchronous() ? 1 : kHostKvAlignment;
+  return place_kv_cache(model.arch, model.dtype, block_size, num_blocks, base, alignment);
+}
 
 }  // namespace quire

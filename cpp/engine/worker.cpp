@@ -35,8 +35,7 @@ Worker::Worker(const EngineConfig& config, std::unique_ptr<Device> device, Commu
   weight_region_ = device_->allocate(RegionTag::weights, static_cast<size_t>(memory.weight_bytes));
   packed_ = packed_copy_in(config.options.weight_cache, *device_, *weight_region_);
   const auto place_pages = [&](std::byte* base) {
-    const size_t alignment = device_->is_asynchronous() ? 1 : kHostKvAlignment;
-    return place_kv_cache(model.arch, model.dtype, config.scheduler.block_size, memory.num_blocks, base, alignment);
+    return place_pages_on(*device_, model, config.scheduler.block_size, memory.num_blocks, base);
   };
   kv_region_ = device_->allocate(RegionTag::kv_cache, place_pages(nullptr).num_bytes);
   workspace_region_ = device_->allocate(RegionTag::workspace, static_cast<size_t>(memory.workspace_bytes));
