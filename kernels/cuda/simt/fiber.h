@@ -79,6 +79,7 @@ class Stack {
   ~Stack() {
     if (!map_) return;
     if (__tsan_destroy_fiber) __tsan_destroy_fiber(tsan_);
+    unpoison();  // AddressSanitizer does not see munmap, and would blame whoever gets these pages next
     munmap(map_, kGuard + bytes_);
   }
 
@@ -96,7 +97,7 @@ class Stack {
 
   // Forgets all frames and starts again at entry.
   void restart(void (*entry)()) {
-    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(bottom_, bytes_);
+    unpoison();
     fake_stack_ = nullptr;
     if (__tsan_create_fiber) {
       if (tsan_) __tsan_destroy_fiber(tsan_);
@@ -129,6 +130,11 @@ class Stack {
   }
 
  private:
+  // Takes away what AddressSanitizer noted of the frames.
+  void unpoison() const {
+    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(bottom_, bytes_);
+  }
+
   static constexpr size_t kGuard = 4096;
 
   Context context_{};
