@@ -57,6 +57,11 @@ void BlockPool::keep(int32_t id) {
   kept_[static_cast<size_t>(id)] = 1;
 }
 
+void BlockPool::unkeep(int32_t id) {
+  QUIRE_CHECK(use_count(id) > 0 && is_kept(id), "block ", id, " is not held and kept: count ", use_count(id));
+  kept_[static_cast<size_t>(id)] = 0;
+}
+
 void BlockPool::drop(int32_t id) {
   QUIRE_CHECK(use_count(id) == 0 && is_kept(id), "block ", id, " is not idle: count ", use_count(id));
   unlink(id);

@@ -51,6 +51,8 @@ class BlockPool {
 
   // From now on the held block becomes idle, not free, when its last handle goes.
   void keep(int32_t id);
+  // Undoes keep(); the block is held.
+  void unkeep(int32_t id);
   // Frees an idle block: its content is given up.
   void drop(int32_t id);
   // The block that has been idle longest, -1 when there is none.

@@ -45,15 +45,40 @@ bool PrefixCache::insert(std::span<const int32_t> tokens, uint64_t salt, std::sp
     if (found != block.id()) block = pool_.share(found);
     return true;
   }
-  const int32_t id = block.id();
+  add(block.id(), hash, parent, salt, content);
+  return true;
+}
+
+bool PrefixCache::promise(std::span<const int32_t> tokens, uint64_t salt, std::span<const BlockRef> blocks,
+                          int32_t index) {
+  if (!enabled_) return false;
+  const std::span<const int32_t> content = block_tokens(tokens, index);
+  const int32_t parent = index > 0 ? blocks[static_cast<size_t>(index) - 1].id() : -1;
+  QUIRE_CHECK(parent < 0 || node(parent).cached, "block ", index, " was promised before the one in front of it");
+  const uint64_t hash = hash_of(parent, salt, content);
+  if (find(hash, parent, salt, content) >= 0) return false;
+  add(blocks[static_cast<size_t>(index)].id(), hash, parent, salt, content);
+  return true;
+}
+
+void PrefixCache::retract(int32_t id) {
+  if (!contains(id)) return;
+  if (pool_.use_count(id) == 0) {
+    evict(id);
+    return;
+  }
+  remove(id);
+  pool_.unkeep(id);
+}
+
+void PrefixCache::add(int32_t id, uint64_t hash, int32_t parent, uint64_t salt, std::span<const int32_t> tokens) {
   QUIRE_CHECK(!node(id).cached, "block ", id, " is cached with other content");
   node(id) = {.hash = hash, .salt = salt, .parent = parent, .next_in_bucket = bucket(hash), .cached = true};
   bucket(hash) = id;
-  std::ranges::copy(content, tokens_.begin() + static_cast<int64_t>(id) * block_size_);
+  std::ranges::copy(tokens, tokens_.begin() + static_cast<int64_t>(id) * block_size_);
   if (parent >= 0) ++node(parent).num_children;
   pool_.keep(id);
   ++num_cached_;
-  return true;
 }
 
 BlockRef PrefixCache::allocate() {
@@ -66,16 +91,20 @@ bool PrefixCache::clear() {
   return num_cached_ == 0;
 }
 
-void PrefixCache::evict(int32_t id) {
-  Node& evicted = node(id);
-  QUIRE_CHECK(evicted.cached && evicted.num_children == 0, "block ", id, " is evicted before its ",
-              evicted.num_children, " children");
-  int32_t* link = &bucket(evicted.hash);
+void PrefixCache::remove(int32_t id) {
+  Node& removed = node(id);
+  QUIRE_CHECK(removed.cached && removed.num_children == 0, "block ", id, " goes before its ", removed.num_children,
+              " children");
+  int32_t* link = &bucket(removed.hash);
   while (*link != id) link = &node(*link).next_in_bucket;
-  *link = evicted.next_in_bucket;
-  if (evicted.parent >= 0) --node(evicted.parent).num_children;
-  evicted = {};
+  *link = removed.next_in_bucket;
+  if (removed.parent >= 0) --node(removed.parent).num_children;
+  removed = {};
   --num_cached_;
+}
+
+void PrefixCache::evict(int32_t id) {
+  remove(id);
   pool_.drop(id);
 }
 

@@ -30,6 +30,13 @@ class PrefixCache {
   // before it were offered already. When an equal block is cached, the caller's handle is replaced by that one: equal
   // content is equal bit for bit. Returns whether the block is in the cache now.
   bool insert(std::span<const int32_t> tokens, uint64_t salt, std::span<BlockRef> blocks, int32_t index);
+  // Offers a block that the step being planned will fill, so that others of the same step can have it. False, and nothing
+  // changes, when an equal one is cached: insert() tells the two apart once both are computed.
+  bool promise(std::span<const int32_t> tokens, uint64_t salt, std::span<const BlockRef> blocks, int32_t index);
+  // Takes back what was promised, held or not, the newest first; nothing when the block is not cached any more.
+  void retract(int32_t id);
+  // Whether the block is in the cache.
+  bool contains(int32_t id) const { return enabled_ && node(id).cached; }
   // A block for new content: a free one, else the least recently held idle one. Empty when all are held.
   BlockRef allocate();
 
@@ -60,6 +67,9 @@ class PrefixCache {
   uint64_t hash_of(int32_t parent, uint64_t salt, std::span<const int32_t> tokens) const;
   // The node with this content, -1 when there is none.
   int32_t find(uint64_t hash, int32_t parent, uint64_t salt, std::span<const int32_t> tokens) const;
+  // A node in front of which lies `parent`, of the held block `id`.
+  void add(int32_t id, uint64_t hash, int32_t parent, uint64_t salt, std::span<const int32_t> tokens);
+  void remove(int32_t id);
   void evict(int32_t id);
 
   BlockPool& pool_;

@@ -21,8 +21,10 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   QUIRE_CHECK(options.num_speculative_tokens == 0 || !options.device_rows, "drafts and steps planned ahead");
   const auto num_seqs = static_cast<size_t>(std::min(options.max_num_seqs, options.max_num_batched_tokens));
   const auto num_samples = static_cast<size_t>(options.max_samples());
+  const auto num_full_blocks = static_cast<size_t>(options.max_num_batched_tokens / options.block_size) + num_seqs;
   for (Step& step : steps_) {
     step.planned.reserve(num_seqs);
+    step.promised.reserve(std::min(num_full_blocks, static_cast<size_t>(options.num_blocks)));
     step.sampled.reserve(num_samples);
   }
   taken_.reserve(num_samples);
@@ -86,13 +88,15 @@ void Scheduler::plan(Batch& batch) {
   QUIRE_CHECK(num_in_flight_ < (options_.device_rows ? kMaxInFlight : 1), num_in_flight_, " steps are in flight");
   reserve(batch);
   Step& step = steps_[(first_step_ + num_in_flight_) % kMaxInFlight];
-  step.planned.clear();
-  step.sampled.clear();
+  step.clear();
   int64_t budget = options_.max_num_batched_tokens;
   const Outcome outcome = plan_running(step, budget);
   if (outcome == Outcome::must_commit) {
     step.planned.clear();
-  } else if (outcome == Outcome::fine || step.planned.empty()) {
+  } else {
+    for (const ScheduledSequence& each : step.planned) promise_full_blocks(step, each);
+  }
+  if (outcome == Outcome::fine || (outcome == Outcome::preempted && step.planned.empty())) {
     // With nothing planned nobody runs any more: then the first waiting sequence must have the pool, or all would wait.
     admit_waiting(step, budget);
   }
@@ -161,6 +165,7 @@ void Scheduler::admit_waiting(Step& step, int64_t& budget) {
     if (num_new > 0) {
       const int32_t begin = sequence.num_computed;
       step.planned.push_back({&sequence, begin, num_new, begin + num_new == sequence.num_known()});
+      promise_full_blocks(step, step.planned.back());
       budget -= num_new;
     } else if (is_stuck) {
       preempt(newest_holder());  // only who awaits a token, and siblings that wait, can hold what is missing
@@ -319,8 +324,7 @@ void Scheduler::commit(const Batch& batch, std::span<const int32_t> sampled) {
     leave_queues(sequence);
     if (sequence.request->finished()) retire(sequence.request->id);
   }
-  step.planned.clear();
-  step.sampled.clear();
+  step.clear();
   std::erase_if(lingering_, [](const auto& request) { return request->num_steps_in_flight == 0; });
 }
 
@@ -334,23 +338,11 @@ void Scheduler::abandon() {
       each.sequence->row_serial = ++num_rows_given_;
       if (each.num_drafts > 0) drop_draft_blocks(*each.sequence, each.kv_len() - each.num_drafts);
     }
-    step.planned.clear();
-    step.sampled.clear();
+    for (auto id = step.promised.rbegin(); id != step.promised.rend(); ++id) cache_.retract(*id);
+    step.clear();
   }
   lingering_.clear();
-}
-
-void Scheduler::offer_full_blocks(Sequence& sequence) {
-  const int32_t num_complete = sequence.num_computed - (sequence.draft_lags ? 1 : 0);
-  const int32_t num_full = num_complete / options_.block_size;
-  for (; sequence.num_hashed_blocks < num_full; ++sequence.num_hashed_blocks) {
-    const int32_t index = sequence.num_hashed_blocks;
-    const int32_t block_id = sequence.blocks[static_cast<size_t>(index)].id();
-    cache_.insert(sequence.tokens, sequence.request->cache_salt, sequence.blocks, index);
-    // Another one with the same content took its place; the row has to be told.
-    if (sequence.blocks[static_cast<size_t>(index)].id() == block_id) continue;
-    sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
-  }
+  forget_broken_promises();
 }
 
 void Scheduler::start_siblings(const Sequence& first) {
@@ -421,6 +413,9 @@ void Scheduler::check_integrity() const {
 }
 
 void Scheduler::check_sharing() const {
+  const auto num_filled = [](const Sequence& sequence) {
+    return std::min(sequence.num_computed + sequence.num_in_flight, sequence.num_tokens());
+  };
   std::vector<int32_t> num_holders(static_cast<size_t>(pool_.num_blocks()), 0);
   std::vector<const Sequence*> holders(num_holders.size(), nullptr);
   for (const auto& [id, request] : requests_) {
@@ -430,11 +425,11 @@ void Scheduler::check_sharing() const {
         ++num_holders[block];
         const Sequence* other = std::exchange(holders[block], sequence.get());
         if (other == nullptr) continue;
-        // The same place in both, behind a block that is shared too, and full of the same computed tokens.
+        // The same place in both, behind a block that is shared too, and full of the same tokens, computed or in flight.
         const auto end = static_cast<int64_t>((b + 1) * static_cast<size_t>(options_.block_size));
         const bool same = b < other->blocks.size() && other->blocks[b].id() == sequence->blocks[b].id() &&
                           (b == 0 || other->blocks[b - 1].id() == sequence->blocks[b - 1].id()) &&
-                          std::min(other->num_computed, sequence->num_computed) >= end &&
+                          std::min(num_filled(*other), num_filled(*sequence)) >= end &&
                           std::equal(sequence->tokens.begin() + end - options_.block_size,
                                      sequence->tokens.begin() + end, other->tokens.begin() + end - options_.block_size);
         QUIRE_CHECK(same, "block ", block, " is held by requests ", id, " and ", other->request->id);

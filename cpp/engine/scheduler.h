@@ -59,6 +59,8 @@ struct SchedulerStats {
 // admission in a step that preempted. What is left of the budgets goes to drafts (Sequence::drafts), oldest first.
 // Sequences that await a token keep their blocks as long as somebody else has work; then they are preempted too, so
 // that those they wait for can run. A plan that is never committed costs nothing: sequences advance in commit alone.
+// What a plan will have computed is in the prefix cache from then on, so prompts that come together are computed once: a
+// layer writes the keys and values of a whole step before it reads any.
 // Blocks that a commit releases while a later step is in flight may be given out again at once: the device does steps
 // in their order, so what the later step still writes to them is overwritten before it is read.
 class Scheduler {
@@ -131,7 +133,9 @@ class Scheduler {
   };
   struct Step {
     std::vector<ScheduledSequence> planned;
+    std::vector<int32_t> promised;   // blocks that are in the cache before they are computed, in the order of the step
     std::vector<Sequence*> sampled;  // one a sample row
+    void clear();
   };
 
   // Verbs of plan.
@@ -139,6 +143,7 @@ class Scheduler {
   Outcome plan_running(Step& step, int64_t& budget);
   void admit_waiting(Step& step, int64_t& budget);
   void plan_drafts(Step& step, int64_t budget, bool may_grow);
+  void promise_full_blocks(Step& step, const ScheduledSequence& scheduled);
   int32_t admit(Sequence& sequence, int64_t budget);  // number of tokens it computes now; 0: it has to wait
   int32_t chunk(const Sequence& sequence, int64_t budget) const;
   bool grow(Sequence& sequence, int32_t num_tokens);  // blocks for so many tokens; false when they ran out
@@ -150,6 +155,7 @@ class Scheduler {
   void drop_draft_blocks(Sequence& sequence, int32_t num_tokens) const;  // those behind so many tokens
   void take_samples(const ScheduledSequence& scheduled, std::span<const int32_t> sampled, std::span<uint8_t> taken);
   void offer_full_blocks(Sequence& sequence);
+  void forget_broken_promises();  // whoever relied on one computes its tokens again
   void start_siblings(const Sequence& first);
   void leave_queues(Sequence& sequence);
   void retire(uint64_t request_id);

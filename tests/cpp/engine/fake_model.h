@@ -35,18 +35,28 @@ class FakeModel {
   std::vector<uint64_t> run(const Batch& batch) {
     check_shapes(batch);
     copy_blocks(batch);
-    // Nothing is visible before all of it is computed: a sequence must not count on what another one does in this step.
+    // A layer writes the keys and values of all tokens before it reads any, so a sequence may count on those that stand
+    // in front of it in the step.
     std::vector<Slot> computed(batch.token_ids.size());
-    for (int32_t s = 0; s < batch.num_seqs(); ++s) compute(batch, s, computed);
     std::set<int32_t> written;
-    for (size_t i = 0; i < computed.size(); ++i) {
-      QUIRE_CHECK(written.insert(batch.slot_mapping[i]).second, "slot ", batch.slot_mapping[i], " is written twice");
-      slots_[static_cast<size_t>(batch.slot_mapping[i])] = computed[i];
+    for (int32_t s = 0; s < batch.num_seqs(); ++s) {
+      compute(batch, s, computed);
+      const auto begin = static_cast<size_t>(batch.query_start[static_cast<size_t>(s)]);
+      const auto end = static_cast<size_t>(batch.query_start[static_cast<size_t>(s) + 1]);
+      for (size_t i = begin; i < end; ++i) {
+        QUIRE_CHECK(written.insert(batch.slot_mapping[i]).second, "slot ", batch.slot_mapping[i], " is written twice");
+        slots_[static_cast<size_t>(batch.slot_mapping[i])] = computed[i];
+      }
     }
     for (int32_t s = 0; s < batch.num_seqs(); ++s) check_prefix(batch, s);
     std::vector<uint64_t> prefixes;
     for (const int32_t row : batch.sample_token_rows) prefixes.push_back(computed[static_cast<size_t>(row)].prefix);
     return prefixes;
+  }
+
+  // As if these slots had not been written.
+  void forget(std::span<const int32_t> slots) {
+    for (const int32_t slot : slots) slots_[static_cast<size_t>(slot)] = {};
   }
 
  private:

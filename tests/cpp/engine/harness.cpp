@@ -85,7 +85,10 @@ bool Harness::plan() {
   QUIRE_CHECK(batch_.num_tokens() <= options_.max_num_batched_tokens, batch_.num_tokens(), " tokens planned");
   QUIRE_CHECK(batch_.num_seqs() <= options_.max_num_seqs, batch_.num_seqs(), " sequences planned");
   QUIRE_CHECK(batch_.num_samples() <= options_.max_samples(), batch_.num_samples(), " rows of logits planned");
-  if (!batch_.empty()) in_flight_.push_back({batch_, run_model()});
+  if (!batch_.empty()) {
+    in_flight_.push_back({.batch = batch_});
+    run_model(in_flight_.back());
+  }
   if (!checks_) return !batch_.empty();
   scheduler_.check_integrity();
   planned_.clear();
@@ -101,11 +104,11 @@ bool Harness::plan() {
   return !batch_.empty();
 }
 
-std::vector<int32_t> Harness::run_model() {
+void Harness::run_model(Step& step) {
   const Batch flat = options_.device_rows ? rows_.flatten(batch_) : batch_;
   const std::vector<uint64_t> prefixes = model_.run(flat);
-  if (options_.has_draft_model) run_draft_model();
-  std::vector<int32_t> sampled;
+  step.slots = flat.slot_mapping;
+  if (options_.has_draft_model) run_draft_model(step);
   for (int32_t row = 0; row < flat.num_samples(); ++row) {
     const Sequence& sequence = scheduler_.sampled_sequence(row);
     const Request& request = *sequence.request;
@@ -114,16 +117,15 @@ std::vector<int32_t> Harness::run_model() {
     if (options_.device_rows) {
       QUIRE_CHECK(rows_.num_prompt(sequence.row) == std::ssize(request.prompt), "the row does not know the prompt");
     }
-    sampled.push_back(
+    step.sampled.push_back(
         say(request, scripts_.at(request.id), position, prefixes[static_cast<size_t>(row)], sequence.index));
   }
-  if (options_.device_rows) rows_.store(flat, sampled);
-  return sampled;
+  if (options_.device_rows) rows_.store(flat, step.sampled);
 }
 
 // What a draft model computes beside the model: the same tokens but the last draft, and the one it left out before. Its
 // cache checks that it has all that lies in front of them, whoever computed it.
-void Harness::run_draft_model() {
+void Harness::run_draft_model(Step& step) {
   Batch drafting;
   drafting.block_tables = batch_.block_tables;
   drafting.block_table_stride = batch_.block_table_stride;
@@ -147,6 +149,7 @@ void Harness::run_draft_model() {
     drafting.kv_lens.push_back(drafting.positions.back() + 1);
   }
   draft_model_.run(drafting);
+  step.draft_slots = drafting.slot_mapping;
 }
 
 void Harness::propose(Sequence& sequence) {
@@ -184,6 +187,10 @@ void Harness::commit() {
 
 void Harness::abandon() {
   scheduler_.abandon();
+  for (const Step& step : in_flight_) {  // what they computed is lost
+    model_.forget(step.slots);
+    draft_model_.forget(step.draft_slots);
+  }
   in_flight_.clear();
   if (checks_) scheduler_.check_integrity();
 }

@@ -77,10 +77,11 @@ class Harness {
   struct Step {
     Batch batch;
     std::vector<int32_t> sampled;
+    std::vector<int32_t> slots, draft_slots;  // written in the caches of the two models
   };
 
-  std::vector<int32_t> run_model();
-  void run_draft_model();
+  void run_model(Step& step);
+  void run_draft_model(Step& step);
   void propose(Sequence& sequence);
   void check_finished();
 

@@ -112,6 +112,37 @@ TEST_P(PrefixCacheTest, EvictsLeastRecentlyHeldFirstAndLeavesBeforeParents) {
   cache.check_integrity();
 }
 
+TEST_P(PrefixCacheTest, PromisesAreFoundUntilTheyAreRetracted) {
+  BlockPool pool(8);
+  PrefixCache cache(pool, 1, true, GetParam());
+  const Tokens tokens = {1, 2, 3};
+  Blocks blocks = compute(cache, {1}, 0, 1);
+  for (int i = 0; i < 2; ++i) blocks.push_back(cache.allocate());
+  EXPECT_FALSE(cache.promise(tokens, 0, blocks, 0)) << "it is there";
+  EXPECT_TRUE(cache.promise(tokens, 0, blocks, 1));
+  EXPECT_TRUE(cache.promise(tokens, 0, blocks, 2));
+  Blocks others = {blocks[0], cache.allocate()};
+  EXPECT_FALSE(cache.promise(tokens, 0, others, 1)) << "an equal one is promised";
+  EXPECT_NE(others[1].id(), blocks[1].id());
+  release(others);
+  others = match(cache, {1, 2, 3, 4});
+  ASSERT_EQ(others.size(), 3u);
+  cache.check_integrity();
+  const int32_t middle = blocks[1].id(), last = blocks[2].id();
+  release(blocks);
+  others.pop_back();  // the last one is idle, the middle one held
+  cache.retract(last);
+  cache.retract(middle);
+  cache.retract(middle);  // not there any more
+  EXPECT_TRUE(cache.contains(others[0].id()));
+  EXPECT_FALSE(cache.contains(middle));
+  EXPECT_EQ(match(cache, tokens).size(), 1u);
+  cache.check_integrity();
+  release(others);
+  EXPECT_EQ(pool.num_free(), 7);
+  cache.check_integrity();
+}
+
 TEST_P(PrefixCacheTest, ClearDropsWhatNobodyHolds) {
   BlockPool pool(4);
   PrefixCache cache(pool, 2, true, GetParam());

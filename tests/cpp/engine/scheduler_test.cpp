@@ -92,6 +92,29 @@ TEST(Scheduler, AnAbandonedPlanIsMadeAgain) {
   harness.run_until_idle();
 }
 
+// Whoever was to have what an abandoned step would have computed gives it up, and the next plan is the same again; a
+// sequence that had computed something of its own keeps it.
+TEST(Scheduler, AnAbandonedPlanBreaksItsPromises) {
+  Harness harness({.num_blocks = 32, .block_size = 4, .max_num_batched_tokens = 14, .max_model_len = 64});
+  for (uint64_t id = 1; id <= 3; ++id) {
+    auto request = make_request(id, 26, 3);
+    request->prompt = make_request(1, 26, 3)->prompt;
+    harness.add(std::move(request));
+  }
+  harness.step();  // the first 14 tokens of the first: two of a block that the next step promises
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(harness.plan());
+    const auto planned = harness.planned();
+    ASSERT_EQ(planned.size(), 2u);
+    EXPECT_EQ(planned[0].begin, 14);
+    EXPECT_EQ(planned[1].begin, 24);
+    harness.abandon();
+    EXPECT_EQ(harness.scheduler().stats().num_running, 1);
+  }
+  harness.run_until_idle();
+  for (const auto& [id, request] : harness.finished()) EXPECT_EQ(request->num_preemptions, id == 2 ? 3 : 0) << id;
+}
+
 TEST(Scheduler, KeepsWhatAStepInFlightNames) {
   Scheduler scheduler({.num_blocks = 8, .block_size = 4, .max_model_len = 32});
   scheduler.add(make_request(1, 4, 3));
