@@ -30,8 +30,8 @@ class PrefixCache {
   // before it were offered already. When an equal block is cached, the caller's handle is replaced by that one: equal
   // content is equal bit for bit. Returns whether the block is in the cache now.
   bool insert(std::span<const int32_t> tokens, uint64_t salt, std::span<BlockRef> blocks, int32_t index);
-  // Offers a block that the step being planned will fill, so that others of the same step can have it. False, and nothing
-  // changes, when an equal one is cached: insert() tells the two apart once both are computed.
+  // Offers a block that the step being planned will fill, so that others of the same step can have it. False, and
+  // nothing changes, when an equal one is cached: insert() tells the two apart once both are computed.
   bool promise(std::span<const int32_t> tokens, uint64_t salt, std::span<const BlockRef> blocks, int32_t index);
   // Takes back what was promised, held or not, the newest first; nothing when the block is not cached any more.
   void retract(int32_t id);

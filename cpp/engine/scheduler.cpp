@@ -425,7 +425,8 @@ void Scheduler::check_sharing() const {
         ++num_holders[block];
         const Sequence* other = std::exchange(holders[block], sequence.get());
         if (other == nullptr) continue;
-        // The same place in both, behind a block that is shared too, and full of the same tokens, computed or in flight.
+        // The same place in both, behind a block that is shared too, and full of the same tokens, computed or in
+        // flight.
         const auto end = static_cast<int64_t>((b + 1) * static_cast<size_t>(options_.block_size));
         const bool same = b < other->blocks.size() && other->blocks[b].id() == sequence->blocks[b].id() &&
                           (b == 0 || other->blocks[b - 1].id() == sequence->blocks[b - 1].id()) &&

@@ -63,15 +63,17 @@ static void attend_tile(const PagedAttentionParams& p, const AttentionPlan& plan
 
 template <typename Method>
 static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t task) {
-  const int64_t tile_task = task / plan.num_splits;
+  // The heads of a split one after the other: their keys are neighbours in memory.
+  const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
+  const int64_t tile_task = task % num_tiles, split = task / num_tiles;
   const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
   TileScratch scratch;
   TileState state;
   prepare_rows<Method>(p, tile, scratch);
   Method::begin_tile(tile);
-  attend_split<Method>(p, tile, task % plan.num_splits, scratch, state);
+  attend_split<Method>(p, tile, split, scratch, state);
   Method::end_tile();
-  float* saved = plan.states + task * plan.state_floats;
+  float* saved = plan.states + (tile_task * plan.num_splits + split) * plan.state_floats;
   const auto rows = static_cast<size_t>(tile.num_rows);
   memcpy(saved, state.max, rows * sizeof(float));
   memcpy(saved + kMaxTileRows, state.sum, rows * sizeof(float));
