@@ -1,10 +1,15 @@
 // How a launch is cut into tiles and tasks. A tile's loop is in attention_tile.inl.
 
-// How a launch is cut. Tasks are (tile, kv head), or with splits (tile, kv head, split), then a merge of each tile.
+constexpr int64_t kTurnKeys = 256;  // of a head, then the next one takes its turn
+constexpr int64_t kFewRows = 8;     // of a tile that waits for memory
+
+// How a launch is cut. Tasks are (tile, kv head), or with splits (split, tile, some kv heads), then a merge of each
+// tile.
 struct AttentionPlan {
   const int32_t* tile_begin;  // [num_seqs + 1]
   int64_t rows_per_tile;
-  int64_t num_splits;  // of the longest sequence
+  int64_t num_splits;      // of the longest sequence
+  int64_t heads_per_task;  // of splits
   bool splits_in_tasks;
   float* states;  // of (tile, kv head, split): max[rows], sum[rows], out[rows][stride]
   int64_t state_floats;
@@ -48,7 +53,7 @@ static void attend_tile(const PagedAttentionParams& p, const AttentionPlan& plan
     if (first > 0) plan.shared.load(tile.kv_head, row, tile.num_rows, false, total);
     TileState& state = first > 0 ? part : total;
     plan.shared.load(tile.kv_head, row, tile.num_rows, true, state);
-    attend_keys<Method>(p, tile, shared_keys, first, scratch, state);
+    attend_keys<Method>(p, tile, {shared_keys, (first + 1) * kSplitKeys}, scratch, state);
     if (first > 0) merge_tiles(tile, p.kv.head_dim, total, part);
   } else {
     attend_split<Method>(p, tile, first, scratch, total);
@@ -61,23 +66,29 @@ static void attend_tile(const PagedAttentionParams& p, const AttentionPlan& plan
   write_rows<typename Method::Element>(p, tile, total);
 }
 
+// The state of a tile over one split lies in the workspace from the beginning. Heads take turns, because their keys are
+// neighbours in memory.
 template <typename Method>
 static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan& plan, int64_t task) {
-  // The heads of a split one after the other: their keys are neighbours in memory.
-  const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
-  const int64_t tile_task = task % num_tiles, split = task / num_tiles;
-  const AttentionTile tile = find_tile(p, plan, tile_task / p.kv.num_kv_heads, tile_task % p.kv.num_kv_heads);
+  const int64_t num_tiles = plan.tile_begin[p.num_seqs], num_parts = p.kv.num_kv_heads / plan.heads_per_task;
+  const int64_t tile_id = task / num_parts % num_tiles, split = task / num_parts / num_tiles;
+  const int64_t first_head = task % num_parts * plan.heads_per_task;
+  const auto state_of = [&](int64_t head) -> TileState& {
+    const int64_t index = (tile_id * p.kv.num_kv_heads + head) * plan.num_splits + split;
+    return *reinterpret_cast<TileState*>(plan.states + index * plan.state_floats);
+  };
+  const int64_t split_end = lesser((split + 1) * kSplitKeys, find_tile(p, plan, tile_id, 0).kv_len);
   TileScratch scratch;
-  TileState state;
-  prepare_rows<Method>(p, tile, scratch);
-  Method::begin_tile(tile);
-  attend_split<Method>(p, tile, split, scratch, state);
-  Method::end_tile();
-  float* saved = plan.states + (tile_task * plan.num_splits + split) * plan.state_floats;
-  const auto rows = static_cast<size_t>(tile.num_rows);
-  memcpy(saved, state.max, rows * sizeof(float));
-  memcpy(saved + kMaxTileRows, state.sum, rows * sizeof(float));
-  memcpy(saved + 2 * kMaxTileRows, state.out, rows * static_cast<size_t>(out_stride_of(p.kv.head_dim)) * sizeof(float));
+  for (int64_t begin = split * kSplitKeys; begin < split_end; begin += kTurnKeys) {
+    for (int64_t head = first_head; head < first_head + plan.heads_per_task; ++head) {
+      const AttentionTile tile = find_tile(p, plan, tile_id, head);
+      prepare_rows<Method>(p, tile, scratch);
+      if (begin == split * kSplitKeys) clear_states(tile, p.kv.head_dim, state_of(head));
+      Method::begin_tile(tile);
+      attend_keys<Method>(p, tile, {begin, begin + kTurnKeys}, scratch, state_of(head));
+      Method::end_tile();
+    }
+  }
 }
 
 template <typename T>
@@ -87,7 +98,7 @@ static void merge_splits_task(const PagedAttentionParams& p, const AttentionPlan
   TileState total;
   for (int r = 0; r < tile.num_rows; ++r) total.sum[r] = 0.0f;
   for (int64_t i = 0; i < tile.num_rows * stride; i += Vec::kWidth) Vec::store(total.out + i, Vec::zero());
-  for (int64_t split = 0; split < plan.num_splits; ++split) {
+  for (int64_t split = 0; split < ceil_div(tile.kv_len, kSplitKeys); ++split) {
     float* saved = plan.states + (tile_task * plan.num_splits + split) * plan.state_floats;
     for (int r = 0; r < tile.num_rows; ++r) {
       merge_states({&total.max[r], &total.sum[r], total.out + r * stride},
@@ -101,7 +112,7 @@ template <typename Method>
 static void run_attention(const PagedAttentionParams& p, const AttentionPlan& plan, double estimate_ns, Stream stream) {
   const int64_t num_tiles = int64_t{plan.tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
   if (plan.splits_in_tasks) {
-    for_each_task(stream, num_tiles * plan.num_splits, estimate_ns,
+    for_each_task(stream, num_tiles / plan.heads_per_task * plan.num_splits, estimate_ns,
                   [&](int64_t task) { attend_split_task<Method>(p, plan, task); });
     for_each_task(stream, num_tiles, estimate_ns,
                   [&](int64_t task) { merge_splits_task<typename Method::Element>(p, plan, task); });
@@ -145,9 +156,14 @@ static double plan_launch(PagedAttentionParams& p, int64_t rows_per_tile, int nu
   plan.states = reinterpret_cast<float*>(free + plan_bytes);
   const auto available = static_cast<int64_t>((p.workspace_bytes - index_bytes - plan_bytes) / sizeof(float));
   const int64_t tiles = int64_t{tile_begin[p.num_seqs]} * p.kv.num_kv_heads;
-  plan.splits_in_tasks = num_threads > 1 && plan.num_splits > 1 && tiles < 2 * num_threads &&
-                         tiles * plan.num_splits * plan.state_floats <= available;
   plan.shared = {SharedPrefixes(p.plan, p.num_seqs), plan.states, 0, p.kv.head_dim};
+  // For want of tiles, or because the keys of a head alone lie apart.
+  const bool is_short = num_threads > 1 && tiles < 2 * num_threads;
+  const bool reads_far = max_rows <= kFewRows && p.kv.num_kv_heads > 1 && *plan.shared.prefixes.num_groups == 0;
+  plan.splits_in_tasks =
+      plan.num_splits > 1 && (is_short || reads_far) && tiles * plan.num_splits * plan.state_floats <= available;
+  const bool is_enough = plan.num_splits * tile_begin[p.num_seqs] >= 4 * num_threads;
+  plan.heads_per_task = is_enough ? p.kv.num_kv_heads : 1;
   plan.num_shared_tiles = 0;
   for (int32_t g = 0; g < *plan.shared.prefixes.num_groups && !plan.splits_in_tasks; ++g) {
     const int64_t rows = shared_rows(plan.shared.prefixes, g);
@@ -165,7 +181,7 @@ static void paged_attention_with(PagedAttentionParams p, Stream stream) {
   if (p.num_seqs == 0) return;
   const AttentionShape shape = attention_shape(p.num_heads, p.kv.num_kv_heads, p.kv.head_dim, OfBf16::kMaxRows);
   check_attention(p, shape);
-  AttentionPlan plan{nullptr, 0, 0, false, nullptr, 0, {SharedPrefixes(nullptr, 0), nullptr, 0, 0}, 0};
+  AttentionPlan plan{nullptr, 0, 0, 1, false, nullptr, 0, {SharedPrefixes(nullptr, 0), nullptr, 0, 0}, 0};
   const double work = plan_launch(p, shape.rows_per_tile, num_threads_of(stream), plan);
   const double estimate_ns = work * p.kv.num_kv_heads * p.kv.head_dim * 0.02;
   switch (p.dtype) {

@@ -204,15 +204,15 @@ static void clear_states(const AttentionTile& tile, int64_t head_dim, TileState&
   }
 }
 
-// Adds the keys of one split, from `first_key` on, to the state of a tile.
+// Adds those of the keys `wanted` that a tile sees to its state. They begin with a chunk.
 template <typename Method>
-static void attend_keys(const PagedAttentionParams& p, const AttentionTile& tile, int64_t first_key, int64_t split,
-                        TileScratch& scratch, TileState& state) {
+static void attend_keys(const PagedAttentionParams& p, const AttentionTile& tile, RowRange wanted, TileScratch& scratch,
+                        TileState& state) {
   using T = typename Method::Element;
   // Rows ascend in position, and with them both ends of what they see.
   const RowRange all = {scratch.visible[0].begin, scratch.visible[tile.num_rows - 1].end};
-  const int64_t end = lesser(all.end, (split + 1) * kSplitKeys);
-  int64_t begin = greater(all.begin, first_key) / kChunkKeys * kChunkKeys;
+  const int64_t end = lesser(all.end, wanted.end);
+  int64_t begin = greater(all.begin, wanted.begin) / kChunkKeys * kChunkKeys;
   if (begin >= end) return;
   ChunkTiles<T> tiles = find_tiles<T>(p, tile, begin, all);
   for (; begin < end; begin += kChunkKeys) {
@@ -228,7 +228,7 @@ template <typename Method>
 static void attend_split(const PagedAttentionParams& p, const AttentionTile& tile, int64_t split, TileScratch& scratch,
                          TileState& state) {
   clear_states(tile, p.kv.head_dim, state);
-  attend_keys<Method>(p, tile, split * kSplitKeys, split, scratch, state);
+  attend_keys<Method>(p, tile, {split * kSplitKeys, (split + 1) * kSplitKeys}, scratch, state);
 }
 
 // Row r of the tile becomes head `head` of the launch's token `token`, which is at `position` and sees `visible`.

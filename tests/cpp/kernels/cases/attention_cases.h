@@ -415,6 +415,12 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
     add_attention(cases, "splits_mixed", base);
     base.window = 1500;
     add_attention(cases, "splits_window", base);
+    // Few rows that read far: the heads of a split in one task.
+    base = {.dtype = dtype, .num_heads = 6, .num_kv_heads = 2, .head_dim = 16};
+    base.seqs = {{1, 3100}, {2, 700}, {1, 2049}, {1, 1}, {2, 1025}};
+    add_attention(cases, "splits_heads", base);
+    base.window = 1500;
+    add_attention(cases, "splits_heads_window", base);
     if (dtype != DType::f32) add_tensor_core_attention(cases, dtype);
     add_shared_attention(cases, dtype);
   }
@@ -441,6 +447,8 @@ inline void add_attention_cases(std::vector<CaseEntry>& cases) {
     bench("prefill_1024", 9, 3, head_dim, {{1024, 1024}});
     bench("chunk_256_of_4096", 14, 2, head_dim, {{256, 4096}});
   }
+  bench("decode1_of_65536", 32, 8, 64, {{1, 65536}});
+  bench("decode16_of_8192", 32, 8, 64, std::vector<SequenceSpec>(16, {1, 8192}));
   bench("mha_decode64_of_512", 12, 12, 64, std::vector<SequenceSpec>(64, {1, 512}));
 }
 
