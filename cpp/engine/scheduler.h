@@ -59,10 +59,10 @@ struct SchedulerStats {
 // admission in a step that preempted. What is left of the budgets goes to drafts (Sequence::drafts), oldest first.
 // Sequences that await a token keep their blocks as long as somebody else has work; then they are preempted too, so
 // that those they wait for can run. A plan that is never committed costs nothing: sequences advance in commit alone.
-// What a plan will have computed is in the prefix cache from then on, so prompts that come together are computed once: a
-// layer writes the keys and values of a whole step before it reads any.
-// Blocks that a commit releases while a later step is in flight may be given out again at once: the device does steps
-// in their order, so what the later step still writes to them is overwritten before it is read.
+// What a plan will have computed is in the prefix cache from then on, so prompts that come together are computed once:
+// a layer writes the keys and values of a whole step before it reads any. Blocks that a commit releases while a later
+// step is in flight may be given out again at once: the device does steps in their order, so what the later step still
+// writes to them is overwritten before it is read.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions& options);

@@ -98,6 +98,20 @@ def test_small_caches_did_preempt_and_large_ones_did_hit(engines: list[LLM]) -> 
     assert all(output.num_cached_tokens == 16 for output in again)
 
 
+def test_prompts_that_come_together_are_computed_once(engines: list[LLM]) -> None:
+    source = random.Random(2)
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=3, ignore_eos=True)
+    begin = [source.randrange(2, 400) for _ in range(40)]
+    prompts = [begin + [source.randrange(2, 400) for _ in range(5)] for _ in range(6)]
+    for engine in (engines[0], engines[3]):  # in one step, in chunks
+        engine.reset_prefix_cache()
+        together = engine.generate(prompts, params, use_tqdm=False)
+        assert [output.num_cached_tokens for output in together] == [0] + [32] * 5
+        for prompt, output in zip(prompts, together):
+            engine.reset_prefix_cache()
+            assert everything(engine.generate([prompt], params, use_tqdm=False)[0]) == everything(output)
+
+
 def test_fifty_repeats_among_many(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, seed=9, max_tokens=12, logprobs=2, ignore_eos=True)
     (alone,) = (everything(output) for output in llm.generate([[11, 12, 13]], params, use_tqdm=False))

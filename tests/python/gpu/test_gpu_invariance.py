@@ -63,6 +63,7 @@ def test_alone_and_among_others(make_llm, dtype: str, count: int, tmp_path: Path
     asked = requests(count)
     together = llm.generate([prompt for prompt, _ in asked], [params for _, params in asked], use_tqdm=False)
     assert len({str(bits(output)) for output in together}) == count
+    assert sum(output.num_cached_tokens for output in together) > 0, "prompts that begin alike are computed once"
     llm.reset_prefix_cache()
     for i in range(0, count, max(1, count // 13)):
         prompt, params = asked[i]
