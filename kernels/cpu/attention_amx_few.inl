@@ -4,8 +4,8 @@
 // paired; here nothing is stored but scores, and a chunk waits for memory alone.
 
 struct FewRows {
-  static constexpr int kMaxRows = 8;     // of a tile
-  static constexpr int kRowsAtOnce = 4;  // in registers
+  static constexpr int kMaxRows = kFewRows;  // of a tile
+  static constexpr int kRowsAtOnce = 4;      // in registers
   static constexpr int kStepPairs = kTileK / 2;
 
   // Denormals are zeros, as for tiles, while it lives.

@@ -1,7 +1,6 @@
 // How a launch is cut into tiles and tasks. A tile's loop is in attention_tile.inl.
 
 constexpr int64_t kTurnKeys = 256;  // of a head, then the next one takes its turn
-constexpr int64_t kFewRows = 8;     // of a tile that waits for memory
 
 // How a launch is cut. Tasks are (tile, kv head), or with splits (split, tile, some kv heads), then a merge of each
 // tile.
@@ -78,14 +77,15 @@ static void attend_split_task(const PagedAttentionParams& p, const AttentionPlan
     return *reinterpret_cast<TileState*>(plan.states + index * plan.state_floats);
   };
   const int64_t split_end = lesser((split + 1) * kSplitKeys, find_tile(p, plan, tile_id, 0).kv_len);
+  const int64_t turn_keys = plan.heads_per_task > 1 ? kTurnKeys : kSplitKeys;
   TileScratch scratch;
-  for (int64_t begin = split * kSplitKeys; begin < split_end; begin += kTurnKeys) {
+  for (int64_t begin = split * kSplitKeys; begin < split_end; begin += turn_keys) {
     for (int64_t head = first_head; head < first_head + plan.heads_per_task; ++head) {
       const AttentionTile tile = find_tile(p, plan, tile_id, head);
       prepare_rows<Method>(p, tile, scratch);
       if (begin == split * kSplitKeys) clear_states(tile, p.kv.head_dim, state_of(head));
       Method::begin_tile(tile);
-      attend_keys<Method>(p, tile, {begin, begin + kTurnKeys}, scratch, state_of(head));
+      attend_keys<Method>(p, tile, {begin, begin + turn_keys}, scratch, state_of(head));
       Method::end_tile();
     }
   }
@@ -159,11 +159,12 @@ static double plan_launch(PagedAttentionParams& p, int64_t rows_per_tile, int nu
   plan.shared = {SharedPrefixes(p.plan, p.num_seqs), plan.states, 0, p.kv.head_dim};
   // For want of tiles, or because the keys of a head alone lie apart.
   const bool is_short = num_threads > 1 && tiles < 2 * num_threads;
-  const bool reads_far = max_rows <= kFewRows && p.kv.num_kv_heads > 1 && *plan.shared.prefixes.num_groups == 0;
+  const bool waits = max_rows <= kFewRows && p.kv.num_kv_heads > 1;
+  const bool reads_far = waits && *plan.shared.prefixes.num_groups == 0;
   plan.splits_in_tasks =
       plan.num_splits > 1 && (is_short || reads_far) && tiles * plan.num_splits * plan.state_floats <= available;
   const bool is_enough = plan.num_splits * tile_begin[p.num_seqs] >= 4 * num_threads;
-  plan.heads_per_task = is_enough ? p.kv.num_kv_heads : 1;
+  plan.heads_per_task = waits && is_enough ? p.kv.num_kv_heads : 1;
   plan.num_shared_tiles = 0;
   for (int32_t g = 0; g < *plan.shared.prefixes.num_groups && !plan.splits_in_tasks; ++g) {
     const int64_t rows = shared_rows(plan.shared.prefixes, g);

@@ -43,6 +43,7 @@ void copy_blocks(const CopyBlocksParams& params, Stream stream);
 constexpr int kChunkKeys = 64;
 constexpr int kSplitKeys = 1024;
 constexpr int kMaxTileRows = 64;        // query rows (token, head) that share the loads of a KV head, at most
+constexpr int kFewRows = 8;             // a tile of so many waits for memory
 constexpr int kMaxTileElements = 8192;  // rows x head_dim of a tile
 
 constexpr int64_t kMaxHeadDim = 1024;
