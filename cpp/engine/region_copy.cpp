@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
 #include "base/threads.h"
 #include "model/weight_sink.h"
 
@@ -18,8 +19,7 @@ namespace {
 
 constexpr size_t kSlotBytes = size_t{16} << 20;  // as in StagingOptions
 constexpr size_t kTaskBytes = size_t{1} << 20;   // of one thread's copy
-constexpr size_t kHugePageBytes = size_t{2} << 20;
-constexpr int kMostThreads = 16;  // more would wait for the bus or for host memory
+constexpr int kMostThreads = 16;                 // more would wait for the bus or for host memory
 
 void copy_in_parallel(std::byte* to, const std::byte* from, size_t num_bytes, ThreadPool& threads) {
   const size_t num_tasks = (num_bytes + kTaskBytes - 1) / kTaskBytes;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/huge_pages.h"
 #include "device/device.h"
 #include "engine/scheduler.h"
 #include "model/decoder.h"
@@ -62,7 +63,7 @@ size_t measure_arena(const ModelConfig& model, const SchedulerOptions& options, 
 // The KV cache of `model` from `base` on (null: to measure it), as suits the device's memory.
 inline KvCache place_pages_on(const Device& device, const ModelConfig& model, int32_t block_size, int64_t num_blocks,
                               std::byte* base) {
-  const size_t alignment = device.is_asynchronous() ? 1 : kHostKvAlignment;
+  const size_t alignment = device.is_asynchronous() ? 1 : kHugePageBytes;
   return place_kv_cache(model.arch, model.dtype, block_size, num_blocks, base, alignment);
 }
 

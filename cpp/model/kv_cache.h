@@ -16,9 +16,6 @@ struct KvCache {
   size_t num_bytes = 0;  // from the base on
 };
 
-// Of a device whose memory comes in huge pages as it is touched.
-constexpr size_t kHostKvAlignment = size_t{2} << 20;
-
 // Bytes of one block (K and V, all layers).
 inline int64_t kv_block_bytes(const ArchSpec& arch, DType dtype, int32_t block_size) {
   int64_t elements = 0;

@@ -20,6 +20,7 @@
 #include "base/check.h"
 #include "base/file_map.h"
 #include "base/hash.h"
+#include "base/huge_pages.h"
 #include "base/log.h"
 
 namespace quire {
@@ -29,7 +30,6 @@ namespace fs = std::filesystem;
 
 constexpr char kMagic[8] = {'q', 'u', 'i', 'r', 'e', 'p', 'k', '1'};
 constexpr const char* kSuffix = ".packed";
-constexpr size_t kAlignment = size_t{2} << 20;
 constexpr size_t kPieceBytes = size_t{8} << 20;  // written at once
 constexpr auto kUnusedAge = std::chrono::hours(24 * 30);
 constexpr auto kStaleAge = std::chrono::hours(24);  // of a file that nobody is writing any more
@@ -42,7 +42,7 @@ struct Header {
   uint64_t checksum = 0;  // of the data
 };
 
-size_t aligned(size_t num_bytes) { return (num_bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t aligned(size_t num_bytes) { return (num_bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes; }
 
 struct OpenFile {
   int fd = -1;
@@ -109,7 +109,7 @@ std::string problem_of(int fd, Header& header, std::string& description) {
     return "it is no file of packed weights of this version";
   }
   const bool fits = header.description_bytes <= num_bytes && header.data_bytes <= num_bytes &&
-                    header.data_offset % kAlignment == 0 &&
+                    header.data_offset % kHugePageBytes == 0 &&
                     sizeof header + header.description_bytes <= header.data_offset &&
                     num_bytes == header.data_offset + header.data_bytes;
   if (!fits) return "its length is not what its header says";
@@ -225,7 +225,7 @@ void PackedCopy::store(const std::string& description) {
       fs::create_directories(folder_);
       fs::permissions(folder_, fs::perms::owner_all);
     }
-    const auto num_bytes = static_cast<int64_t>(region_.num_bytes() + kAlignment);
+    const auto num_bytes = static_cast<int64_t>(region_.num_bytes() + kHugePageBytes);
     make_room(folder_, num_bytes, limits_.folder_bytes);
     const std::string problem = problem_of_storing(num_bytes);
     if (!problem.empty()) throw DeviceError(problem);

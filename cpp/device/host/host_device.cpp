@@ -13,14 +13,13 @@
 #include <string>
 
 #include "base/check.h"
+#include "base/huge_pages.h"
 #include "cpu/cpu_kernels.h"
 #include "device/device.h"
 #include "device/host/recorded_kernels.h"
 
 namespace quire {
 namespace {
-
-constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 class HostRegion final : public Region {
  public:
