@@ -208,6 +208,7 @@ void Decoder::attention(size_t index, const Tensor& input, bool accumulate, cons
   const Ops& ops = step.ops;
   const Tensor qkv = ops.activations(dtype_, batch.num_tokens, spec.qkv_dim());
   ops.gemm(input, weights.qkv, {.bias = weights.qkv_bias}, qkv);
+  // Of the whole step before any is read: its sequences may share blocks that it fills (scheduler.h).
   ops.rope_kv_write({.qkv = qkv.data,
                      .dtype = dtype_,
                      .qkv_stride = qkv.row_stride(),
